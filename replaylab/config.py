@@ -1,0 +1,148 @@
+"""Configuration: immutable, checked when made; an unknown key is refused with the closest known one."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from replaylab.errors import ConfigError
+from replaylab.params import ScoringParams, Settings, TradingParams
+
+__all__ = ["Config", "LoggingConfig", "RetentionConfig"]
+
+
+class RetentionConfig(Settings, kw_only=True, frozen=True):
+    """How long files are kept (the specification's ``CONFIG.retention``): whole days, and hours for market data.
+
+    >>> RetentionConfig(events_days=3).to_dict()["eventsDays"]
+    3
+
+    ``archive=True`` compacts day files to Parquet under ``archive/`` instead of deleting them. ``max_total_bytes``
+    and ``min_free_bytes`` delete the oldest day files first until the limit holds; None = no such limit.
+    ``daily_at`` ("HH:MM", UTC) switches the daily job on.
+    """
+
+    trades_log_days: int = 30
+    orders_log_days: int = 30
+    events_days: int = 7
+    replay_sessions_days: int = 30
+    raw_market_data_hours: int = 24
+    archive: bool = False
+    max_total_bytes: int | None = None
+    min_free_bytes: int | None = None
+    daily_at: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in self.__struct_fields__[:5]:
+            self._number(field, low=0, high=36_500 * 24, whole=True)
+        self._flag("archive")
+        self._number("max_total_bytes", low=0, optional=True, whole=True)
+        self._number("min_free_bytes", low=0, optional=True, whole=True)
+        if self.daily_at is not None:
+            hours, _, minutes = str(self.daily_at).partition(":")
+            if not (
+                len(self.daily_at) == 5
+                and hours.isdecimal()
+                and minutes.isdecimal()
+                and int(hours) < 24
+                and int(minutes) < 60
+            ):
+                self._fail("daily_at", 'a UTC time of day such as "03:30", or None')
+
+
+class LoggingConfig(Settings, kw_only=True, frozen=True):
+    """What an acknowledged line survives, and how lines wait.
+
+    ``durability="flush"``: the death of the process. ``"fsync"``: the death of the machine; lines that wait are
+    synced together, ``max_delay_ms`` apart at most. ``queue=True`` writes from a thread at ``"flush"`` too.
+    A full queue of ``queue_size`` lines makes the caller wait (``overflow="wait"``) or drops lines and counts them.
+    ``redact``: keys (any case) whose values in ``extra`` are replaced before writing.
+    """
+
+    durability: Literal["flush", "fsync"] = "flush"
+    queue: bool = False
+    queue_size: int = 65_536
+    max_delay_ms: float = 0.0
+    overflow: Literal["wait", "drop"] = "wait"
+    redact: tuple[str, ...] = ("apiKey", "apiSecret", "secret", "token", "password", "passphrase")
+
+    def __post_init__(self) -> None:
+        if self.durability not in ("flush", "fsync"):
+            self._fail("durability", '"flush" or "fsync"')
+        if self.overflow not in ("wait", "drop"):
+            self._fail("overflow", '"wait" or "drop"')
+        self._flag("queue")
+        self._number("queue_size", low=1, whole=True)
+        self._number("max_delay_ms", low=0, high=60_000)
+        if isinstance(self.redact, str) or not all(isinstance(key, str) for key in self.redact):
+            self._fail("redact", "a list of key names")
+        msgspec.structs.force_setattr(self, "redact", tuple(self.redact))
+
+
+class Config(Settings, kw_only=True, frozen=True):
+    """All settings of a data root.
+
+    >>> Config(run_mode="REPLAY", retention={"tradesLogDays": 1}).retention.trades_log_days
+    1
+
+    ``run_mode="REPLAY"`` forbids everything that would touch the real market. ``cache_dir`` holds what can be
+    computed again (default: ``$XDG_CACHE_HOME/replaylab``), so that read-only data roots work.
+    Nested settings may be given as plain dicts. Raises ConfigError.
+    """
+
+    run_mode: Literal["LIVE", "REPLAY"] = "LIVE"
+    data_root: str | None = None
+    cache_dir: str | None = None
+    logging: LoggingConfig = LoggingConfig()
+    retention: RetentionConfig = RetentionConfig()
+    trading: TradingParams = TradingParams()
+    scoring: ScoringParams = ScoringParams()
+
+    def __post_init__(self) -> None:
+        if self.run_mode not in ("LIVE", "REPLAY"):
+            self._fail("run_mode", '"LIVE" or "REPLAY"')
+        for field in ("data_root", "cache_dir"):
+            value = getattr(self, field)
+            if value is not None:
+                msgspec.structs.force_setattr(self, field, os.fspath(value))
+        nested: tuple[tuple[str, type[Settings]], ...] = (
+            ("logging", LoggingConfig),
+            ("retention", RetentionConfig),
+            ("trading", TradingParams),
+            ("scoring", ScoringParams),
+        )
+        for field, kind in nested:
+            value = getattr(self, field)
+            if isinstance(value, dict):
+                msgspec.structs.force_setattr(self, field, kind.from_dict(value))
+            elif not isinstance(value, kind):
+                self._fail(field, f"a {kind.__name__} or a dict")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Config:
+        """Return the configuration in a TOML or JSON file; raises ConfigError that names the file."""
+        file = Path(path)
+        try:
+            text = file.read_bytes()
+            data: Any = orjson.loads(text) if file.suffix == ".json" else tomllib.loads(text.decode())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: cannot be read as configuration: {error}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{file}: expected an object of settings, found {type(data).__name__}")
+        try:
+            return cls.from_dict(data)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}", field=error.field) from None
+
+    @property
+    def cache_path(self) -> Path:
+        """The folder for caches; not made by this call."""
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(base).expanduser() / "replaylab"

@@ -1,0 +1,65 @@
+"""Every record type of the on-disk and wire formats: the only place that knows camelCase.
+
+>>> from replaylab.records import TradeLogRecord, encode_record, decode_record
+"""
+
+from replaylab.records.base import Record, decode_record, encode_record, find_not_finite
+from replaylab.records.logs import (
+    AccountState,
+    DailyRiskStats,
+    ExecutionSnapshot,
+    HealthSnapshot,
+    OrderLogRecord,
+    RiskFlags,
+    RiskSnapshot,
+    ServiceHealth,
+    StateEvent,
+    TpslSnapshot,
+    TradeLogRecord,
+)
+from replaylab.records.market import (
+    FeatureSnapshot,
+    MarketTrade,
+    OrderBookSnapshot,
+    RegimeSnapshot,
+    ScoringSnapshot,
+)
+from replaylab.records.replay import (
+    FileError,
+    Lateness,
+    ReplayEvent,
+    ReplayManifest,
+    ReplayStatus,
+    RetentionReport,
+    SourceDateRange,
+)
+
+__all__ = [
+    "AccountState",
+    "DailyRiskStats",
+    "ExecutionSnapshot",
+    "FeatureSnapshot",
+    "FileError",
+    "HealthSnapshot",
+    "Lateness",
+    "MarketTrade",
+    "OrderBookSnapshot",
+    "OrderLogRecord",
+    "Record",
+    "RegimeSnapshot",
+    "ReplayEvent",
+    "ReplayManifest",
+    "ReplayStatus",
+    "RetentionReport",
+    "RiskFlags",
+    "RiskSnapshot",
+    "ScoringSnapshot",
+    "ServiceHealth",
+    "SourceDateRange",
+    "StateEvent",
+    "TpslSnapshot",
+    "TradeLogRecord",
+    "decode_record",
+    "encode_record",
+    "find_not_finite",
+]

@@ -1,0 +1,216 @@
+"""Records of the live logs and snapshots: what the trading system says about itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, UnsetType
+
+from replaylab.records.base import Record, check_timestamp
+from replaylab.timestamps import parse_ns
+
+__all__ = [
+    "AccountState",
+    "DailyRiskStats",
+    "ExecutionSnapshot",
+    "HealthSnapshot",
+    "OrderLogRecord",
+    "RiskFlags",
+    "RiskSnapshot",
+    "ServiceHealth",
+    "StateEvent",
+    "TpslSnapshot",
+    "TradeLogRecord",
+]
+
+Mode = Literal["SIM", "DRY_RUN", "LIVE"]
+PositionSide = Literal["LONG", "SHORT"]
+ServiceStatus = Literal["OK", "WARN", "ERROR"]
+
+
+class StateEvent(Record, kw_only=True):
+    """A signal that the state machine handled, or a change of its state; one line of ``events/<symbol>.jsonl``.
+
+    >>> event = StateEvent(timestamp="2025-11-18T10:00:00.000Z", symbol="BTCUSDT", from_state="IDLE",
+    ...                    to_state="IDLE", event_type="SCORING_UPDATE", reason="score below threshold",
+    ...                    extra={"score": 0.41})
+    """
+
+    timestamp: str
+    symbol: str
+    from_state: str
+    to_state: str
+    event_type: str
+    reason: str
+    extra: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+class TradeLogRecord(Record, kw_only=True):
+    """A closed trade; one line of ``trades_log/day-YYYY-MM-DD.jsonl``.
+
+    Prices and PnL in quote currency, ``qty`` in base currency, ``mfe`` and ``mae`` in quote currency on the full
+    quantity. The fields from ``entry_timestamp`` on are replaylab's additions, and optional.
+    """
+
+    timestamp: str
+    date_key: str
+    symbol: str
+    side: PositionSide
+    entry_price: float
+    close_price: float
+    qty: float
+    leverage: float
+    realized_pnl: float
+    mfe: float
+    mae: float
+    duration_seconds: float
+    mode: Mode
+    entry_timestamp: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    tp1_filled: bool | UnsetType = UNSET
+    fees: float | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+        _check_day(self.date_key)
+        if self.entry_timestamp is not UNSET:
+            check_timestamp(self.entry_timestamp, "entryTimestamp")
+
+
+class OrderLogRecord(Record, kw_only=True):
+    """An order as it was sent or came back; one line of ``orders/day-YYYY-MM-DD.jsonl``."""
+
+    timestamp: str
+    client_order_id: str
+    exchange_order_id: str | None
+    symbol: str
+    side: Literal["BUY", "SELL"]
+    type: str
+    time_in_force: str
+    price: float | None
+    trigger_price: float | None
+    qty: float
+    reduce_only: bool
+    status: str
+    filled_qty: float
+    avg_fill_price: float | None
+    notional_usd: float
+    mode: Mode
+    source: str
+    last_error: str | None
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+class AccountState(Record, kw_only=True):
+    """The account at one moment, in USD. Other fields are accepted and kept."""
+
+    equity_usd: float = 0.0
+    balance_usd: float = 0.0
+    used_margin_usd: float = 0.0
+    open_positions: int = 0
+
+
+class DailyRiskStats(Record, kw_only=True):
+    """One UTC day's trading so far. ``max_drawdown_usd`` is ≤ 0. Other fields are accepted and kept."""
+
+    date_key: str = ""
+    realized_pnl: float = 0.0
+    trades_count: int = 0
+    wins: int = 0
+    losses: int = 0
+    max_drawdown_usd: float = 0.0
+
+
+class RiskFlags(Record, kw_only=True):
+    """What the risk engine forbids or demands. Other fields are accepted and kept."""
+
+    trading_blocked: bool = False
+    force_close: bool = False
+    daily_loss_limit_hit: bool = False
+    max_trades_hit: bool = False
+    reason: str | None = None
+
+
+class RiskSnapshot(Record, kw_only=True):
+    """``system/risk_snapshot.json``."""
+
+    timestamp: str
+    account: AccountState
+    daily_stats: DailyRiskStats
+    risk_flags: RiskFlags
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+class TpslSnapshot(Record, kw_only=True):
+    """``system/tpsl_snapshot.json``: the levels of the position that changed last. Prices in quote currency."""
+
+    timestamp: str
+    symbol: str
+    side: PositionSide
+    entry_price: float
+    tp1_price: float
+    tp2_price: float
+    stop_loss_price: float
+    break_even_price: float
+    trailing_active: bool
+    trailing_distance_pct: float
+    pump_override_applied: bool
+    spoofing_override_applied: bool
+    volatility_override_applied: bool
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+class ExecutionSnapshot(Record, kw_only=True):
+    """``system/execution_snapshot.json``."""
+
+    timestamp: str
+    mode: Mode
+    safe_mode: bool
+    pending_orders_count: int
+    active_orders_count: int
+    last_error_at: str | None
+    last_error_message: str | None
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+        if self.last_error_at is not None:
+            check_timestamp(self.last_error_at, "lastErrorAt")
+
+
+class ServiceHealth(Record, kw_only=True):
+    """The health of one service."""
+
+    status: ServiceStatus
+    last_update_at: str
+    message: str | None
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.last_update_at, "lastUpdateAt")
+
+
+class HealthSnapshot(Record, kw_only=True):
+    """``system/health_snapshot.json``: services by name."""
+
+    timestamp: str
+    services: dict[str, ServiceHealth]
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+def _check_day(day: str) -> None:
+    if len(day) != 10:
+        raise ValueError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"')
+    try:
+        parse_ns(day)
+    except ValueError:
+        raise ValueError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"') from None

@@ -1,0 +1,120 @@
+"""Times as exact integers: nanoseconds since 1970 in UTC, and their ISO text.
+
+No float is ever between a text and its nanoseconds: ``int(float(text) * 1e9)`` is wrong in the last digits.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+
+from replaylab.errors import TimeError
+
+__all__ = ["NS_PER_DAY", "date_key", "decimal_to_ns", "iso", "now_ns", "parse_ns", "to_ns"]
+
+NS_PER_DAY = 86_400_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?(Z|z|[+-]\d\d:?\d\d)?)?", re.ASCII
+)
+_DECIMAL = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?", re.ASCII)
+_DIGITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}
+# Polars, pandas and numpy hold nanoseconds in 64 bits; the last year that fits whole is 2261.
+_MIN_YEAR, _MAX_YEAR = 1678, 2261
+
+
+def parse_ns(text: str) -> int:
+    """Return the nanoseconds since 1970 (UTC) of an ISO 8601 text; exact to the last digit.
+
+    >>> parse_ns("2025-11-18T10:00:00.123456789Z")
+    1763460000123456789
+
+    A date, optionally a time with up to nine decimals, optionally ``Z`` or an offset; without one it is UTC.
+    Raises TimeError for anything else.
+    """
+    match = _ISO.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise TimeError(f"expected an ISO time such as 2025-11-18T10:00:00.123Z, found {text!r}")
+    day, clock, fraction, zone = match.groups()
+    try:
+        offset = "+00:00" if zone in (None, "Z", "z") else zone
+        moment = datetime.fromisoformat(f"{day}T{clock or '00:00:00'}{offset}")
+    except ValueError as error:
+        raise TimeError(f"expected an ISO time, found {text!r}: {error}") from None
+    if not _MIN_YEAR <= moment.year <= _MAX_YEAR:
+        raise TimeError(f"{text!r} is outside the years {_MIN_YEAR} to {_MAX_YEAR}")
+    return _datetime_ns(moment) + (int(fraction.ljust(9, "0")) if fraction else 0)
+
+
+def to_ns(value: str | datetime | date) -> int:
+    """Return nanoseconds since 1970 of an ISO text, a datetime or a date; without a zone it is UTC.
+
+    >>> to_ns(datetime(2025, 11, 18, 10)) == to_ns("2025-11-18T10:00:00Z")
+    True
+
+    A pandas Timestamp keeps its nanoseconds. Raises TimeError.
+    """
+    if isinstance(value, str):
+        return parse_ns(value)
+    if isinstance(value, datetime):
+        aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        # pandas.Timestamp is a datetime with an extra field of 0 to 999 nanoseconds.
+        return _datetime_ns(aware) + int(getattr(value, "nanosecond", 0))
+    if isinstance(value, date):
+        return _datetime_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
+    raise TimeError(f"expected an ISO text or a datetime, found {value!r}")
+
+
+def iso(ns: int) -> str:
+    """Return the ISO text of nanoseconds since 1970: milliseconds, or six or nine decimals where needed.
+
+    >>> iso(1763460000123000000), iso(1763460000123456789)
+    ('2025-11-18T10:00:00.123Z', '2025-11-18T10:00:00.123456789Z')
+    """
+    seconds, rest = divmod(ns, 1_000_000_000)
+    moment = _EPOCH + timedelta(seconds=seconds)
+    if rest % 1_000_000 == 0:
+        decimals = f"{rest // 1_000_000:03d}"
+    elif rest % 1_000 == 0:
+        decimals = f"{rest // 1_000:06d}"
+    else:
+        decimals = f"{rest:09d}"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{decimals}Z"
+
+
+def date_key(ns: int) -> str:
+    """Return the UTC day as ``YYYY-MM-DD``.
+
+    >>> date_key(1763460000123000000)
+    '2025-11-18'
+    """
+    return (_EPOCH + timedelta(days=ns // NS_PER_DAY)).strftime("%Y-%m-%d")
+
+
+def decimal_to_ns(text: str, unit: str) -> int:
+    """Return whole nanoseconds of a decimal number of ``unit`` ("s", "ms", "us" or "ns"), without rounding.
+
+    >>> decimal_to_ns("1733011200.1234", "s")
+    1733011200123400000
+
+    Raises TimeError when the text is not a plain decimal number or is finer than a nanosecond.
+    """
+    match = _DECIMAL.fullmatch(text.strip())
+    if match is None or unit not in _DIGITS:
+        raise TimeError(f"expected a decimal number of s, ms, us or ns, found {text!r} in {unit!r}")
+    sign, whole, fraction = match[1], match[2], (match[3] or "").rstrip("0")
+    digits = _DIGITS[unit]
+    if len(fraction) > digits:
+        raise TimeError(f"{text!r} {unit} is finer than a nanosecond")
+    value: int = int(whole) * 10**digits + int(fraction.ljust(digits, "0") or 0)
+    return -value if sign == "-" else value
+
+
+def now_ns() -> int:
+    """Return the wall clock in nanoseconds since 1970. Nothing in ``trading/`` may call it."""
+    return _datetime_ns(datetime.now(UTC))
+
+
+def _datetime_ns(moment: datetime) -> int:
+    return ((moment - _EPOCH) // _MICROSECOND) * 1_000
