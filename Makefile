@@ -1,0 +1,65 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SHELL := /bin/bash
+
+.PHONY: help demo test lab bench stress format lint types unit notebooks docs browser clean sample
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/runtime: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"replaylab needs Python 3.11 or later, found {v[0]}.{v[1]}. Name one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/develop: $(VENV)/runtime
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/runtime ## the main job from end to end on the sample data
+	$(BIN)/replaylab warm-up
+	$(BIN)/replaylab demo
+
+test: $(VENV)/develop browser lint types unit notebooks docs ## everything, notebooks included
+
+lab: $(VENV)/runtime ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+bench: $(VENV)/develop ## the benchmarks, one table each
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+stress: $(VENV)/develop ## the long tests: hundreds of kills, gigabytes
+	$(BIN)/pytest -m stress --timeout=3600
+
+format: $(VENV)/develop ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/develop
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/develop
+	$(BIN)/mypy
+
+unit: $(VENV)/develop
+	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup
+
+notebooks: $(VENV)/develop
+	$(BIN)/pytest --nbmake --nbmake-timeout=180 -n auto notebooks
+
+docs: $(VENV)/develop
+	$(BIN)/mkdocs build --strict --quiet
+
+browser:
+	@tools/install-chromium
+
+sample: $(VENV)/runtime ## make data/ again with its seeded script
+	$(BIN)/python data/make_sample.py
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-results
