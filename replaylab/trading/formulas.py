@@ -1,0 +1,170 @@
+"""The arithmetic of the trading model: one function per formula of ``docs/model.md``, in exactly its order.
+
+>>> from replaylab.trading import formulas
+>>> formulas.entry_price(50_000.0, 1, 1.0)
+50005.0
+
+The event-driven system calls these functions; a sweep compiles the very same ones. So they take and return plain
+floats, ints and bools, never ``None``, and have no default arguments. ``direction`` is +1 for LONG and −1 for SHORT.
+Prices are in quote currency, quantities in base currency, fees and PnL in quote currency; ``_pct`` is percent,
+``_bps`` basis points.
+
+Two results are only the same to the last bit when the operations come in the same order: change none here without
+running the parity tests.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "break_even_price",
+    "daily_loss_reached",
+    "duration_seconds",
+    "entry_price",
+    "excursion",
+    "fee",
+    "fixed_qty",
+    "gross_pnl",
+    "market_exit_price",
+    "milliseconds_to_ns",
+    "realized_pnl",
+    "remaining_qty",
+    "risk_qty",
+    "seconds_to_ns",
+    "stop_hit",
+    "stop_price",
+    "target_hit",
+    "target_price",
+    "tightens",
+    "tp1_qty",
+    "trailing_active",
+    "trailing_price",
+    "weighted_price",
+]
+
+
+def seconds_to_ns(seconds: float) -> int:
+    """Whole nanoseconds of a parameter in seconds; rounded once, half to even."""
+    return int(round(seconds * 1e9))
+
+
+def milliseconds_to_ns(milliseconds: float) -> int:
+    """Whole nanoseconds of a parameter in milliseconds; rounded once, half to even."""
+    return int(round(milliseconds * 1e6))
+
+
+def entry_price(price: float, direction: float, slippage_bps: float) -> float:
+    """Fill price of a market entry: ``p · (1 + dir·slippage_bps/10000)``."""
+    return price * (1.0 + direction * slippage_bps / 10000.0)
+
+
+def market_exit_price(price: float, direction: float, slippage_bps: float) -> float:
+    """Fill price of a stop or market exit: ``p · (1 − dir·slippage_bps/10000)``."""
+    return price * (1.0 - direction * slippage_bps / 10000.0)
+
+
+def fee(price: float, qty: float, fee_bps: float) -> float:
+    """Fee of one fill on its notional: ``(price·qty) · fee_bps/10000``."""
+    return price * qty * fee_bps / 10000.0
+
+
+def fixed_qty(entry: float, notional_usd: float) -> float:
+    """Quantity of an entry of fixed size; ``entry`` is the price after slippage."""
+    return notional_usd / entry
+
+
+def risk_qty(
+    entry: float, sl_pct: float, risk_per_trade_usd: float, leverage: float, notional_usd: float
+) -> float:
+    """Quantity that loses ``risk_per_trade_usd`` at the stop, capped at ``leverage·notional_usd / entry``.
+
+    With ``sl_pct`` = 0 it is the cap.
+    """
+    cap = leverage * notional_usd / entry
+    distance = entry * sl_pct / 100.0
+    if distance <= 0.0:
+        return cap
+    qty = risk_per_trade_usd / distance
+    return qty if qty < cap else cap
+
+
+def target_price(entry: float, direction: float, tp_pct: float) -> float:
+    """Price of TP1 or TP2: ``entry·(1 + dir·tp_pct/100)``."""
+    return entry * (1.0 + direction * tp_pct / 100.0)
+
+
+def stop_price(entry: float, direction: float, sl_pct: float) -> float:
+    """Price of the first stop: ``entry·(1 − dir·sl_pct/100)``."""
+    return entry * (1.0 - direction * sl_pct / 100.0)
+
+
+def break_even_price(entry: float, direction: float, break_even_offset_pct: float) -> float:
+    """Price that the stop moves to after TP1: ``entry·(1 + dir·break_even_offset_pct/100)``."""
+    return entry * (1.0 + direction * break_even_offset_pct / 100.0)
+
+
+def trailing_active(best: float, entry: float, direction: float, trailing_activation_pct: float) -> bool:
+    """Whether the best price is far enough in profit: ``dir·(best/entry − 1)·100 ≥ activation``."""
+    return direction * (best / entry - 1.0) * 100.0 >= trailing_activation_pct
+
+
+def trailing_price(best: float, direction: float, trailing_distance_pct: float) -> float:
+    """Price of the trailing stop: ``best·(1 − dir·trailing_distance_pct/100)``."""
+    return best * (1.0 - direction * trailing_distance_pct / 100.0)
+
+
+def tightens(candidate: float, stop: float, direction: float) -> bool:
+    """Whether a stop at ``candidate`` is tighter than ``stop``: ``dir·(candidate − stop) > 0``."""
+    return direction * (candidate - stop) > 0.0
+
+
+def stop_hit(price: float, stop: float, direction: float) -> bool:
+    """Whether a price triggers the stop: ``dir·(p − stop) ≤ 0``."""
+    return direction * (price - stop) <= 0.0
+
+
+def target_hit(price: float, target: float, direction: float) -> bool:
+    """Whether a price reaches a target: ``dir·(p − target) ≥ 0``."""
+    return direction * (price - target) >= 0.0
+
+
+def tp1_qty(qty: float, tp1_fraction: float) -> float:
+    """Quantity closed at TP1. ``tp1_fraction`` = 1 gives ``qty`` itself."""
+    return qty * tp1_fraction
+
+
+def remaining_qty(qty: float, closed: float) -> float:
+    """Quantity left after TP1."""
+    return qty - closed
+
+
+def gross_pnl(price: float, entry: float, qty: float, direction: float) -> float:
+    """PnL of one exit before fees: ``dir·(exit − entry)·qty_part``."""
+    return direction * (price - entry) * qty
+
+
+def realized_pnl(gross: float, fees: float) -> float:
+    """PnL of a closed position.
+
+    ``gross`` is TP1's part plus the last part, in this order; ``fees`` the entry's, plus TP1's, plus the last one's.
+    """
+    return gross - fees
+
+
+def weighted_price(first_price: float, first_qty: float, last_price: float, last_qty: float) -> float:
+    """Close price of a position with two exits, weighted by quantity. One exit: that exit's own price."""
+    return (first_price * first_qty + last_price * last_qty) / (first_qty + last_qty)
+
+
+def excursion(price: float, entry: float, qty: float, direction: float) -> float:
+    """Unrealised PnL of the full quantity at a price: ``dir·(p − entry)·qty``; MFE and MAE are its best and worst."""
+    return direction * (price - entry) * qty
+
+
+def daily_loss_reached(day_pnl: float, max_daily_loss_usd: float) -> bool:
+    """Whether a UTC day's realised PnL stands at or below ``−max_daily_loss_usd``."""
+    return day_pnl <= -max_daily_loss_usd
+
+
+def duration_seconds(entry_ts: int, exit_ts: int) -> float:
+    """Seconds between two timestamps in nanoseconds."""
+    return (exit_ts - entry_ts) / 1e9
