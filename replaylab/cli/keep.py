@@ -1,0 +1,123 @@
+"""Commands that keep data in order: retention, verify, recover, health."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replaylab.cli.common import Data, Json, complain, open_lab, print_json, print_table, say
+
+__all__ = ["health", "recover", "retention", "verify"]
+
+
+def retention(
+    data: Data = None,
+    now: Annotated[
+        str | None, typer.Option(help="Act as though it were this moment, ISO.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete what is older than the retention settings; summaries are written first.
+
+    Exit code 1 where a file could not be handled.
+
+    [bold]Examples[/bold]
+
+    replaylab retention --dry-run
+
+    0 3 * * *  replaylab retention --data /srv/bot/data --json   (a line for cron)
+    """
+    report = open_lab(data).run_retention(now=now, dry_run=dry_run)
+    if json:
+        print_json(report)
+    else:
+        rows = [(name, "would be deleted" if dry_run else "deleted") for name in report.deleted_files]
+        rows += [(item.file, item.error) for item in report.errors]
+        if rows:
+            print_table(("file", "what"), rows)
+        say(
+            f"{len(report.deleted_files)} deleted, {len(report.kept_files)} kept, {len(report.errors)} errors"
+            + (" (nothing was changed)" if dry_run else "")
+        )
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A data root, a folder or one log file.", exists=True)],
+    json: Json = False,
+) -> None:
+    """Check every line of every log against the documented formats.
+
+    Exit code 0: clean. 1: findings, listed in a table.
+
+    [bold]Example[/bold]
+
+    replaylab verify data
+    """
+    from replaylab.archive import verify as check
+
+    report = check(path)
+    if json:
+        print_json(report)
+    else:
+        if report.findings.height:
+            print_table(report.findings.columns, report.findings.rows())
+        say(f"{report.files:,} files, {report.lines:,} lines, {report.findings.height:,} findings")
+    if report.findings.height:
+        raise typer.Exit(1)
+
+
+def recover(
+    file: Annotated[Path, typer.Argument(help="A damaged log file; it is never changed.", exists=True)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the good lines go.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Copy all that can be read of a damaged log.
+
+    Exit code 0: nothing was lost. 3: something was, with a report of what. 1: failed.
+
+    [bold]Example[/bold]
+
+    replaylab recover events/BTCUSDT.jsonl -o recovered.jsonl
+    """
+    from replaylab.archive import recover as rescue
+
+    report = rescue(file, output)
+    if json:
+        print_json(report)
+    else:
+        if report.lost.height:
+            print_table(report.lost.columns, report.lost.rows())
+        say(f"{report.kept:,} lines kept, {report.lost.height:,} lost; in {output}")
+    if report.lost.height:
+        raise typer.Exit(3)
+
+
+def health(data: Data = None, json: Json = False) -> None:
+    """Show the health of logging, replay and retention. Exit code 1 where one has the status ERROR.
+
+    [bold]Example[/bold]
+
+    replaylab health --json
+    """
+    snapshot = open_lab(data).health()
+    if json:
+        print_json(snapshot)
+    else:
+        print_table(
+            ("service", "status", "since", "message"),
+            [
+                (name, service.status, service.last_update_at, service.message or "")
+                for name, service in snapshot.services.items()
+            ],
+        )
+    failed = [name for name, service in snapshot.services.items() if service.status == "ERROR"]
+    if failed:
+        complain(f"status ERROR: {', '.join(failed)}")
+        raise typer.Exit(1)

@@ -1,0 +1,248 @@
+"""Commands that bring data in and make sessions: import, sim, build, sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from replaylab.cli.common import (
+    Data,
+    Json,
+    frame_dicts,
+    open_lab,
+    print_json,
+    print_table,
+    say,
+    split,
+)
+from replaylab.cli.values import Param, Scoring, scoring_params, trading_params
+from replaylab.errors import SessionNotFoundError
+
+__all__ = ["build", "import_", "sessions", "sim"]
+
+Symbols = Annotated[
+    list[str] | None,
+    typer.Option("--symbol", "-s", help="Symbol; repeatable, or with commas.", show_default=False),
+]
+Start = Annotated[
+    str | None, typer.Option("--from", help="First moment, ISO, UTC if no zone.", show_default=False)
+]
+End = Annotated[str | None, typer.Option("--to", help="End, ISO; itself not included.", show_default=False)]
+
+
+def import_(
+    fmt: Annotated[str, typer.Argument(metavar="FORMAT", help="One of the formats below.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files; .gz, .zip, .zst as they are.")
+    ],
+    data: Data = None,
+    symbol: Annotated[
+        str | None, typer.Option("--symbol", "-s", help="Symbol, where the file does not name it.")
+    ] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of the time (csv, parquet).")] = None,
+    timestamp_unit: Annotated[str | None, typer.Option(help="Unit of the time: s, ms, us or ns.")] = None,
+    price: Annotated[str | None, typer.Option(help="Column of the price (csv, parquet).")] = None,
+    qty: Annotated[str | None, typer.Option(help="Column of the quantity (csv, parquet).")] = None,
+    side: Annotated[str | None, typer.Option(help="Column of the taker's side (csv, parquet).")] = None,
+    trade_id: Annotated[str | None, typer.Option(help="Column of the trade id (csv, parquet).")] = None,
+    json: Json = False,
+) -> None:
+    """Bring exchange history in as market data of this data root.
+
+    Formats: bybit-trades, bybit-book, bybit-capture, binance-trades, binance-agg-trades, binance-capture,
+    tardis-trades, tardis-book, csv, parquet. Importing a file again changes nothing.
+
+    [bold]Examples[/bold]
+
+    replaylab import binance-capture btcusdt_20240718.gz --symbol BTCUSDT
+
+    replaylab import parquet tape.parquet --symbol BTCUSDT --timestamp time --timestamp-unit ms --price px --qty size
+    """
+    named = {
+        "timestamp": timestamp,
+        "timestamp_unit": timestamp_unit,
+        "price": price,
+        "qty": qty,
+        "side": side,
+        "trade_id": trade_id,
+    }
+    chosen = {name: value for name, value in named.items() if value is not None}
+    report = open_lab(data).import_history(fmt, files, symbol=symbol, **chosen)
+    if json:
+        print_json(report)
+    else:
+        say(str(report))
+
+
+def sim(
+    data: Data = None,
+    symbol: Symbols = None,
+    start: Start = None,
+    end: End = None,
+    param: Param = None,
+    scoring: Scoring = None,
+    json: Json = False,
+) -> None:
+    """Trade over the imported market data in SIM mode, as though live; writes the logs of this root.
+
+    [bold]Example[/bold]
+
+    replaylab sim --symbol BTCUSDT --param entry_threshold=0.5
+    """
+    result = open_lab(data).run_sim(
+        symbols=split(symbol),
+        start=start,
+        end=end,
+        params=trading_params(param),
+        scoring=scoring_params(scoring),
+    )
+    summary = {
+        "events": result.events.height,
+        "orders": result.orders.height,
+        "trades": result.trades.height,
+        "realizedPnl": result.trades["realized_pnl"].sum() if result.trades.height else 0.0,
+    }
+    if json:
+        print_json({**summary, "tradeLog": frame_dicts(result.trades)})
+    else:
+        say(
+            f"{summary['events']:,} state events, {summary['orders']:,} order records, "
+            f"{summary['trades']:,} closed trades, realised PnL {summary['realizedPnl']:,.2f}"
+        )
+        say(f"logs in {data}")
+
+
+def build(
+    start: Annotated[
+        str, typer.Option("--from", help="First moment, ISO, UTC if no zone.", show_default=False)
+    ],
+    end: Annotated[str, typer.Option("--to", help="End, ISO; itself not included.", show_default=False)],
+    symbol: Annotated[
+        list[str],
+        typer.Option("--symbol", "-s", help="Symbol; repeatable, or with commas.", show_default=False),
+    ],
+    data: Data = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            "-t",
+            help="Event type, also EXECUTION_*; repeatable. All if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    max_events: Annotated[
+        int | None, typer.Option(help="Keep only the first N events.", min=0, show_default=False)
+    ] = None,
+    session_id: Annotated[
+        str | None, typer.Option("--id", help="Session id; made from range and symbols if not given.")
+    ] = None,
+    notes: Annotated[str | None, typer.Option(help="A note to keep with it.")] = None,
+    speed: Annotated[
+        float, typer.Option(help="Speed factor that the session is played at by default.")
+    ] = 1.0,
+    if_exists: Annotated[str, typer.Option(help="error, reuse or replace.")] = "error",
+    json: Json = False,
+) -> None:
+    """Build a replay session from the logs and market data of a time range.
+
+    [bold]Example[/bold]
+
+    replaylab build --from 2025-11-18T10:00 --to 2025-11-18T11:00 --symbol BTCUSDT,ETHUSDT
+    """
+    manifest = open_lab(data).build_replay_session(
+        start,
+        end,
+        split(symbol) or [],
+        include_types=split(types),
+        max_events=max_events,
+        session_id=session_id,
+        notes=notes,
+        speed_factor=speed,
+        if_exists=if_exists,
+    )
+    if json:
+        print_json(manifest)
+    else:
+        say(manifest.session_id)
+        say(f"{_total(manifest)} events of {', '.join(manifest.symbols)}: {', '.join(manifest.event_types)}")
+
+
+def sessions(
+    session: Annotated[
+        str | None, typer.Argument(metavar="[SESSION]", help="Show this one in detail.", show_default=False)
+    ] = None,
+    data: Data = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the session named, its runs too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
+    json: Json = False,
+) -> None:
+    """List the replay sessions, show one in detail, or delete one.
+
+    [bold]Examples[/bold]
+
+    replaylab sessions
+
+    replaylab sessions 2025-11-18T10-11-BTCUSDT
+
+    replaylab sessions 2025-11-18T10-11-BTCUSDT --delete --yes
+    """
+    store = open_lab(data).sessions
+    if session is None:
+        if delete:
+            raise typer.BadParameter("--delete needs the name of a session")
+        _list(store.list_sessions(), as_json=json, data=data)
+        return
+    manifest = store.get_session(session)
+    if manifest is None:
+        raise SessionNotFoundError(f"there is no session {session!r} in {data}: see replaylab sessions")
+    if delete:
+        if not yes:
+            typer.confirm(f"Delete session {session} and its runs?", abort=True)
+        store.delete_session(session)
+        say(f"deleted {session}")
+    elif json:
+        print_json(manifest)
+    else:
+        _detail(store.open(session), manifest)
+
+
+def _total(manifest: Any) -> str:
+    total = manifest.to_dict().get("totalEvents")
+    return "?" if total is None else f"{total:,}"
+
+
+def _list(manifests: list[Any], *, as_json: bool, data: Path | None) -> None:
+    if as_json:
+        print_json([manifest.to_dict() for manifest in manifests])
+        return
+    if not manifests:
+        say(f"no sessions in {data}: make one with replaylab build")
+        return
+    print_table(
+        ("session", "from", "to", "symbols", "events", "speed", "notes"),
+        [
+            (
+                manifest.session_id,
+                manifest.source_date_range.from_,
+                manifest.source_date_range.to,
+                manifest.symbols,
+                _total(manifest),
+                manifest.speed_factor,
+                manifest.notes or "",
+            )
+            for manifest in manifests
+        ],
+    )
+
+
+def _detail(session: Any, manifest: Any) -> None:
+    plain = manifest.to_dict()
+    between = plain.pop("sourceDateRange")
+    print_table(("field", "value"), [*plain.items(), ("from", between["from"]), ("to", between["to"])])
+    counts = session.events.group_by("type", "symbol").len().sort("type", "symbol")
+    print_table(("type", "symbol", "events"), counts.rows())
+    if session.rejects.height:
+        say(f"{session.rejects.height} lines could not be read")

@@ -1,0 +1,193 @@
+"""Commands that replay: replay, status, stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated, Any
+
+import typer
+
+from replaylab.cli.common import (
+    Data,
+    Json,
+    SessionId,
+    complain,
+    frame_dicts,
+    on_terminal,
+    open_lab,
+    print_frame,
+    print_json,
+    print_table,
+    say,
+)
+from replaylab.cli.values import Param, Scoring, scoring_params, trading_params
+from replaylab.errors import ConfigError
+
+__all__ = ["replay", "status", "stop"]
+
+
+def replay(
+    session: SessionId,
+    data: Data = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Speed factor: 10 is ten times faster, inf as fast as it can. The session's if not given."
+        ),
+    ] = None,
+    inject_mode: Annotated[
+        str,
+        typer.Option(help="SCORING_ONLY: recorded signals; FULL_DECISION: decide again from market data."),
+    ] = "SCORING_ONLY",
+    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
+    param: Param = None,
+    scoring: Scoring = None,
+    json: Json = False,
+) -> None:
+    """Play a session through the trading system; Ctrl-C stops it cleanly.
+
+    What the run records goes into the session's own folder, never into the live logs.
+
+    [bold]Examples[/bold]
+
+    replaylab replay 2025-11-18T10-11-BTCUSDT --speed 20
+
+    replaylab replay 2025-11-18T10-11-BTCUSDT --speed inf --param entry_threshold=0.5 --json
+    """
+    engine = open_lab(data).engine(
+        params=trading_params(param), **({"scoring": scoring_params(scoring)} if scoring else {})
+    )
+    engine.load_session(session)
+    engine.start_session(session, speed_factor=_speed(speed), loop=loop, inject_mode=inject_mode)
+    try:
+        _follow(engine)
+    except KeyboardInterrupt:
+        engine.stop()
+        engine.wait()
+        raise
+    final = engine.get_status()
+    run = engine.last_run
+    if json:
+        print_json(
+            {
+                "status": final,
+                "digest": run.digest,
+                "path": str(run.path),
+                "trades": frame_dicts(run.trades),
+            }
+        )
+    else:
+        if run.trades.height:
+            print_frame(run.trades.select(*_TRADE_COLUMNS), title="Closed trades")
+        total = run.trades["realized_pnl"].sum() if run.trades.height else 0.0
+        say(f"{run.trades.height:,} closed trades, realised PnL {total:,.2f}")
+        say(f"digest {run.digest}")
+        say(f"logs in {run.path}")
+    if final.error:
+        complain(final.error)
+        raise typer.Exit(1)
+
+
+_TRADE_COLUMNS = (
+    "timestamp",
+    "symbol",
+    "side",
+    "entry_price",
+    "close_price",
+    "qty",
+    "realized_pnl",
+    "reason",
+    "duration_seconds",
+)
+
+
+def _speed(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float("inf" if text == "max" else text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise ConfigError(f"--speed {text}: expected a number above 0, or inf", field="speed_factor")
+    return value
+
+
+def _follow(engine: Any) -> None:
+    """Wait for the end; on a terminal with a progress bar."""
+    if not on_terminal():
+        while engine.get_status().running:
+            engine.wait(timeout=0.5)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}  {task.fields[late]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        first = engine.get_status()
+        bar = progress.add_task("", total=first.total_events, at="", late="")
+        while True:
+            engine.wait(timeout=0.1)
+            now = engine.get_status()
+            late = f"late p99 {now.lateness.p99:.2f} ms" if now.lateness else ""
+            progress.update(
+                bar,
+                completed=now.current_event_index,
+                total=now.total_events,
+                at=now.last_event_timestamp or "",
+                late=late,
+            )
+            if not now.running:
+                return
+
+
+def status(
+    data: Data = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow until the replay ends.")] = False,
+    json: Json = False,
+) -> None:
+    """Show the replay of this data root, whichever process runs it.
+
+    [bold]Examples[/bold]
+
+    replaylab status
+
+    replaylab status --json
+    """
+    lab = open_lab(data)
+    now = lab.replay_status()
+    while watch and now.running:
+        _show(now, as_json=json)
+        time.sleep(1.0)
+        now = lab.replay_status()
+    _show(now, as_json=json)
+
+
+def _show(now: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(now)
+        return
+    plain = now.to_dict()
+    late = plain.pop("lateness", None)
+    if late:
+        plain["lateness"] = ", ".join(f"{name} {value:.3f} ms" for name, value in late.items())
+    print_table(("field", "value"), plain.items())
+
+
+def stop(data: Data = None, json: Json = False) -> None:
+    """Stop the replay of this data root, whichever process runs it. Exit code 1 where none runs.
+
+    [bold]Example[/bold]
+
+    replaylab stop
+    """
+    success, message = open_lab(data).stop_replay()
+    if json:
+        print_json({"success": success, "message": message})
+    elif success:
+        say(message)
+    else:
+        complain(message)
+    if not success:
+        raise typer.Exit(1)

@@ -1,0 +1,149 @@
+"""Commands of research: backtest, sweep, export, warm-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replaylab.cli.common import (
+    Data,
+    Json,
+    SessionId,
+    frame_dicts,
+    on_terminal,
+    open_lab,
+    print_frame,
+    print_json,
+    print_table,
+    say,
+)
+from replaylab.cli.values import Param, parse_grid, trading_params
+from replaylab.errors import SweepError
+
+__all__ = ["backtest", "export", "sweep", "warm_up"]
+
+PriceSource = Annotated[str, typer.Option(help="Where prices come from: auto, trade, book or score.")]
+_BEST_COLUMNS = ("n_trades", "win_rate", "net_pnl", "profit_factor", "max_drawdown", "sharpe_per_trade")
+
+
+def backtest(
+    session: SessionId,
+    data: Data = None,
+    param: Param = None,
+    price_source: PriceSource = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the trades here: .parquet or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run one set of parameters over a session, at the speed of a sweep.
+
+    [bold]Example[/bold]
+
+    replaylab backtest 2025-11-18T10-11-BTCUSDT --param sl_pct=0.2 --param trailing_activation_pct=0.3
+    """
+    result = open_lab(data).backtest(session, trading_params(param), price_source=price_source)
+    if output is not None:
+        _write(result.trades, output)
+    if json:
+        print_json({"figures": dict(result.figures), "trades": frame_dicts(result.trades)})
+        return
+    print_table(("figure", "value"), dict(result.figures).items())
+    if output is not None:
+        say(f"trades in {output}")
+
+
+def sweep(
+    session: SessionId,
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid",
+            "-g",
+            metavar="NAME=VALUES",
+            help="Axis: 0.5,0.6,none or FIRST:LAST:COUNT. Repeatable.",
+            show_default=False,
+        ),
+    ],
+    data: Data = None,
+    param: Param = None,
+    price_source: PriceSource = "auto",
+    by: Annotated[str, typer.Option(help="Figure that ranks the combinations.")] = "net_pnl",
+    best: Annotated[int, typer.Option(help="How many of the best to show.", min=1)] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all combinations here: .parquet or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Try every combination of a grid of parameters over a session.
+
+    [bold]Examples[/bold]
+
+    replaylab sweep 2025-11-18T10-11-BTCUSDT --grid entry_threshold=0.5,0.6 --grid tp1_pct=0.1:1.0:10
+
+    replaylab sweep 2025-11-18T10-11-BTCUSDT -g sl_pct=0.1:0.5:5 -p max_hold_s=600 -o out.parquet
+    """
+    axes = parse_grid(grid)
+    result = open_lab(data).sweep(
+        session, axes, params=trading_params(param), price_source=price_source, progress=on_terminal()
+    )
+    if by not in result.frame.columns:
+        raise SweepError(f"--by {by}: no such figure; there are {', '.join(result.frame.columns)}")
+    if output is not None:
+        if output.suffix == ".csv":
+            _write(result.frame, output)
+        else:
+            result.save(output)
+    top = result.best(best, by=by)
+    if json:
+        print_json({"combinations": result.frame.height, "best": frame_dicts(top)})
+        return
+    columns = [name for name in (*axes, *_BEST_COLUMNS, by) if name in top.columns]
+    print_frame(top.select(dict.fromkeys(columns)), title=f"Best of {result.frame.height:,} by {by}")
+    if output is not None:
+        say(f"all combinations in {output}")
+
+
+def _write(frame: object, path: Path) -> None:
+    if path.suffix == ".csv":
+        frame.write_csv(path)  # type: ignore[attr-defined]
+    elif path.suffix == ".parquet":
+        frame.write_parquet(path)  # type: ignore[attr-defined]
+    else:
+        raise SweepError(f"{path}: expected a name that ends in .parquet or .csv")
+
+
+def export(
+    session: SessionId,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Parquet file to write.", show_default=False)
+    ],
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Write features and labels of a session as a Parquet dataset for machine learning.
+
+    [bold]Example[/bold]
+
+    replaylab export 2025-11-18T10-11-BTCUSDT -o features.parquet
+    """
+    lab = open_lab(data)
+    lab.export_features(session, output)
+    if json:
+        print_json({"path": str(output)})
+    else:
+        say(f"features in {output}")
+
+
+def warm_up() -> None:
+    """Compile the sweep's code once, so that the first sweep does not wait for it.
+
+    [bold]Example[/bold]
+
+    replaylab warm-up
+    """
+    from replaylab.sweep import warm_up as compile_all
+
+    compile_all()
