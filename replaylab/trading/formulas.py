@@ -44,12 +44,12 @@ __all__ = [
 
 def seconds_to_ns(seconds: float) -> int:
     """Whole nanoseconds of a parameter in seconds; rounded once, half to even."""
-    return int(round(seconds * 1e9))
+    return round(seconds * 1e9)
 
 
 def milliseconds_to_ns(milliseconds: float) -> int:
     """Whole nanoseconds of a parameter in milliseconds; rounded once, half to even."""
-    return int(round(milliseconds * 1e6))
+    return round(milliseconds * 1e6)
 
 
 def entry_price(price: float, direction: float, slippage_bps: float) -> float:
