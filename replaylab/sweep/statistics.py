@@ -1,0 +1,323 @@
+"""How much of the best result is luck: deflated Sharpe ratio, overfitting probability, plateaus, walk-forward.
+
+Arrays in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per trade or
+per period), never annualised. Formulas with worked examples are in ``docs/statistics.md``.
+
+Sources: Bailey & López de Prado, *The Sharpe Ratio Efficient Frontier*, Journal of Risk 15 (2012); *The Deflated Sharpe
+Ratio*, Journal of Portfolio Management 40 (2014); Bailey, Borwein, López de Prado & Zhu, *The Probability of Backtest
+Overfitting*, Journal of Computational Finance 20 (2017; working paper 2015).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm
+
+from replaylab.errors import SweepError
+
+__all__ = [
+    "Deflated",
+    "Moments",
+    "Overfitting",
+    "WalkForwardStep",
+    "deflated_sharpe_ratio",
+    "expected_max_sharpe",
+    "min_track_record",
+    "moments",
+    "overfitting_probability",
+    "probabilistic_sharpe_ratio",
+    "sharpe",
+    "walk_forward_steps",
+]
+
+Floats = npt.NDArray[np.float64]
+_EULER = 0.5772156649015329
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sharpe ratio and shape of a series of returns: ``count``, ``sharpe``, ``skew``, ``kurtosis`` (normal = 3)."""
+
+    count: int
+    sharpe: float
+    skew: float
+    kurtosis: float
+
+
+def moments(returns: npt.ArrayLike) -> Moments:
+    """Return the Sharpe ratio (standard deviation with n − 1), skewness and kurtosis of ``returns``.
+
+    >>> moments([1.0, 2.0, 3.0]).sharpe
+    2.0
+
+    Skewness and kurtosis are population moments. With fewer than two returns, or no spread, they are nan.
+    """
+    values = np.asarray(returns, dtype=np.float64)
+    count = len(values)
+    spread = float(values.std(ddof=1)) if count > 1 else math.nan
+    # Equal returns leave a spread of rounding errors only.
+    if not spread > 1e-12 * float(np.abs(values).max(initial=0.0)):
+        return Moments(count, math.nan, math.nan, math.nan)
+    centred = values - values.mean()
+    variance = float((centred**2).mean())
+    return Moments(
+        count=count,
+        sharpe=float(values.mean()) / spread,
+        skew=float((centred**3).mean()) / variance**1.5,
+        kurtosis=float((centred**4).mean()) / variance**2,
+    )
+
+
+def probabilistic_sharpe_ratio(
+    sharpe: float, count: int, skew: float = 0.0, kurtosis: float = 3.0, benchmark: float = 0.0
+) -> float:
+    """Return the probability that the true Sharpe ratio exceeds ``benchmark``.
+
+    ``Φ((SR − SR*)·√(n − 1) / √(1 − skew·SR + (kurtosis − 1)/4·SR²))``; nan with fewer than two observations.
+    """
+    if count < 2 or not math.isfinite(sharpe):
+        return math.nan
+    scale = 1.0 - skew * sharpe + (kurtosis - 1.0) / 4.0 * sharpe**2
+    if not scale > 0:
+        return math.nan
+    return float(norm.cdf((sharpe - benchmark) * math.sqrt(count - 1) / math.sqrt(scale)))
+
+
+def min_track_record(
+    sharpe: float, skew: float = 0.0, kurtosis: float = 3.0, benchmark: float = 0.0, confidence: float = 0.95
+) -> float:
+    """Return how many observations make ``sharpe`` exceed ``benchmark`` at ``confidence``.
+
+    Infinity if it is not above ``benchmark`` at all.
+    """
+    if not sharpe > benchmark:
+        return math.inf
+    scale = 1.0 - skew * sharpe + (kurtosis - 1.0) / 4.0 * sharpe**2
+    return 1.0 + scale * float(norm.ppf(confidence) / (sharpe - benchmark)) ** 2
+
+
+def expected_max_sharpe(n_trials: int, variance: float) -> float:
+    """Return the Sharpe ratio that the best of ``n_trials`` worthless trials is expected to show.
+
+    ``√V · ((1 − γ)·Φ⁻¹(1 − 1/N) + γ·Φ⁻¹(1 − 1/(N·e)))`` with γ = 0.5772 (Euler–Mascheroni) and V the variance of the
+    trials' Sharpe ratios. One trial: 0.
+    """
+    if n_trials < 1 or variance < 0:
+        raise SweepError(f"expected trials ≥ 1 and a variance ≥ 0, found {n_trials} and {variance}")
+    if n_trials == 1:
+        return 0.0
+    # The tail 1/N itself, not 1 − 1/N: the latter rounds for millions of trials.
+    spread = (1 - _EULER) * norm.isf(1 / n_trials) + _EULER * norm.isf(1 / (n_trials * math.e))
+    return math.sqrt(variance) * float(spread)
+
+
+@dataclass(frozen=True)
+class Deflated:
+    """A deflated Sharpe ratio and what it was made of.
+
+    ``probability``: that the true Sharpe ratio is above ``threshold``, the one that luck alone would show after
+    ``n_trials``. Below 0.95 the result is not distinguishable from the best of that many coin tosses.
+    """
+
+    probability: float
+    threshold: float
+    sharpe: float
+    n_trials: int
+    variance: float
+    moments: Moments
+
+
+def deflated_sharpe_ratio(
+    returns: npt.ArrayLike | Moments, trial_sharpes: npt.ArrayLike, n_trials: int | None = None
+) -> Deflated:
+    """Return the deflated Sharpe ratio of the chosen trial.
+
+    ``returns``: the chosen trial's (or their ``Moments``); ``trial_sharpes``: those of all trials, in the same unit.
+    Trials without a Sharpe ratio (no trades) count as trials but not in the variance. ``n_trials`` overrides the count:
+    set it higher when more was tried elsewhere, lower only with an estimate of independent trials at hand.
+    """
+    chosen = returns if isinstance(returns, Moments) else moments(returns)
+    sharpes = np.asarray(trial_sharpes, dtype=np.float64)
+    usable = sharpes[np.isfinite(sharpes)]
+    trials = len(sharpes) if n_trials is None else n_trials
+    variance = float(usable.var(ddof=1)) if len(usable) > 1 else 0.0
+    threshold = expected_max_sharpe(max(trials, 1), variance)
+    probability = probabilistic_sharpe_ratio(
+        chosen.sharpe, chosen.count, chosen.skew, chosen.kurtosis, threshold
+    )
+    return Deflated(probability, threshold, chosen.sharpe, trials, variance, chosen)
+
+
+def sharpe(total: Floats, squares: Floats, count: int | Floats) -> Floats:
+    """Return Sharpe ratios (n − 1) from sums and sums of squares; 0 where there is neither mean nor spread."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total / count
+        variance = (squares - total * mean) / (np.asarray(count) - 1.0)
+        # What cancellation leaves of a series without spread counts as none.
+        variance = np.where(variance > 1e-12 * np.abs(squares), variance, 0.0)
+        return np.where(total == 0, 0.0, mean / np.sqrt(variance))
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """Outcome of combinatorially symmetric cross-validation (CSCV), one entry per split in the arrays.
+
+    ``probability`` (PBO): how often the trial that was best in sample lands at or below the median out of sample.
+    ``logits``: of its relative rank out of sample (≤ 0: below the median). ``chosen``: its column. ``in_sample``,
+    ``out_of_sample``: its score in both halves. ``loss_probability``: how often that is negative out of sample.
+    ``slope``: of out-of-sample over in-sample score (negative: the better it looked, the worse it did; nan without
+    spread).
+    """
+
+    probability: float
+    logits: Floats
+    chosen: npt.NDArray[np.intp]
+    in_sample: Floats
+    out_of_sample: Floats
+    loss_probability: float
+    slope: float
+    n_blocks: int
+    n_trials: int
+
+
+def overfitting_probability(
+    returns: npt.ArrayLike, n_blocks: int = 16, score: str = "sharpe", max_splits: int | None = None
+) -> Overfitting:
+    """Return the probability of backtest overfitting of choosing the best column of ``returns``.
+
+    ``returns``: (periods, trials), the PnL of each trial in equal periods. The periods are cut into ``n_blocks`` (even)
+    blocks of time; every choice of half of them is in sample once (12,870 for 16), the other half out of sample.
+    ``score``: "sharpe" or "mean" of the periods. Rows beyond a multiple of ``n_blocks`` are left out at the start.
+    ``max_splits`` takes that many splits spread evenly over all. Ties share a rank. Raises SweepError.
+    """
+    matrix = np.ascontiguousarray(returns, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
+        raise SweepError("expected finite returns of at least two trials, in the form (periods, trials)")
+    if n_blocks < 2 or n_blocks % 2 or n_blocks > len(matrix):
+        raise SweepError(f"n_blocks must be even, ≥ 2 and ≤ the {len(matrix)} periods, found {n_blocks}")
+    if score not in ("sharpe", "mean"):
+        raise SweepError(f"score must be 'sharpe' or 'mean', found {score!r}")
+    trials, size = matrix.shape[1], len(matrix) // n_blocks
+    blocks = matrix[len(matrix) - size * n_blocks :].reshape(n_blocks, size, trials)
+    sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
+    half = size * n_blocks // 2
+    if score == "sharpe" and half < 2:
+        raise SweepError("a Sharpe ratio needs two periods in each half: use more periods or score='mean'")
+
+    def scores(mask: Floats) -> Floats:
+        return mask @ sums / half if score == "mean" else sharpe(mask @ sums, mask @ squares, half)
+
+    parts: list[tuple[npt.NDArray[np.intp], Floats, Floats, Floats]] = []
+    for mask in _masks(n_blocks, trials, max_splits):
+        inside, outside = scores(mask), scores(1.0 - mask)
+        rows, best = np.arange(len(mask)), inside.argmax(axis=1)
+        reached = outside[rows, best]
+        below = (outside < reached[:, None]).sum(axis=1)
+        equal = (outside == reached[:, None]).sum(axis=1)
+        rank = (below + (equal + 1) / 2) / (trials + 1)
+        parts.append((best, inside[rows, best], reached, np.log(rank / (1 - rank))))
+    chosen, in_sample, out_of_sample, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Overfitting(
+        probability=float((logits <= 0).mean()),
+        logits=logits,
+        chosen=chosen,
+        in_sample=in_sample,
+        out_of_sample=out_of_sample,
+        loss_probability=float((out_of_sample < 0).mean()),
+        slope=_slope(in_sample, out_of_sample),
+        n_blocks=n_blocks,
+        n_trials=trials,
+    )
+
+
+def _masks(n_blocks: int, trials: int, max_splits: int | None) -> Iterator[Floats]:
+    """Yield chunks of in-sample masks (splits, blocks), small enough for a few (splits, trials) arrays of 32 MB."""
+    total = math.comb(n_blocks, n_blocks // 2)
+    step = 1 if max_splits is None else max(1, math.ceil(total / max_splits))
+    choices = islice(combinations(range(n_blocks), n_blocks // 2), 0, None, step)
+    while chunk := list(islice(choices, max(1, 4_000_000 // trials))):
+        mask = np.zeros((len(chunk), n_blocks))
+        np.put_along_axis(mask, np.array(chunk), 1.0, axis=1)
+        yield mask
+
+
+def _slope(x: Floats, y: Floats) -> float:
+    usable = np.isfinite(x) & np.isfinite(y)
+    x, y = x[usable], y[usable]
+    if len(x) < 2 or not np.ptp(x) > 0:
+        return math.nan
+    centred = x - x.mean()
+    return float((centred * (y - y.mean())).sum() / (centred**2).sum())
+
+
+@dataclass(frozen=True)
+class WalkForwardStep:
+    """One step: periods ``[train_from, train_to)`` chose ``chosen``, ``[train_to, test_to)`` report on it.
+
+    ``in_sample``, ``out_of_sample``: the score there; ``rank``: share of trials that did worse out of sample
+    (ties count half), 0.5 = no better than any.
+    """
+
+    train_from: int
+    train_to: int
+    test_to: int
+    chosen: int
+    in_sample: float
+    out_of_sample: float
+    rank: float
+
+
+def walk_forward_steps(
+    returns: npt.ArrayLike,
+    train: int,
+    test: int,
+    *,
+    score: str | Callable[[Floats], Any] = "total",
+    expanding: bool = False,
+) -> list[WalkForwardStep]:
+    """Choose the best column on ``train`` periods, report on the next ``test`` periods, roll on by ``test``.
+
+    ``score``: "total", "sharpe", or a function from (periods, trials) to one number per trial, higher better.
+    ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen.
+    Raises SweepError when there are too few periods for one step.
+    """
+    matrix = np.asarray(returns, dtype=np.float64)
+    if train < 1 or test < 1 or matrix.ndim != 2 or len(matrix) < train + test:
+        raise SweepError(
+            f"{len(matrix)} periods are too few for one step of {train} to choose on and {test} to report on"
+        )
+
+    def scores(part: Floats) -> Floats:
+        if callable(score):
+            return np.asarray(score(part), dtype=np.float64)
+        if score == "total":
+            return np.asarray(part.sum(axis=0))
+        if score == "sharpe":
+            return sharpe(part.sum(axis=0), (part**2).sum(axis=0), len(part))
+        raise SweepError(f"score must be 'total', 'sharpe' or a function, found {score!r}")
+
+    steps = []
+    for split in range(train, len(matrix) - test + 1, test):
+        first = 0 if expanding else split - train
+        inside, outside = scores(matrix[first:split]), scores(matrix[split : split + test])
+        chosen = int(np.nanargmax(inside))
+        worse, same = (outside < outside[chosen]).mean(), (outside == outside[chosen]).mean()
+        steps.append(
+            WalkForwardStep(
+                first,
+                split,
+                split + test,
+                chosen,
+                float(inside[chosen]),
+                float(outside[chosen]),
+                float(worse + same / 2),
+            )
+        )
+    return steps

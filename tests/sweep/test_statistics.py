@@ -1,0 +1,199 @@
+"""Statistics against published and hand-worked numbers, and against the definition written as loops."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import kurtosis, norm, skew
+
+from replaylab.errors import SweepError
+from replaylab.sweep import statistics
+
+
+def test_moments_of_a_hand_worked_series() -> None:
+    """1, 2, 3, 6: mean 3, sample variance 14/3, third moment 18/4, fourth 98/4, population variance 14/4."""
+    found = statistics.moments([1.0, 2.0, 3.0, 6.0])
+    assert found.count == 4
+    assert found.sharpe == pytest.approx(3 / math.sqrt(14 / 3))
+    assert found.skew == pytest.approx(4.5 / 3.5**1.5)
+    assert found.kurtosis == pytest.approx(24.5 / 3.5**2)
+
+
+def test_moments_agree_with_scipy() -> None:
+    values = np.random.default_rng(3).standard_t(5, 500)
+    found = statistics.moments(values)
+    assert found.skew == pytest.approx(skew(values))
+    assert found.kurtosis == pytest.approx(kurtosis(values, fisher=False))
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0, 2.0], [0.1] * 7])
+def test_no_spread_has_no_sharpe_ratio(values: list[float]) -> None:
+    assert math.isnan(statistics.moments(values).sharpe)
+
+
+def test_probabilistic_sharpe_of_hand_worked_numbers() -> None:
+    """SR 0.5, n 5, skew 0, kurtosis 3: Φ(0.5·2/√1.125)."""
+    assert statistics.probabilistic_sharpe_ratio(0.5, 5) == pytest.approx(norm.cdf(1 / math.sqrt(1.125)))
+    assert statistics.probabilistic_sharpe_ratio(0.5, 5, benchmark=0.5) == 0.5
+    assert math.isnan(statistics.probabilistic_sharpe_ratio(0.5, 1))
+
+
+@pytest.mark.parametrize(
+    ("trials", "skewness", "tails", "probability"),
+    [(100, -3, 10, 0.9004), (46, -3, 10, 0.9505), (88, 0, 3, 0.9505)],
+)
+def test_deflated_sharpe_of_the_published_example(
+    trials: int, skewness: float, tails: float, probability: float
+) -> None:
+    """Bailey & López de Prado 2014: annualised SR 2.5 of 1,250 days, trial variance 1/2 a year, 250 days a year."""
+    threshold = statistics.expected_max_sharpe(trials, 0.5 / 250)
+    if trials == 100:
+        assert threshold == pytest.approx(0.1132, abs=5e-5)
+    found = statistics.probabilistic_sharpe_ratio(2.5 / math.sqrt(250), 1250, skewness, tails, threshold)
+    assert found == pytest.approx(probability, abs=5e-5)
+
+
+def test_deflated_sharpe_from_trials() -> None:
+    """The variance is that of the trials' ratios; trials without trades count as trials only."""
+    returns = np.array([1.0, 2.0, 3.0, 6.0])
+    trial_sharpes = [0.0, 1.0, 2.0, math.nan]
+    found = statistics.deflated_sharpe_ratio(returns, trial_sharpes)
+    assert (found.n_trials, found.variance) == (4, 1.0)
+    gamma = 0.5772156649015329
+    wanted = (1 - gamma) * norm.ppf(0.75) + gamma * norm.ppf(1 - 1 / (4 * math.e))
+    assert found.threshold == pytest.approx(wanted)
+    shape = found.moments
+    assert found.probability == pytest.approx(
+        statistics.probabilistic_sharpe_ratio(shape.sharpe, 4, shape.skew, shape.kurtosis, wanted)
+    )
+    assert statistics.deflated_sharpe_ratio(returns, [1.0]).threshold == 0.0
+
+
+def test_expected_maximum_is_that_of_simulated_noise() -> None:
+    draws = np.random.default_rng(5).normal(size=(4000, 200)).max(axis=1).mean()
+    assert statistics.expected_max_sharpe(200, 1.0) == pytest.approx(draws, rel=0.02)
+
+
+def test_min_track_record_is_the_length_that_reaches_the_confidence() -> None:
+    length = statistics.min_track_record(0.1, skew=-0.5, kurtosis=5.0)
+    assert statistics.probabilistic_sharpe_ratio(0.1, round(length), -0.5, 5.0) == pytest.approx(
+        0.95, abs=1e-3
+    )
+    assert statistics.min_track_record(0.1, benchmark=0.1) == math.inf
+
+
+def test_overfitting_of_hand_worked_numbers() -> None:
+    """A = 3 1 3 1, B = 2 2 2 2, C = 0: four splits choose A on a tie with B and end in a tie with it (rank 2.5 of 4);
+    the two that see only A's good or bad blocks choose what comes second outside (rank 2 of 4, the median)."""
+    returns = np.array([[3, 2, 0], [1, 2, 0], [3, 2, 0], [1, 2, 0]], dtype=float)
+    found = statistics.overfitting_probability(returns, n_blocks=4, score="mean")
+    high = math.log(2.5 / 1.5)
+    np.testing.assert_allclose(found.logits, [high, 0, high, high, 0, high])
+    np.testing.assert_array_equal(found.chosen, [0, 0, 0, 0, 1, 0])
+    np.testing.assert_array_equal(found.in_sample, [2, 3, 2, 2, 2, 2])
+    np.testing.assert_array_equal(found.out_of_sample, [2, 1, 2, 2, 2, 2])
+    assert found.probability == pytest.approx(1 / 3)
+    assert found.slope == pytest.approx(-1.0)
+    assert found.loss_probability == 0.0
+
+
+@given(
+    arrays(
+        np.float64, st.tuples(st.integers(8, 14), st.integers(2, 4)), elements=st.integers(-3, 3).map(float)
+    ),
+    st.sampled_from([2, 4, 6]),
+)
+def test_overfitting_equals_its_definition(returns: np.ndarray, n_blocks: int) -> None:
+    """Every split by loops, ranks by counting; whole numbers, so that sums in any order are the same."""
+    found = statistics.overfitting_probability(returns, n_blocks=n_blocks, score="mean")
+    size = len(returns) // n_blocks
+    used = returns[len(returns) - size * n_blocks :]
+    logits = []
+    for chosen in combinations(range(n_blocks), n_blocks // 2):
+        inside = sum(used[b * size : (b + 1) * size].sum(axis=0) for b in chosen)
+        outside = used.sum(axis=0) - inside
+        best = int(np.argmax(inside))
+        place = sum(other < outside[best] for other in outside)
+        place += (sum(other == outside[best] for other in outside) + 1) / 2
+        share = place / (returns.shape[1] + 1)
+        logits.append(math.log(share / (1 - share)))
+    np.testing.assert_allclose(found.logits, logits, atol=1e-12)
+
+
+@given(arrays(np.float64, (9, 3), elements=st.integers(-3, 3).map(float)))
+def test_sharpe_from_sums_is_the_plain_one(returns: np.ndarray) -> None:
+    found = statistics.sharpe(returns.sum(axis=0), (returns**2).sum(axis=0), 9)
+    spread = returns.std(axis=0, ddof=1)
+    for column in range(3):
+        if returns[:, column].sum() == 0:
+            assert found[column] == 0
+        elif spread[column] == 0:
+            assert abs(found[column]) == math.inf
+        else:
+            assert found[column] == pytest.approx(returns[:, column].mean() / spread[column])
+
+
+def test_noise_overfits_and_skill_does_not() -> None:
+    rng = np.random.default_rng(7)
+    noise = rng.normal(size=(160, 50))
+    assert statistics.overfitting_probability(noise, n_blocks=8).probability > 0.3
+    noise[:, 7] += 1.0
+    assert statistics.overfitting_probability(noise, n_blocks=8).probability < 0.01
+
+
+def test_fewer_splits_are_spread_over_all() -> None:
+    found = statistics.overfitting_probability(
+        np.random.default_rng(1).normal(size=(64, 5)), 12, max_splits=100
+    )
+    assert 80 <= len(found.logits) <= 100
+
+
+@pytest.mark.parametrize(
+    ("returns", "options", "message"),
+    [
+        (np.zeros((8, 1)), {}, "at least two trials"),
+        (np.zeros((8, 2)), {"n_blocks": 3}, "even"),
+        (np.zeros((8, 2)), {"n_blocks": 16}, "8 periods"),
+        (np.zeros((16, 2)), {"score": "median"}, "'sharpe' or 'mean'"),
+        (np.full((16, 2), np.nan), {}, "finite"),
+    ],
+)
+def test_nonsense_is_refused(returns: np.ndarray, options: dict[str, object], message: str) -> None:
+    with pytest.raises(SweepError, match=message):
+        statistics.overfitting_probability(returns, **options)  # type: ignore[arg-type]
+
+
+def test_walk_forward_of_hand_worked_numbers() -> None:
+    """Train 2, test 1: the first step takes column 0 (3 > 2) and earns 0, the second column 1 (3 > 1), and so on."""
+    returns = np.array([[2, 1], [1, 1], [0, 2], [5, -1], [0, 4]], dtype=float)
+    steps = statistics.walk_forward_steps(returns, train=2, test=1)
+    assert [(s.train_from, s.train_to, s.test_to) for s in steps] == [(0, 2, 3), (1, 3, 4), (2, 4, 5)]
+    assert [s.chosen for s in steps] == [0, 1, 0]
+    assert [s.in_sample for s in steps] == [3, 3, 5]
+    assert [s.out_of_sample for s in steps] == [0, -1, 0]
+    assert [s.rank for s in steps] == [0.25, 0.25, 0.25]
+    grown = statistics.walk_forward_steps(returns, train=2, test=1, expanding=True)
+    assert [s.train_from for s in grown] == [0, 0, 0]
+    assert grown[2].chosen == 0
+
+
+def test_walk_forward_never_sees_what_it_reports_on() -> None:
+    """Changing the test periods changes no choice."""
+    rng = np.random.default_rng(2)
+    returns = rng.normal(size=(12, 6))
+    changed = returns.copy()
+    changed[9:] = rng.normal(size=(3, 6)) * 100
+    before = statistics.walk_forward_steps(returns, 6, 3, score="sharpe")
+    after = statistics.walk_forward_steps(changed, 6, 3, score="sharpe")
+    assert [s.chosen for s in before] == [s.chosen for s in after]
+
+
+def test_walk_forward_needs_enough_periods() -> None:
+    with pytest.raises(SweepError, match="too few"):
+        statistics.walk_forward_steps(np.zeros((3, 2)), 3, 1)
