@@ -1,0 +1,212 @@
+"""What a row of history holds, and how it is read: lazily, in order, between two times."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import polars as pl
+
+from replaylab.errors import HistoryError
+from replaylab.paths import DataRoot
+from replaylab.timestamps import date_key, to_ns
+
+__all__ = [
+    "BOOK_SCHEMA",
+    "TRADES_SCHEMA",
+    "Coverage",
+    "Kind",
+    "coverage",
+    "day_file",
+    "days",
+    "require_schema",
+    "scan_book",
+    "scan_trades",
+    "symbols",
+]
+
+Kind = Literal["trades", "book"]
+Time = str | datetime | date | int | None
+
+_TIME = pl.Datetime("ns", "UTC")
+_LEVELS = pl.List(pl.Array(pl.Float64, 2))
+_Type = pl.DataType | type[pl.DataType]
+
+_TRADES: dict[str, _Type] = {
+    "timestamp": _TIME,  # the clock that the import chose: the exchange's unless asked otherwise
+    "received_at": _TIME,  # the other clock, null where the source has one only
+    "price": pl.Float64,
+    "qty": pl.Float64,
+    "side": pl.String,  # of the taker: BUY, SELL, or null
+    "trade_id": pl.String,
+    "off_market": pl.Boolean,  # an insurance fund's print and the like: no price that one could trade at
+    "seq": pl.Int64,  # order within the source; rows of one timestamp keep it
+}
+_BOOK: dict[str, _Type] = {
+    "timestamp": _TIME,
+    "received_at": _TIME,
+    "kind": pl.String,  # "snapshot" replaces the book; in a "delta" a quantity of 0 deletes the level
+    "bids": _LEVELS,  # [price, quantity] pairs
+    "asks": _LEVELS,
+    "seq": pl.Int64,
+}
+TRADES_SCHEMA = pl.Schema(_TRADES)
+BOOK_SCHEMA = pl.Schema(_BOOK)
+SCHEMAS: dict[Kind, pl.Schema] = {"trades": TRADES_SCHEMA, "book": BOOK_SCHEMA}
+_DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.parquet", re.ASCII)
+
+
+class Coverage(NamedTuple):
+    """First and last time (ns since 1970) and the number of rows of one tape."""
+
+    first: int
+    last: int
+    rows: int
+
+
+def scan_trades(
+    root: str | os.PathLike[str] | DataRoot, symbol: str, start: Time = None, end: Time = None
+) -> pl.LazyFrame:
+    """Return the trades of ``symbol`` with ``start <= timestamp < end``, sorted by timestamp and seq.
+
+    >>> scan_trades("data", "BTCUSDT", "2025-11-18", "2025-11-19").collect()          # doctest: +SKIP
+
+    Columns: :data:`TRADES_SCHEMA`. Times are ISO texts, datetimes or integer ns; None is no bound. A symbol without
+    history gives an empty frame.
+    """
+    return _scan(DataRoot(root), "trades", symbol, start, end)
+
+
+def scan_book(
+    root: str | os.PathLike[str] | DataRoot, symbol: str, start: Time = None, end: Time = None
+) -> pl.LazyFrame:
+    """Return the book snapshots and deltas of ``symbol``, as :func:`scan_trades` returns trades.
+
+    Columns: :data:`BOOK_SCHEMA`. Levels come best first in snapshots, in the source's order in deltas.
+    """
+    return _scan(DataRoot(root), "book", symbol, start, end)
+
+
+def symbols(root: str | os.PathLike[str] | DataRoot, kind: Kind | None = None) -> list[str]:
+    """Return the symbols that have history of ``kind`` ("trades", "book"; None: either), sorted."""
+    base = DataRoot(root).path / "history"
+    found: set[str] = set()
+    for one in ("trades", "book") if kind is None else (_kind(kind),):
+        folder = base / one
+        if folder.is_dir():
+            found |= {child.name for child in folder.iterdir() if child.is_dir() and _day_files(child)}
+    return sorted(found)
+
+
+def days(root: str | os.PathLike[str] | DataRoot, kind: Kind, symbol: str) -> list[str]:
+    """Return the UTC days ("YYYY-MM-DD") of which there is history, sorted."""
+    return list(_day_files(DataRoot(root).history_dir(_kind(kind), symbol)))
+
+
+def coverage(root: str | os.PathLike[str] | DataRoot, kind: Kind, symbol: str) -> Coverage | None:
+    """Return first and last time (ns) and the rows of a tape, or None where there is none. Reads no column whole."""
+    files = list(_day_files(DataRoot(root).history_dir(_kind(kind), symbol)).values())
+    if not files:
+        return None
+    rows = sum(int(pl.scan_parquet(file).select(pl.len()).collect().item()) for file in files)
+    time = pl.col("timestamp").dt.timestamp("ns")
+    # Days do not overlap, and each is sorted: the ends of the tape are in its first and last file.
+    first = pl.scan_parquet(files[0]).select(time.min()).collect().item()
+    last = pl.scan_parquet(files[-1]).select(time.max()).collect().item()
+    return Coverage(int(first), int(last), rows)
+
+
+def day_file(root: DataRoot, kind: Kind, symbol: str, day: str) -> Path:
+    """Return where the history of one UTC day lives."""
+    return root.history_dir(kind, symbol) / f"day-{day}.parquet"
+
+
+def require_schema(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Return ``frame`` with exactly the columns of ``kind``; missing ones that may be null are added.
+
+    Raises HistoryError for a missing or unknown column, a null where none may be, a price or quantity that
+    is not a finite number above (quantity: at or above) zero, a side that is neither BUY nor SELL.
+    """
+    schema = SCHEMAS[_kind(kind)]
+    unknown = [name for name in frame.columns if name not in schema]
+    if unknown:
+        raise HistoryError(f"no column {unknown[0]!r} in {kind} history: there are {', '.join(schema)}")
+    optional = {"received_at", "side", "trade_id", "off_market", "seq"}
+    missing = [name for name in schema if name not in frame.columns and name not in optional]
+    if missing:
+        raise HistoryError(
+            f"{kind} history needs the column {missing[0]!r}; there are {', '.join(frame.columns)}"
+        )
+    added: list[pl.Expr] = []
+    for name, dtype in schema.items():
+        if name not in frame.columns and name != "seq":
+            added.append(pl.lit(False if name == "off_market" else None, dtype=dtype).alias(name))
+    if "seq" not in frame.columns:
+        added.append(pl.int_range(pl.len(), dtype=pl.Int64).alias("seq"))
+    try:
+        frame = frame.with_columns(added).select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    except pl.exceptions.PolarsError as error:
+        raise HistoryError(f"{kind} history: a column has the wrong type: {error}") from None
+    _require_values(frame, kind)
+    return frame
+
+
+def _require_values(frame: pl.DataFrame, kind: Kind) -> None:
+    bad: dict[str, pl.Expr]
+    if kind == "trades":
+        price, qty = pl.col("price"), pl.col("qty")
+        bad = {
+            "a timestamp": pl.col("timestamp").is_null(),
+            "a finite price above 0": ~(price.is_finite() & (price > 0)).fill_null(False),
+            "a finite quantity of 0 or more": ~(qty.is_finite() & (qty >= 0)).fill_null(False),
+            "the side BUY, SELL or null": ~pl.col("side").is_in(["BUY", "SELL"]).fill_null(True),
+            "off_market true or false": pl.col("off_market").is_null(),
+        }
+    else:
+        bad = {
+            "a timestamp": pl.col("timestamp").is_null(),
+            'the kind "snapshot" or "delta"': ~pl.col("kind").is_in(["snapshot", "delta"]).fill_null(False),
+            "bids and asks": pl.col("bids").is_null() | pl.col("asks").is_null(),
+        }
+    counts = frame.select(**{name: expr.sum() for name, expr in bad.items()}).row(0, named=True)
+    for name, count in counts.items():
+        if count:
+            row = frame.row(frame.select(bad[name].arg_true().first()).item(), named=True)
+            raise HistoryError(f"{kind} history: {count} rows lack {name}; the first: {row}")
+
+
+def _scan(root: DataRoot, kind: Kind, symbol: str, start: Time, end: Time) -> pl.LazyFrame:
+    low, high = _ns(start), _ns(end)
+    files = _day_files(root.history_dir(kind, symbol))
+    first_day = "" if low is None else date_key(low)
+    last_day = "9" if high is None else date_key(high)
+    wanted = [file for day, file in files.items() if first_day <= day <= last_day]
+    if not wanted:
+        return pl.LazyFrame(schema=SCHEMAS[kind])
+    frame = pl.scan_parquet(wanted)
+    if low is not None:
+        frame = frame.filter(pl.col("timestamp") >= pl.lit(low).cast(_TIME))
+    if high is not None:
+        frame = frame.filter(pl.col("timestamp") < pl.lit(high).cast(_TIME))
+    return frame
+
+
+def _day_files(folder: Path) -> dict[str, Path]:
+    """The files of each day, in order of days."""
+    if not folder.is_dir():
+        return {}
+    matches = ((_DAY_FILE.fullmatch(file.name), file) for file in sorted(folder.iterdir()))
+    return {match[1]: file for match, file in matches if match is not None}
+
+
+def _kind(kind: Kind) -> Kind:
+    if kind not in SCHEMAS:
+        raise HistoryError(f'expected "trades" or "book", found {kind!r}')
+    return kind
+
+
+def _ns(time: Time) -> int | None:
+    return time if time is None or isinstance(time, int) else to_ns(time)

@@ -1,0 +1,330 @@
+"""How history is written: staged by UTC day, merged with what is there, put in place all at once.
+
+Merging is what makes an import repeatable. Rows with a trade id are the same where the id is. Rows without one are
+compared by content, as a multiset: what occurs twice in one source stays twice, what occurs once in each of two
+overlapping sources stays once. Importing a file again therefore changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from replaylab.errors import HistoryError
+from replaylab.history.tapes import SCHEMAS, Kind, day_file, require_schema
+from replaylab.paths import DataRoot, safe_name
+from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
+
+__all__ = ["Staging", "Written", "write_book", "write_trades"]
+
+# Rows that are merged at once; a day with more is merged in slices of time, so that memory stays bounded.
+_SLICE_ROWS: dict[Kind, int] = {"trades": 2_000_000, "book": 100_000}
+_ROW_GROUP: dict[Kind, int] = {"trades": 262_144, "book": 16_384}
+_SOURCE = "_source"
+_EXISTING = 2**31 - 1  # sorts after every staged source: what is imported anew wins over what is there
+_CONTENT: dict[Kind, list[str]] = {
+    "trades": ["timestamp", "price", "qty", "side", "off_market"],
+    "book": ["timestamp", "kind", "seq"],
+}
+
+
+class Written(NamedTuple):
+    """What a write did: rows given, rows that were new, rows that were there already or came twice."""
+
+    rows: int
+    added: int
+    duplicates: int
+
+
+def write_trades(root: str | os.PathLike[str] | DataRoot, symbol: str, frame: pl.DataFrame) -> Written:
+    """Merge trades into the history of ``symbol``; writing the same rows again changes nothing.
+
+    >>> write_trades("data", "BTCUSDT", frame)                                        # doctest: +SKIP
+    Written(rows=1000, added=1000, duplicates=0)
+
+    Columns: those of ``TRADES_SCHEMA``; ``received_at``, ``side``, ``trade_id``, ``off_market`` and ``seq`` may be
+    missing. Raises HistoryError where a row is not usable, or has a known trade id with another price or quantity.
+    """
+    return _write(DataRoot(root), "trades", symbol, frame)
+
+
+def write_book(root: str | os.PathLike[str] | DataRoot, symbol: str, frame: pl.DataFrame) -> Written:
+    """Merge book snapshots and deltas into the history of ``symbol``, as :func:`write_trades` does.
+
+    Rows are the same where timestamp, kind and seq are.
+    """
+    return _write(DataRoot(root), "book", symbol, frame)
+
+
+def _write(root: DataRoot, kind: Kind, symbol: str, frame: pl.DataFrame) -> Written:
+    with Staging(root) as staging:
+        staging.add(kind, symbol, frame)
+        return staging.commit()[kind, symbol]
+
+
+@dataclass
+class _Part:
+    path: Path
+    first: int
+    last: int
+    rows: int
+    source: int
+
+
+@dataclass
+class Staging:
+    """Collects rows beside the history and puts them in place together.
+
+    ::
+
+        with Staging(root) as staging:
+            staging.add("trades", "BTCUSDT", frame)      # as often as needed; each frame is on disk then
+            staging.commit()                             # without it nothing changes
+
+    ``add(..., source=n)`` tells which file rows come from: rows without a trade id are duplicates of each other only
+    across sources. Memory is bounded by the frame given and one slice of a day. Each day is replaced whole; a crash
+    in the middle of ``commit`` leaves every day either old or new, and importing again completes it.
+    """
+
+    root: DataRoot
+    _folder: Path | None = None
+    _lock: int | None = None
+    _parts: dict[tuple[Kind, str, str], list[_Part]] = field(default_factory=dict)
+    _count: int = 0
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def add(self, kind: Kind, symbol: str, frame: pl.DataFrame, source: int = 0) -> None:
+        """Stage rows. Raises HistoryError for rows that are not usable, UnsafeNameError for the symbol."""
+        safe_name(symbol, "symbol")
+        frame = require_schema(frame, kind)
+        if frame.is_empty():
+            return
+        times = frame["timestamp"].to_physical()
+        first, last = int(times.min()), int(times.max())  # type: ignore[arg-type]
+        for number in range(first // NS_PER_DAY, last // NS_PER_DAY + 1):
+            low = number * NS_PER_DAY
+            if low <= first and last < low + NS_PER_DAY:
+                rows = frame
+            else:
+                rows = frame.filter((times >= low) & (times < low + NS_PER_DAY))
+            if not rows.is_empty():
+                self._stage(kind, symbol, date_key(low), rows, source)
+
+    def _stage(self, kind: Kind, symbol: str, day: str, rows: pl.DataFrame, source: int) -> None:
+        path = self._open() / f"{self._count}.arrow"
+        self._count += 1
+        rows.write_ipc(path, compression="uncompressed")
+        times = rows["timestamp"].to_physical()
+        part = _Part(path, int(times.min()), int(times.max()), rows.height, source)  # type: ignore[arg-type]
+        self._parts.setdefault((kind, symbol, day), []).append(part)
+
+    def commit(self) -> dict[tuple[Kind, str], Written]:
+        """Merge all that was staged into the history; return what became of it by kind and symbol."""
+        done: dict[tuple[Kind, str], Written] = {}
+        if not self._parts:
+            return _Everything(done)
+        with _exclusive(self.root):
+            ready: list[tuple[Path, Path]] = []
+            for (kind, symbol, day), parts in sorted(self._parts.items()):
+                target = day_file(self.root, kind, symbol, day)
+                merged = self._open() / f"{kind}-{len(ready)}.parquet"
+                old = done.get((kind, symbol), Written(0, 0, 0))
+                new = _merge_day(kind, symbol, day, parts, target, merged)
+                done[kind, symbol] = Written(*(a + b for a, b in zip(old, new, strict=True)))
+                if new.added or new.duplicates:
+                    ready.append((merged, target))
+            for merged, target in ready:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                merged.replace(target)
+            for folder in {target.parent for _, target in ready}:
+                _sync(folder)
+        return _Everything(done)
+
+    def discard(self) -> None:
+        """Forget what was staged and not committed."""
+        self._parts = {}
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _open(self) -> Path:
+        if self._folder is None:
+            base = self.root.path / "history" / ".staging"
+            base.mkdir(parents=True, exist_ok=True)
+            with _exclusive(self.root):
+                _sweep_abandoned(base)
+                self._folder = Path(tempfile.mkdtemp(dir=base))
+                self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        return self._folder
+
+
+class _Everything(dict[tuple[Kind, str], Written]):
+    """Results by kind and symbol; what was never staged had no rows."""
+
+    def __missing__(self, key: tuple[Kind, str]) -> Written:
+        return Written(0, 0, 0)
+
+
+def _merge_day(kind: Kind, symbol: str, day: str, parts: list[_Part], target: Path, merged: Path) -> Written:
+    """Write the union of ``parts`` and the file of the day to ``merged``, sorted."""
+    existing = pl.scan_parquet(target) if target.exists() else None
+    old_rows = 0 if existing is None else int(existing.select(pl.len()).collect().item())
+    new_rows = sum(part.rows for part in parts)
+    slices = -(-(old_rows + new_rows) // _SLICE_ROWS[kind])
+    start = parse_ns(day)
+    width = -(-NS_PER_DAY // slices)
+    total = 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        for number in range(slices):
+            low, high = start + number * width, start + (number + 1) * width
+            rows = _union(kind, symbol, _read_slice(parts, existing, low, high, whole=slices == 1))
+            if rows.is_empty():
+                continue
+            table = rows.to_arrow()
+            if writer is None:
+                writer = pq.ParquetWriter(merged, table.schema, compression="zstd", compression_level=1)
+            writer.write_table(table, row_group_size=_ROW_GROUP[kind])
+            total += rows.height
+    finally:
+        if writer is not None:
+            writer.close()
+    _sync(merged)
+    added = total - old_rows
+    return Written(new_rows, added, new_rows - added)
+
+
+def _read_slice(
+    parts: list[_Part], existing: pl.LazyFrame | None, low: int, high: int, *, whole: bool
+) -> list[pl.DataFrame]:
+    frames = []
+    time = pl.col("timestamp").dt.timestamp("ns")
+    inside = (time >= low) & (time < high)
+    for part in parts:
+        if part.last < low or part.first >= high:
+            continue
+        frame = pl.read_ipc(part.path)
+        if part.first < low or part.last >= high:
+            frame = frame.filter(inside)
+        frames.append(frame.with_columns(pl.lit(part.source, pl.Int32).alias(_SOURCE)))
+    if existing is not None:
+        old = (existing if whole else existing.filter(inside)).collect()
+        frames.append(old.with_columns(pl.lit(_EXISTING, pl.Int32).alias(_SOURCE)))
+    return frames
+
+
+def _union(kind: Kind, symbol: str, frames: list[pl.DataFrame]) -> pl.DataFrame:
+    if not frames:
+        return pl.DataFrame(schema=SCHEMAS[kind])
+    rows = pl.concat(frames, rechunk=False)
+    several = rows[_SOURCE].n_unique() > 1
+    if kind == "trades":
+        named = rows.filter(pl.col("trade_id").is_not_null())
+        if not named.is_empty():
+            unnamed = rows.filter(pl.col("trade_id").is_null())
+            named = _unique_ids(named, symbol)
+            rows = (
+                named if unnamed.is_empty() else pl.concat([named, _unique_content(kind, unnamed, several)])
+            )
+        else:
+            rows = _unique_content(kind, rows, several)
+    else:
+        rows = _unique_content(kind, rows, several)
+    rows = rows.drop(_SOURCE)
+    if several:
+        # Whatever the order of imports, ties come out the same.
+        ties = ["trade_id", "price", "qty", "side"] if kind == "trades" else ["kind"]
+        return rows.sort(["timestamp", "seq", *ties], maintain_order=True, nulls_last=True)
+    return rows if _in_order(rows) else rows.sort(["timestamp", "seq"], maintain_order=True)
+
+
+def _unique_ids(rows: pl.DataFrame, symbol: str) -> pl.DataFrame:
+    unique = rows.unique("trade_id", keep="first", maintain_order=True)
+    if unique.height == rows.height:
+        return rows
+    again = rows.filter(pl.col("trade_id").is_duplicated())
+    sameness = pl.struct("price", "qty", "side").n_unique()
+    contrary = again.group_by("trade_id").agg(n=sameness).filter(pl.col("n") > 1).sort("trade_id")
+    if not contrary.is_empty():
+        name = contrary["trade_id"][0]
+        seen = again.filter(pl.col("trade_id") == name).select("timestamp", "price", "qty", "side").rows()
+        raise HistoryError(
+            f"{symbol}: trade id {name} stands for different trades ({len(contrary)} ids do): "
+            f"{seen[0]} and {next(row for row in seen if row != seen[0])}. "
+            "Aggregated trades, or those of another market, belong under a symbol name of their own"
+        )
+    return unique
+
+
+def _unique_content(kind: Kind, rows: pl.DataFrame, several: bool) -> pl.DataFrame:
+    if not several:
+        return rows
+    key = _CONTENT[kind]
+    rows = rows.with_columns(pl.int_range(pl.len()).over([_SOURCE, *key]).alias("_occurrence"))
+    return rows.unique([*key, "_occurrence"], keep="first", maintain_order=True).drop("_occurrence")
+
+
+def _in_order(rows: pl.DataFrame) -> bool:
+    time, seq = pl.col("timestamp").to_physical(), pl.col("seq")
+    step, tie = time.diff(), seq.diff()
+    return bool(rows.select(((step > 0) | ((step == 0) & (tie >= 0))).all()).item())
+
+
+@contextmanager
+def _exclusive(root: DataRoot) -> Iterator[None]:
+    """Hold the history's lock: two imports must not merge into the same day at once."""
+    path = root.path / "history" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep_abandoned(base: Path) -> None:
+    """Delete what imports that died have left: their locks are free."""
+    for folder in base.iterdir():
+        try:
+            handle = os.open(folder / "lock", os.O_RDWR)
+        except OSError:
+            continue  # not one of ours: every staging folder has its lock from the start
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
