@@ -1,0 +1,113 @@
+"""An order book kept from snapshots and deltas.
+
+>>> book = OrderBook()
+>>> book.apply({"bids": [[99.0, 2.0], [98.0, 5.0]], "asks": [[101.0, 1.0]]})
+True
+>>> book.apply({"kind": "delta", "bids": [[99.0, 0.0]], "asks": []}), book.best_bid()
+(True, (98.0, 5.0))
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping
+from typing import Any
+
+from replaylab.features.inputs import Levels, read_levels
+
+__all__ = ["OrderBook"]
+
+
+class OrderBook:
+    """Both sides of one symbol's book. Prices in quote currency, quantities in base currency.
+
+    ``apply`` takes the payload of a MARKET_BOOK and returns False, changing nothing, when it is unusable:
+    an unknown ``kind``, a missing side or a malformed level. ``[]`` is an empty side; a delta before any snapshot
+    applies to an empty book; a level of quantity 0 is no level; the order of levels does not matter.
+    """
+
+    __slots__ = ("_ask_prices", "_ask_qty", "_bid_prices", "_bid_qty")
+
+    def __init__(self) -> None:
+        # Ascending prices beside price → qty: the best levels and any depth are at an end of a sorted list.
+        self._bid_prices: list[float] = []
+        self._ask_prices: list[float] = []
+        self._bid_qty: dict[float, float] = {}
+        self._ask_qty: dict[float, float] = {}
+
+    def apply(self, payload: Mapping[str, Any]) -> bool:
+        """Take a snapshot or a delta over; return whether it was usable."""
+        kind = payload.get("kind", "snapshot")
+        if kind != "snapshot" and kind != "delta":
+            return False
+        bids = read_levels(payload.get("bids"))
+        if bids is None:
+            return False
+        asks = read_levels(payload.get("asks"))
+        if asks is None:
+            return False
+        if kind == "snapshot":
+            self.reset(bids, asks)
+        else:
+            if bids:
+                _change(self._bid_prices, self._bid_qty, bids)
+            if asks:
+                _change(self._ask_prices, self._ask_qty, asks)
+        return True
+
+    def reset(self, bids: Levels, asks: Levels) -> None:
+        """Replace both sides by checked levels."""
+        self._bid_qty = dict(bids)
+        self._ask_qty = dict(asks)
+        if 0.0 in self._bid_qty.values():
+            self._bid_qty = {price: qty for price, qty in self._bid_qty.items() if qty}
+        if 0.0 in self._ask_qty.values():
+            self._ask_qty = {price: qty for price, qty in self._ask_qty.items() if qty}
+        self._bid_prices = sorted(self._bid_qty)
+        self._ask_prices = sorted(self._ask_qty)
+
+    def mid(self) -> float | None:
+        """Return the mean of best bid and best ask, also of a crossed book; None while a side is empty."""
+        bids, asks = self._bid_prices, self._ask_prices
+        return (bids[-1] + asks[0]) / 2.0 if bids and asks else None
+
+    def best_bid(self) -> tuple[float, float] | None:
+        """Return price and quantity of the best bid, or None."""
+        if not self._bid_prices:
+            return None
+        price = self._bid_prices[-1]
+        return price, self._bid_qty[price]
+
+    def best_ask(self) -> tuple[float, float] | None:
+        """Return price and quantity of the best ask, or None."""
+        if not self._ask_prices:
+            return None
+        price = self._ask_prices[0]
+        return price, self._ask_qty[price]
+
+    def depth(self, levels: int) -> tuple[float, float]:
+        """Return the summed quantity of the best ``levels`` of bids and of asks; summed from the best outward."""
+        bid = ask = 0.0
+        for price in self._bid_prices[: -levels - 1 : -1]:
+            bid += self._bid_qty[price]
+        for price in self._ask_prices[:levels]:
+            ask += self._ask_qty[price]
+        return bid, ask
+
+    def top(self, levels: int) -> tuple[Levels, Levels]:
+        """Return the best ``levels`` of bids and of asks, best first."""
+        return (
+            [(price, self._bid_qty[price]) for price in self._bid_prices[: -levels - 1 : -1]],
+            [(price, self._ask_qty[price]) for price in self._ask_prices[:levels]],
+        )
+
+
+def _change(prices: list[float], quantities: dict[float, float], levels: Levels) -> None:
+    for price, qty in levels:
+        if qty:
+            if price not in quantities:
+                insort(prices, price)
+            quantities[price] = qty
+        elif price in quantities:
+            del quantities[price]
+            del prices[bisect_left(prices, price)]
