@@ -1,0 +1,1 @@
+"""Exchange history in: one module per archive, one signature, shared validation."""
