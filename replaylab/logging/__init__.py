@@ -1,0 +1,10 @@
+"""Write: the central logger, and the streams under it. Imports neither pandas, polars, numba nor Jupyter.
+
+>>> from replaylab.logging import Logger
+"""
+
+from replaylab.logging.handles import Handle
+from replaylab.logging.logger import Logger
+from replaylab.logging.streams import FileStreamManager, rotate_lock, write_atomic
+
+__all__ = ["FileStreamManager", "Handle", "Logger", "rotate_lock", "write_atomic"]

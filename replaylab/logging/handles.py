@@ -1,0 +1,58 @@
+"""What every log method returns: a promise that can be awaited, or waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from replaylab.errors import LogWriteError
+
+__all__ = ["DONE", "DoneHandle", "Handle"]
+
+
+class Handle:
+    """The fate of one line or snapshot: await it, or call ``result()``.
+
+    >>> await logger.log_trade(record)                    # doctest: +SKIP
+    >>> logger.log_trade(record).result(timeout=5)        # doctest: +SKIP
+
+    Both return None when the line is as safe as the durability setting says, and raise LogWriteError when it could
+    not be written.
+    """
+
+    __slots__ = ()
+
+    def result(self, timeout: float | None = None) -> None:
+        """Wait until the line is written; raises LogWriteError, or TimeoutError after ``timeout`` seconds."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """Whether the line is written, or has failed."""
+        raise NotImplementedError
+
+    def __await__(self) -> Generator[Any, None, None]:
+        raise NotImplementedError
+
+
+class DoneHandle(Handle):
+    """A handle whose line was written, or failed, before the call returned."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: LogWriteError | None = None) -> None:
+        self._error = error
+
+    def result(self, timeout: float | None = None) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def done(self) -> bool:
+        return True
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+        self.result()
+
+
+# One for all lines that were written at once: a line costs no allocation.
+DONE = DoneHandle()

@@ -1,0 +1,228 @@
+"""The central logger: one method per stream type, the one place through which logs are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import orjson
+
+from replaylab.config import LoggingConfig
+from replaylab.errors import InterlockError, LogWriteError, RecordError
+from replaylab.logging.disk import Disk
+from replaylab.logging.handles import DONE, DoneHandle, Handle
+from replaylab.logging.redaction import Redactor
+from replaylab.logging.streams import FileStreamManager
+from replaylab.params import TradingParams
+from replaylab.paths import DataRoot
+from replaylab.records import (
+    ExecutionSnapshot,
+    HealthSnapshot,
+    OrderLogRecord,
+    Record,
+    ReplayEvent,
+    ReplayManifest,
+    RiskSnapshot,
+    StateEvent,
+    TpslSnapshot,
+    TradeLogRecord,
+    encode_record,
+)
+from replaylab.records.base import check_timestamp
+from replaylab.timestamps import date_key, parse_ns
+
+__all__ = ["Logger"]
+
+Plain = Mapping[str, Any]
+
+
+class Logger:
+    """Writes every log and snapshot of a data root.
+
+    >>> logger = Logger("data")                                     # doctest: +SKIP
+    >>> logger.log_state_event("BTCUSDT", event).result()           # doctest: +SKIP
+    >>> await logger.log_trade(trade)                               # doctest: +SKIP
+
+    Records are record objects, or plain dicts in their on-disk (camelCase) form. Each method checks its record first
+    and raises RecordError, naming the field, before anything is written; then it returns a Handle, which raises
+    LogWriteError when the disk refused. What a finished handle promises is the ``durability`` of ``config``.
+
+    With ``run_mode="REPLAY"`` the logs of a live root cannot be written (InterlockError): a replay records into its
+    own run folder, for which ``replay_run=True`` is given. Safe to use from many threads and processes.
+    """
+
+    def __init__(
+        self,
+        root: DataRoot | str | os.PathLike[str],
+        config: LoggingConfig = LoggingConfig(),  # noqa: B008 - immutable
+        *,
+        run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
+        replay_run: bool = False,
+        disk: Disk | None = None,
+    ) -> None:
+        self.root = DataRoot(root)
+        self.config = config
+        self.streams = FileStreamManager(disk=disk)
+        self._locked = run_mode == "REPLAY" and not replay_run
+        self._redactor = Redactor(config.redact)
+        self._event_paths: dict[str, str] = {}
+
+    def log_state_event(self, symbol: str, event: StateEvent | Plain) -> Handle:
+        """Append to ``events/<symbol>.jsonl``."""
+        line = self._encode(StateEvent, event)
+        self._check_live("log_state_event")
+        found = event.symbol if isinstance(event, StateEvent) else event["symbol"]
+        if found != symbol:
+            raise RecordError(
+                f"StateEvent.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
+                field="symbol",
+            )
+        path = self._event_paths.get(symbol) or self._event_path(symbol)
+        return self._append(path, line)
+
+    def log_trade(self, record: TradeLogRecord | Plain) -> Handle:
+        """Append a closed trade to ``trades_log/day-<dateKey>.jsonl``.
+
+        A plain dict without ``dateKey`` gets the UTC day of its ``timestamp``.
+        """
+        if isinstance(record, Mapping) and "dateKey" not in record and "timestamp" in record:
+            record = _with_date_key(record)
+        line = self._encode(TradeLogRecord, record)
+        self._check_live("log_trade")
+        day = record.date_key if isinstance(record, TradeLogRecord) else record["dateKey"]
+        return self._append(os.fspath(self.root.trades_log(day)), line)
+
+    def log_order(self, record: OrderLogRecord | Plain) -> Handle:
+        """Append an order to ``orders/day-<UTC day of its timestamp>.jsonl``."""
+        line = self._encode(OrderLogRecord, record)
+        self._check_live("log_order")
+        timestamp = record.timestamp if isinstance(record, OrderLogRecord) else record["timestamp"]
+        return self._append(os.fspath(self.root.orders(_utc_day(timestamp))), line)
+
+    def log_trading_params(self, timestamp: str, params: TradingParams) -> Handle:
+        """Append the parameters in force from ``timestamp`` on to ``system/trading_params.jsonl``."""
+        self._check_live("log_trading_params")
+        try:
+            check_timestamp(timestamp)
+        except (TypeError, ValueError) as error:
+            raise RecordError(str(error), field="timestamp") from None
+        line = orjson.dumps({"timestamp": timestamp, "params": params.to_dict()})
+        return self._append(os.fspath(self.root.trading_params), line)
+
+    def write_risk_snapshot(self, snapshot: RiskSnapshot | Plain) -> Handle:
+        """Overwrite ``system/risk_snapshot.json``."""
+        return self._snapshot("risk", RiskSnapshot, snapshot)
+
+    def write_tpsl_snapshot(self, snapshot: TpslSnapshot | Plain) -> Handle:
+        """Overwrite ``system/tpsl_snapshot.json``."""
+        return self._snapshot("tpsl", TpslSnapshot, snapshot)
+
+    def write_execution_snapshot(self, snapshot: ExecutionSnapshot | Plain) -> Handle:
+        """Overwrite ``system/execution_snapshot.json``."""
+        return self._snapshot("execution", ExecutionSnapshot, snapshot)
+
+    def write_health_snapshot(self, snapshot: HealthSnapshot | Plain) -> Handle:
+        """Overwrite ``system/health_snapshot.json``; in REPLAY mode too: it says how this process is."""
+        line = self._encode(HealthSnapshot, snapshot)
+        return self._overwrite(os.fspath(self.root.snapshot("health")), line)
+
+    def write_replay_manifest(self, session_id: str, manifest: ReplayManifest | Plain) -> Handle:
+        """Overwrite ``replay/sessions/<sessionId>/manifest.json``."""
+        line = self._encode(ReplayManifest, manifest)
+        found = manifest.session_id if isinstance(manifest, ReplayManifest) else manifest["sessionId"]
+        if found != session_id:
+            raise RecordError(
+                f"ReplayManifest.sessionId: expected {session_id!r}, found {found!r}", field="sessionId"
+            )
+        return self._overwrite(os.fspath(self.root.manifest(session_id)), line)
+
+    def append_replay_event(self, session_id: str, event: ReplayEvent | Plain) -> Handle:
+        """Append to ``replay/sessions/<sessionId>/events.jsonl``."""
+        line = self._encode(ReplayEvent, event)
+        return self._append(os.fspath(self.root.session_events(session_id)), line)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when every line logged before this call is as safe as the durability setting says."""
+
+    def close(self) -> None:
+        """Write what waits, and close every file. A logger that is used again opens its files again."""
+        self.flush()
+        self.streams.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode(self, cls: type[Record], value: Record | Plain) -> bytes:
+        line = encode_record(cls, value)
+        free = getattr(value, "extra", None) if isinstance(value, Record) else value
+        if free and self._redactor.has_secret(free):
+            line = orjson.dumps(self._redactor.redact(orjson.loads(line)))
+        return line
+
+    def _event_path(self, symbol: str) -> str:
+        path = os.fspath(self.root.events(symbol))
+        if len(self._event_paths) < 10_000:
+            self._event_paths[symbol] = path
+        return path
+
+    def _snapshot(self, name: str, cls: type[Record], snapshot: Record | Plain) -> Handle:
+        line = self._encode(cls, snapshot)
+        self._check_live(f"write_{name}_snapshot")
+        return self._overwrite(os.fspath(self.root.snapshot(name)), line)
+
+    def _check_live(self, method: str) -> None:
+        if self._locked:
+            raise InterlockError(
+                f"{method}: run_mode is REPLAY, and {self.root} is a live data root; a replay records into its own "
+                "run folder (root.run(session_id, run_id))"
+            )
+
+    def _append(self, path: str, line: bytes) -> Handle:
+        try:
+            self.streams.append(path, line + b"\n")
+        except OSError as error:
+            return DoneHandle(_write_error(error, path))
+        return DONE
+
+    def _overwrite(self, path: str, line: bytes) -> Handle:
+        data = msgspec.json.format(line, indent=2)
+        try:
+            self.streams.write_file(path, data, sync=False)
+        except OSError as error:
+            return DoneHandle(_write_error(error, path))
+        return DONE
+
+
+def _with_date_key(record: Plain) -> Plain:
+    """Return the dict with a dateKey, placed where the specification has it: after the timestamp."""
+    try:
+        day = _utc_day(record["timestamp"])
+    except (TypeError, ValueError):
+        return record
+    return {"timestamp": record["timestamp"], "dateKey": day, **record}
+
+
+def _utc_day(timestamp: str) -> str:
+    if timestamp.endswith("Z"):
+        return timestamp[:10]
+    return date_key(parse_ns(timestamp))
+
+
+def _write_error(error: OSError, path: str) -> LogWriteError:
+    return LogWriteError(error.errno, error.strerror or str(error), path)
