@@ -1,0 +1,203 @@
+"""Pictures of trades: on the price, as equity, by excursion and by reason of exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from replaylab.plots.style import (
+    INK,
+    LONG,
+    LOSS,
+    SHORT,
+    WIN,
+    Picture,
+    as_frame,
+    empty_note,
+    label,
+    need,
+    times,
+    utc_axis,
+)
+
+__all__ = ["equity", "excursions", "exit_reasons", "price_with_trades"]
+
+# More points than this cannot be told apart on a screen; each bin keeps its extremes.
+_POINTS = 4000
+
+
+def price_with_trades(
+    prices: Any, trades: Any, title: str | None = None, *, symbol: str | None = None
+) -> Picture:
+    """Return the price over time with every entry, exit and the span between.
+
+    ``prices``: columns ``timestamp`` and ``price`` (and ``symbol``, if there are several); ``trades``: those of a
+    backtest (``entry_time``, ``exit_time``) or of the trade log (``timestamp``, ``duration_seconds``). Triangles point
+    the way of the trade at its entry; dots mark exits, green with a profit, red with a loss. With several
+    symbols in ``prices``, ``symbol`` chooses (default: the first).
+    """
+    price_frame, trade_frame = as_frame(prices), with_entry_times(as_frame(trades))
+    need(price_frame, "timestamp", "price")
+    if "symbol" in price_frame.columns and price_frame.height:
+        symbol = symbol or str(price_frame["symbol"][0])
+        price_frame = price_frame.filter(pl.col("symbol") == symbol)
+    if symbol is not None and "symbol" in trade_frame.columns:
+        trade_frame = trade_frame.filter(pl.col("symbol") == symbol)
+    figure = Picture(10, 4.8)
+    axes = figure.panel()
+    when, price = _thinned(price_frame)
+    axes.plot(when, price, color=INK, linewidth=0.9, label="price", zorder=2)
+    for side, colour, marker in (("LONG", LONG, "^"), ("SHORT", SHORT, "v")):
+        part = trade_frame.filter(pl.col("side") == side)
+        if not part.height:
+            continue
+        start, end = times(part["entry_time"]), times(part["exit_time"])
+        entry, close = part["entry_price"].to_numpy(), part["close_price"].to_numpy()
+        axes.plot([start, end], [entry, close], color=colour, linewidth=1.3, alpha=0.75, zorder=3)
+        axes.scatter(start, entry, marker=marker, s=46, color=colour, zorder=5, label=f"{side} entry")
+    if trade_frame.height:
+        won = trade_frame["realized_pnl"].to_numpy() > 0
+        for mask, colour, text in ((won, WIN, "exit, profit"), (~won, LOSS, "exit, loss")):
+            part = trade_frame.filter(pl.Series(mask))
+            if part.height:
+                axes.scatter(
+                    times(part["exit_time"]), part["close_price"], s=26, color=colour, zorder=4, label=text
+                )
+    if not price_frame.height:
+        empty_note(axes, "no prices")
+    else:
+        utc_axis(axes)
+    axes.set_ylabel(f"price of {symbol} (quote currency)" if symbol else "price (quote currency)")
+    figure.legend_for(axes, loc="best", ncols=3)
+    figure.heading(title)
+    return figure
+
+
+def equity(trades: Any, title: str | None = None) -> Picture:
+    """Return realised PnL over time with its drawdown below.
+
+    ``trades``: one frame of trades, or a mapping of names to frames to compare. Steps are at exit times.
+    """
+    named = trades if isinstance(trades, Mapping) else {"realised PnL": trades}
+    figure = Picture(10, 5.2)
+    grid = figure.add_gridspec(2, 1, height_ratios=[3, 1])
+    top = figure.panel(grid[0])
+    bottom = figure.panel(grid[1], sharex=top)
+    drawn = False
+    for number, (name, data) in enumerate(named.items()):
+        frame = with_entry_times(as_frame(data)).sort("exit_time")
+        if not frame.height:
+            top.plot([], [], label=f"{name}: no trades")
+            continue
+        drawn = True
+        start = times(frame["entry_time"]).min()
+        when = np.concatenate([[start], times(frame["exit_time"])])
+        curve = np.concatenate([[0.0], np.cumsum(frame["realized_pnl"].to_numpy())])
+        below = curve - np.maximum.accumulate(curve)
+        line = top.step(when, curve, where="post", linewidth=1.6, label=f"{name}: {curve[-1]:+,.2f} USD")[0]
+        fill = 0.28 if number == 0 else 0.12
+        bottom.fill_between(when, below, 0, step="post", color=line.get_color(), alpha=fill)
+        bottom.step(when, below, where="post", color=line.get_color(), linewidth=1.1)
+    top.axhline(0, color=INK, linewidth=0.8)
+    top.set_ylabel("realised PnL (USD)")
+    bottom.set_ylabel("drawdown (USD)")
+    top.tick_params(labelbottom=False)
+    if drawn:
+        utc_axis(bottom)
+    else:
+        empty_note(top, "no trades")
+    figure.legend_for(top, loc="best")
+    figure.heading(title)
+    return figure
+
+
+def excursions(trades: Any, title: str | None = None) -> Picture:
+    """Return a scatter of how far each trade went against and in favour, in percent of its notional.
+
+    Read it for stops and targets: losers far to the top gave back a profit, winners far to the right survived a
+    drawdown that a tighter stop would have cut.
+    """
+    frame = as_frame(trades)
+    need(frame, "mfe", "mae", "entry_price", "qty", "realized_pnl")
+    figure = Picture(6.2, 5.2)
+    axes = figure.panel()
+    notional = (frame["entry_price"] * frame["qty"]).to_numpy()
+    against, favour = (-100 * frame["mae"].to_numpy() / notional, 100 * frame["mfe"].to_numpy() / notional)
+    won = frame["realized_pnl"].to_numpy() > 0
+    for mask, colour, text, marker in ((won, WIN, "profit", "o"), (~won, LOSS, "loss", "X")):
+        axes.scatter(
+            against[mask],
+            favour[mask],
+            s=30,
+            color=colour,
+            alpha=0.75,
+            marker=marker,
+            linewidths=0,
+            label=f"{text} ({int(mask.sum())})",
+        )
+    if not frame.height:
+        empty_note(axes, "no trades")
+    axes.set_xlabel("worst move against (MAE, % of notional)")
+    axes.set_ylabel("best move in favour (MFE, % of notional)")
+    figure.legend_for(axes, loc="best")
+    figure.heading(title)
+    return figure
+
+
+def exit_reasons(trades: Any, title: str | None = None) -> Picture:
+    """Return bars of how many trades each reason of exit closed, and what they earned."""
+    frame = as_frame(trades)
+    need(frame, "reason", "realized_pnl")
+    groups = (
+        frame.group_by("reason")
+        .agg(pl.len().alias("count"), pl.col("realized_pnl").sum())
+        .sort("count", "reason", descending=[False, True])
+    )
+    figure = Picture(9, max(2.6, 0.9 + 0.42 * groups.height))
+    left, right = figure.panel(1, 2, 1), figure.panel(1, 2, 2)
+    names = groups["reason"].to_list()
+    left.barh(names, groups["count"].to_numpy(), color=LONG, alpha=0.85)
+    for row, count in enumerate(groups["count"]):
+        left.annotate(
+            f"{count:,}", (count, row), xytext=(4, 0), textcoords="offset points", va="center", color=INK
+        )
+    earned = groups["realized_pnl"].to_numpy()
+    right.barh(names, earned, color=np.where(earned >= 0, WIN, LOSS).tolist(), alpha=0.85)
+    right.axvline(0, color=INK, linewidth=0.8)
+    right.tick_params(labelleft=False)
+    left.margins(x=0.15)
+    left.set_xlabel("trades (count)")
+    right.set_xlabel(label("realized_pnl"))
+    if not groups.height:
+        empty_note(left, "no trades")
+    figure.heading(title)
+    return figure
+
+
+def with_entry_times(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return trades with ``entry_time`` and ``exit_time``, also those of the trade log."""
+    if "exit_time" not in frame.columns:
+        need(frame, "timestamp", "duration_seconds")
+        held = (pl.col("duration_seconds") * 1e9).round().cast(pl.Int64).cast(pl.Duration("ns"))
+        frame = frame.with_columns(exit_time=pl.col("timestamp"), entry_time=pl.col("timestamp") - held)
+    return frame
+
+
+def _thinned(frame: pl.DataFrame) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.float64]]:
+    """Return times and prices, at most some thousands: first, lowest, highest and last of each bin in their order."""
+    when, price = times(frame["timestamp"]), frame["price"].to_numpy()
+    if len(price) <= _POINTS:
+        return when, price
+    size = -(-len(price) * 4 // _POINTS)
+    count = len(price) // size
+    block = price[: count * size].reshape(count, size)
+    base = np.arange(count) * size
+    keep = np.concatenate(
+        [base, base + block.argmin(1), base + block.argmax(1), base + size - 1, [len(price) - 1]]
+    )
+    keep = np.unique(keep)
+    return when[keep], price[keep]
