@@ -1,0 +1,39 @@
+"""Logs to DataFrames without losing a line: what cannot be read is in ``rejects``, with its place and the reason.
+
+>>> from replaylab import frames
+>>> loaded = frames.load_events("data", "BTCUSDT")          # doctest: +SKIP
+>>> loaded.lines == loaded.rows + len(loaded.rejects) + loaded.blank    # doctest: +SKIP
+True
+"""
+
+from replaylab.frames.loaded import Loaded
+from replaylab.frames.logs import (
+    list_days,
+    list_symbols,
+    load_events,
+    load_orders,
+    load_replay_events,
+    load_trades,
+    load_trading_params,
+    scan_days,
+    scan_event_chunks,
+)
+from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
+from replaylab.frames.snapshots import load_snapshot
+
+__all__ = [
+    "Loaded",
+    "list_days",
+    "list_symbols",
+    "load_events",
+    "load_market_trades_json",
+    "load_metrics",
+    "load_order_book_json",
+    "load_orders",
+    "load_replay_events",
+    "load_snapshot",
+    "load_trades",
+    "load_trading_params",
+    "scan_days",
+    "scan_event_chunks",
+]

@@ -1,0 +1,78 @@
+"""Reads whole log files: an open file to rows and rejects, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from replaylab.errors import UnsafeNameError
+from replaylab.frames.decode import decode_block
+from replaylab.frames.lines import BLOCK_BYTES, blocks
+from replaylab.frames.loaded import TIMESTAMP, Loaded, concat
+from replaylab.frames.schema import LogSchema
+from replaylab.paths import DataRoot, safe_name
+from replaylab.timestamps import to_ns
+
+__all__ = ["Time", "Window", "chunks_of", "in_window", "is_safe_name", "name_in", "read_file", "window"]
+
+Time = str | datetime | date | None
+Window = tuple[int | None, int | None]
+
+
+def window(start: Time, end: Time) -> Window:
+    """Return a half-open range as nanoseconds; None is open. Raises TimeError."""
+    return (None if start is None else to_ns(start)), (None if end is None else to_ns(end))
+
+
+def in_window(loaded: Loaded, span: Window, symbols: Iterable[str] | None = None) -> Loaded:
+    """Return a load with only the rows of a time range and of some symbols."""
+    conditions = []
+    low, high = span
+    if low is not None:
+        conditions.append(pl.col("timestamp") >= pl.lit(low, pl.Int64).cast(TIMESTAMP))
+    if high is not None:
+        conditions.append(pl.col("timestamp") < pl.lit(high, pl.Int64).cast(TIMESTAMP))
+    if symbols is not None:
+        conditions.append(pl.col("symbol").is_in(list(symbols)))
+    return replace(loaded, frame=loaded.frame.filter(*conditions)) if conditions else loaded
+
+
+def read_file(file: BinaryIO, schema: LogSchema, name: str, span: Window = (None, None)) -> Loaded:
+    """Return an open JSON Lines file as one load; ``name`` is what rejects call it."""
+    parts = (in_window(decode_block(schema, block, name), span) for block in blocks(file))
+    return concat(parts, schema.frame)
+
+
+def chunks_of(
+    file: BinaryIO, schema: LogSchema, name: str, span: Window, chunk_bytes: int
+) -> Iterator[Loaded]:
+    """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text each."""
+    parts: list[Loaded] = []
+    size = 0
+    for block in blocks(file, size=min(BLOCK_BYTES, chunk_bytes)):
+        parts.append(in_window(decode_block(schema, block, name), span))
+        size += len(block.data)
+        if size >= chunk_bytes:
+            yield concat(parts, schema.frame)
+            parts, size = [], 0
+    if parts:
+        yield concat(parts, schema.frame)
+
+
+def name_in(root: DataRoot, path: Path) -> str:
+    """Return what a file is called in rejects and reports: relative to the root where it lies inside."""
+    return root.relative(path) if path.is_relative_to(root.path) else str(path)
+
+
+def is_safe_name(name: str) -> bool:
+    """Tell whether a file name may be a symbol's or a session's."""
+    try:
+        safe_name(name)
+    except UnsafeNameError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""What every loader returns: the rows, and an account of every line that is not among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+__all__ = ["REJECT_SCHEMA", "TIMESTAMP", "Loaded", "Reject", "concat", "reject_frame"]
+
+TIMESTAMP = pl.Datetime("ns", "UTC")
+REJECT_SCHEMA = pl.Schema(
+    {"file": pl.String, "line": pl.Int64, "offset": pl.Int64, "reason": pl.String, "text": pl.String}
+)
+Reject = tuple[str, int, int, str, str]
+
+
+def reject_frame(rejects: Sequence[Reject] = ()) -> pl.DataFrame:
+    """Return rejects as a frame; ``line`` counts from 1, ``offset`` is in bytes, ``text`` is a preview."""
+    return pl.DataFrame(list(rejects), schema=REJECT_SCHEMA, orient="row")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows and rejects of one load.
+
+    >>> loaded = load_events("data", "BTCUSDT")                              # doctest: +SKIP
+    >>> loaded.lines == loaded.rows + len(loaded.rejects) + loaded.blank     # doctest: +SKIP
+    True
+
+    ``rows`` counts the lines that are good records, before ``start``, ``end`` and ``symbols`` choose among them;
+    ``frame`` holds the chosen ones in the order of the files. ``rejects`` has the columns file, line, offset
+    (bytes), reason, text. ``lines`` are all lines of the files read, ``blank`` those with nothing on them.
+    """
+
+    frame: pl.DataFrame
+    rejects: pl.DataFrame = field(default_factory=reject_frame)
+    lines: int = 0
+    blank: int = 0
+    rows: int = 0
+
+
+def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
+    """Return several loads as one; without any, an empty frame of ``schema``."""
+    taken = list(parts)
+    if len(taken) == 1:
+        return taken[0]
+    frames = [part.frame for part in taken if part.frame.height]
+    rejects = [part.rejects for part in taken if part.rejects.height]
+    return Loaded(
+        frame=pl.concat(frames, rechunk=True) if frames else schema.to_frame(),
+        rejects=pl.concat(rejects) if rejects else reject_frame(),
+        lines=sum(part.lines for part in taken),
+        blank=sum(part.blank for part in taken),
+        rows=sum(part.rows for part in taken),
+    )

@@ -1,0 +1,210 @@
+"""One loader for each log: JSON Lines in, rows and rejects out.
+
+>>> loaded = load_events("data", ["BTCUSDT"], start="2025-11-18T10:00Z", end="2025-11-18T11:00Z")  # doctest: +SKIP
+>>> loaded.frame, loaded.rejects                                                                  # doctest: +SKIP
+
+A folder or file that does not exist gives an empty frame of the right columns. Times are half-open. Rows stand in the
+order of the files: symbols or days sorted, lines as written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from replaylab.frames.decode import is_day
+from replaylab.frames.expand import expand_json
+from replaylab.frames.files import (
+    Time,
+    Window,
+    chunks_of,
+    in_window,
+    is_safe_name,
+    name_in,
+    read_file,
+    window,
+)
+from replaylab.frames.loaded import Loaded, concat
+from replaylab.frames.schema import LogSchema
+from replaylab.paths import DataRoot
+from replaylab.records import OrderLogRecord, Record, ReplayEvent, StateEvent, TradeLogRecord
+from replaylab.records.base import check_timestamp
+
+__all__ = [
+    "EVENTS",
+    "ORDERS",
+    "TRADES",
+    "list_days",
+    "list_symbols",
+    "load_events",
+    "load_orders",
+    "load_replay_events",
+    "load_trades",
+    "load_trading_params",
+    "scan_days",
+    "scan_event_chunks",
+]
+
+RootLike = DataRoot | str | os.PathLike[str]
+CHUNK_BYTES = 64 << 20
+
+
+class ParamsLine(Record, kw_only=True):
+    """One line of ``system/trading_params.jsonl``: the parameters in force from then on."""
+
+    timestamp: str
+    params: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_timestamp(self.timestamp)
+
+
+EVENTS = LogSchema(StateEvent)
+TRADES = LogSchema(TradeLogRecord)
+ORDERS = LogSchema(OrderLogRecord)
+REPLAY_EVENTS = LogSchema(ReplayEvent)
+PARAMS = LogSchema(ParamsLine)
+
+
+def load_events(
+    root: RootLike,
+    symbols: str | Iterable[str] | None = None,
+    start: Time = None,
+    end: Time = None,
+    expand: str | Iterable[str] | None = None,
+) -> Loaded:
+    """Load state events: timestamp, symbol, from_state, to_state, event_type, reason, extra, unknown_fields, line.
+
+    ``symbols`` chooses files; None takes all. ``extra`` is JSON text, byte for byte as logged; ``expand`` names keys
+    of it ("score", "components.flow") that become columns of their own. Raises TimeError and UnsafeNameError.
+    """
+    root = DataRoot(root)
+    span = window(start, end)
+    loads = (
+        concat(_event_chunks(root, symbol, span, CHUNK_BYTES), EVENTS.frame)
+        for symbol in _symbols(root, symbols)
+    )
+    loaded = concat(loads, EVENTS.frame)
+    if expand is None:
+        return loaded
+    return replace(loaded, frame=expand_json(loaded.frame, "extra", expand))
+
+
+def scan_event_chunks(
+    root: RootLike, symbol: str, start: Time = None, end: Time = None, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Loaded]:
+    """Yield the state events of one symbol in loads of about ``chunk_bytes`` of text, for files larger than memory."""
+    return _event_chunks(DataRoot(root), symbol, window(start, end), chunk_bytes)
+
+
+def load_trades(
+    root: RootLike, start: Time = None, end: Time = None, symbols: str | Iterable[str] | None = None
+) -> Loaded:
+    """Load closed trades: the fields of TradeLogRecord, then unknown_fields, line, file.
+
+    Every day file is read, since a trade may lie in another day's file than its timestamp says.
+    """
+    root = DataRoot(root)
+    return _days(root, "trades_log", TRADES, start, end, symbols)
+
+
+def load_orders(
+    root: RootLike, start: Time = None, end: Time = None, symbols: str | Iterable[str] | None = None
+) -> Loaded:
+    """Load orders: the fields of OrderLogRecord, then unknown_fields, line, file."""
+    root = DataRoot(root)
+    return _days(root, "orders", ORDERS, start, end, symbols)
+
+
+def load_replay_events(path: str | os.PathLike[str]) -> Loaded:
+    """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON text), unknown_fields, line."""
+    file = Path(path)
+    return _load(file, REPLAY_EVENTS, str(file))
+
+
+def load_trading_params(root: RootLike) -> Loaded:
+    """Load the parameters that were in force: timestamp, params (JSON text), unknown_fields, line."""
+    root = DataRoot(root)
+    return _load(root.trading_params, PARAMS, name_in(root, root.trading_params))
+
+
+def list_symbols(root: RootLike) -> list[str]:
+    """Return the symbols that have state events, sorted."""
+    root = DataRoot(root)
+    return _stems(root.events_dir, ".jsonl")
+
+
+def list_days(root: RootLike, log: str) -> list[str]:
+    """Return the days ("YYYY-MM-DD") of ``log`` ("trades_log" or "orders"), sorted."""
+    root = DataRoot(root)
+    return [name.removeprefix("day-") for name in _stems(root.path / log, ".jsonl") if _is_day_name(name)]
+
+
+def _event_chunks(root: DataRoot, symbol: str, span: Window, chunk_bytes: int) -> Iterator[Loaded]:
+    path = root.events(symbol)
+    file = _open(path)
+    if file is not None:
+        with file:
+            yield from chunks_of(file, EVENTS, name_in(root, path), span, chunk_bytes)
+
+
+def scan_days(
+    root: RootLike, log: str, start: Time = None, end: Time = None, symbols: str | Iterable[str] | None = None
+) -> Iterator[tuple[Path, Loaded]]:
+    """Yield the path and load of each day file of ``log`` ("trades_log" or "orders"), oldest day first."""
+    root = DataRoot(root)
+    schema = {"trades_log": TRADES, "orders": ORDERS}[log]
+    span = window(start, end)
+    wanted = None if symbols is None else _listed(symbols)
+    for day in list_days(root, log):
+        path = root.path / log / f"day-{day}.jsonl"
+        name = name_in(root, path)
+        loaded = in_window(_load(path, schema, name), span, wanted)
+        yield path, replace(loaded, frame=loaded.frame.with_columns(pl.lit(name).alias("file")))
+
+
+def _days(
+    root: DataRoot, log: str, schema: LogSchema, start: Time, end: Time, symbols: str | Iterable[str] | None
+) -> Loaded:
+    frame_schema = pl.Schema([*schema.frame.items(), ("file", pl.String())])
+    return concat((loaded for _, loaded in scan_days(root, log, start, end, symbols)), frame_schema)
+
+
+def _load(path: Path, schema: LogSchema, name: str) -> Loaded:
+    file = _open(path)
+    if file is None:
+        return concat((), schema.frame)
+    with file:
+        return read_file(file, schema, name)
+
+
+def _open(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
+
+
+def _symbols(root: DataRoot, symbols: str | Iterable[str] | None) -> list[str]:
+    return list_symbols(root) if symbols is None else _listed(symbols)
+
+
+def _listed(symbols: str | Iterable[str]) -> list[str]:
+    return [symbols] if isinstance(symbols, str) else sorted(set(symbols))
+
+
+def _stems(folder: Path, suffix: str) -> list[str]:
+    """Return what stands before ``suffix`` in the file names of a folder, where that is a name we would write."""
+    if not folder.is_dir():
+        return []
+    stems = (path.name.removesuffix(suffix) for path in folder.iterdir() if path.name.endswith(suffix))
+    return sorted(stem for stem in stems if is_safe_name(stem))
+
+
+def _is_day_name(name: str) -> bool:
+    return name.startswith("day-") and is_day(name.removeprefix("day-"))

@@ -1,0 +1,123 @@
+"""The columns of a log, taken from its record type: there is no second list of fields."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import polars as pl
+
+from replaylab.frames.loaded import TIMESTAMP
+from replaylab.records import Record
+
+__all__ = ["Column", "LogSchema"]
+
+Kind = Literal["time", "text", "float", "int", "bool", "json", "day"]
+_DTYPES: dict[Kind, Any] = {
+    "time": TIMESTAMP,
+    "text": pl.String,
+    "float": pl.Float64,
+    "int": pl.Int64,
+    "bool": pl.Boolean,
+    "json": pl.String,
+    "day": pl.String,
+}
+_TIMES = frozenset({"timestamp", "entry_timestamp", "last_error_at"})
+_DAYS = frozenset({"date_key"})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of a record: its name in frames, its name on disk, how it is read, whether it may be missing."""
+
+    name: str
+    disk: str
+    kind: Kind
+    optional: bool
+
+
+@dataclass(frozen=True)
+class LogSchema:
+    """How the lines of one log become rows.
+
+    Reading is kinder than writing in one point: a field that may be null may also be missing, since JavaScript's
+    ``JSON.stringify`` leaves out what is undefined. ``line`` and ``unknown_fields`` follow the record's columns.
+    """
+
+    record: type[Record]
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        hints = get_type_hints(self.record)
+        found = []
+        for info in msgspec.structs.fields(self.record):
+            kind, optional = _kind(info.name, hints[info.name])
+            optional = optional or not info.required
+            found.append(Column(info.name, info.encode_name, kind, optional))
+        return tuple(found)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names on disk."""
+        return frozenset(column.disk for column in self.columns)
+
+    @cached_property
+    def frame(self) -> pl.Schema:
+        fields = {column.name: _DTYPES[column.kind] for column in self.columns}
+        return pl.Schema({**fields, "unknown_fields": pl.String, "line": pl.Int64})
+
+    @cached_property
+    def strict(self) -> msgspec.json.Decoder[Any]:
+        """Decodes lines that hold the named fields only."""
+        return msgspec.json.Decoder(self._struct(forbid_unknown_fields=True))
+
+    @cached_property
+    def loose(self) -> msgspec.json.Decoder[Any]:
+        """Decodes lines with any further fields."""
+        return msgspec.json.Decoder(self._struct(forbid_unknown_fields=False))
+
+    def _struct(self, *, forbid_unknown_fields: bool) -> type[msgspec.Struct]:
+        hints = get_type_hints(self.record)
+        fields: list[Any] = []
+        for column in self.columns:
+            kind: Any = msgspec.Raw if column.kind == "json" else _without_unset(hints[column.name])
+            fields.append((column.name, kind | None, None) if column.optional else (column.name, kind))
+        return msgspec.defstruct(
+            self.record.__name__,
+            fields,
+            rename={column.name: column.disk for column in self.columns},
+            forbid_unknown_fields=forbid_unknown_fields,
+            kw_only=True,
+            gc=False,
+        )
+
+
+def _kind(name: str, hint: Any) -> tuple[Kind, bool]:
+    members = [
+        part
+        for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
+        if part is not msgspec.UnsetType
+    ]
+    optional = type(None) in members
+    kinds = [part for part in members if part is not type(None)]
+    kind = kinds[0]
+    if name in _TIMES:
+        return "time", optional
+    if name in _DAYS:
+        return "day", optional
+    if kind is str or get_origin(kind) is Literal:
+        return "text", optional
+    if kind in (float, int, bool):
+        names: dict[Any, Kind] = {float: "float", int: "int", bool: "bool"}
+        return names[kind], optional
+    return "json", optional
+
+
+def _without_unset(hint: Any) -> Any:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    kept = [part for part in get_args(hint) if part is not msgspec.UnsetType]
+    return kept[0] if len(kept) == 1 else Union[tuple(kept)]  # noqa: UP007 - built at run time

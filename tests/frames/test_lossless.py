@@ -1,0 +1,236 @@
+"""The fast loader against the slow one: the same rows, the same rejects, every line accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaylab.frames.decode import decode_block
+from replaylab.frames.lines import blocks
+from replaylab.frames.loaded import Loaded, concat
+from replaylab.frames.logs import EVENTS
+from tests.frames.slow_loader import load_state_events
+
+GOOD: dict[str, Any] = {
+    "timestamp": "2025-11-18T10:00:00.123Z",
+    "symbol": "BTCUSDT",
+    "fromState": "IDLE",
+    "toState": "ARMED",
+    "eventType": "SCORING_UPDATE",
+    "reason": "score above threshold",
+    "extra": {"score": 0.5, "note": "日本 }\n{ \\ é"},
+}
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+stamps = st.sampled_from(
+    [
+        "2025-11-18T10:00:00.123Z",
+        "2024-02-29T23:59:59Z",
+        "2025-11-18T10:00:00.123456789Z",
+        "2025-11-18T10:00:00+05:30",
+        "2025-11-18 10:00",
+        "2025-02-29T10:00:00.000Z",
+        "2025-11-18T24:00:00.000Z",
+        "2025-11-18",
+        "yesterday",
+    ]
+)
+
+
+@st.composite
+def json_lines(draw: st.DrawFn) -> bytes:
+    event = dict(GOOD)
+    event["extra"] = draw(st.dictionaries(st.text(max_size=5), plain, max_size=3) | plain)
+    if draw(st.booleans()):
+        event["timestamp"] = draw(stamps)
+    if draw(st.integers(0, 4)) == 0:
+        event[draw(st.text(max_size=6))] = draw(plain)
+    if draw(st.integers(0, 6)) == 0:
+        del event[draw(st.sampled_from(sorted(event)))]
+    if draw(st.integers(0, 6)) == 0:
+        event[draw(st.sampled_from(sorted(event)))] = draw(plain)
+    keys = draw(st.permutations(sorted(event))) if draw(st.booleans()) else list(event)
+    separators = draw(st.sampled_from([(",", ":"), (", ", ": ")]))
+    text = json.dumps(
+        {key: event[key] for key in keys}, ensure_ascii=draw(st.booleans()), separators=separators
+    )
+    return text.encode("utf-8", "surrogatepass")
+
+
+odd_lines = st.sampled_from(
+    [
+        b"",
+        b" \t ",
+        b"\r",
+        b"{}",
+        b"[]",
+        b"null",
+        b"}",
+        b"{",
+        b"\x00\x00\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b'{"extra":NaN}',
+        json.dumps(GOOD).encode() + b" " + json.dumps(GOOD).encode(),
+        json.dumps(GOOD).encode().replace(b"0.5", b"1e999"),
+        json.dumps(GOOD).encode().replace(b"0.5", b"1e-999"),
+        json.dumps(GOOD).encode().replace(b"0.5", b'"1e999"'),
+        json.dumps(GOOD).encode().replace(b"ARMED", b"\\ud83d"),
+        json.dumps(GOOD).encode().replace(b"ARMED", b"\\ud83d\\ude00"),
+        json.dumps(GOOD).encode().replace(b"0.5", b'"\\udc00"'),
+        json.dumps(GOOD).encode().replace(b"0.5", b'"\xed\xa0\x80"'),
+        json.dumps(GOOD).encode().replace(b"SCORING", b"\x01"),
+    ]
+)
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    end = draw(st.sampled_from([b"\n", b"\r\n"]))
+    parts = draw(st.lists(json_lines() | json_lines() | odd_lines, max_size=8))
+    data = end.join(parts) + (end if draw(st.booleans()) else b"")
+    if data and draw(st.booleans()):
+        place = draw(st.integers(0, len(data) - 1))
+        damage = draw(st.sampled_from(["cut", "flip", "zeros"]))
+        if damage == "cut":
+            data = data[:place]
+        elif damage == "flip":
+            data = data[:place] + bytes([data[place] ^ (1 << draw(st.integers(0, 7)))]) + data[place + 1 :]
+        else:
+            data = data[:place] + b"\x00" * 20 + draw(st.sampled_from([b"", b"\n"]))
+    return data
+
+
+def load(data: bytes, size: int) -> Loaded:
+    parts = [decode_block(EVENTS, block, "f") for block in blocks(io.BytesIO(data), size=size)]
+    return concat(parts, EVENTS.frame)
+
+
+def check_against_slow(data: bytes, size: int) -> None:
+    loaded = load(data, size)
+    rows, rejects, blank = load_state_events(data)
+    assert loaded.rejects["line"].to_list() == rejects, loaded.rejects.to_dicts()
+    assert loaded.blank == len(blank)
+    assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
+    assert loaded.lines == len(rows) + len(rejects) + len(blank)
+    found = [
+        {
+            "ns": row["ns"],
+            "symbol": row["symbol"],
+            "fromState": row["from_state"],
+            "toState": row["to_state"],
+            "eventType": row["event_type"],
+            "reason": row["reason"],
+            "extra": json.loads(row["extra"]),
+            "unknown": None if row["unknown_fields"] is None else json.loads(row["unknown_fields"]),
+            "line": row["line"],
+        }
+        for row in loaded.frame.with_columns(ns=loaded.frame["timestamp"].to_physical()).to_dicts()
+    ]
+    assert found == rows
+    starts = [0]
+    for text in data.split(b"\n"):
+        starts.append(starts[-1] + len(text) + 1)
+    assert loaded.rejects["offset"].to_list() == [starts[line - 1] for line in rejects]
+
+
+@given(files(), st.sampled_from([1, 64, 700, 1 << 19]))
+@settings(max_examples=400, deadline=None)
+def test_rows_rejects_and_blank_lines_are_those_of_the_slow_loader(data: bytes, size: int) -> None:
+    check_against_slow(data, size)
+
+
+@given(st.lists(json_lines(), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_good_lines_in_any_key_order_load_the_same_in_blocks_of_any_size(lines: list[bytes]) -> None:
+    data = b"\n".join(lines) + b"\n"
+    for size in (1, 50, 1 << 19):
+        check_against_slow(data, size)
+
+
+def test_a_file_cut_at_any_byte_loads_and_accounts_for_every_line() -> None:
+    line = json.dumps(GOOD, ensure_ascii=False).encode() + b"\n"
+    data = line + b"\r\n" + line[:-1] + b"\r\n" + line
+    for cut in range(len(data) + 1):
+        check_against_slow(data[:cut], 1 << 19)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_anywhere_in_the_last_line_never_raises(bit: int) -> None:
+    line = json.dumps(GOOD, ensure_ascii=False).encode() + b"\n"
+    for place in range(len(line), 2 * len(line)):
+        data = bytearray(line * 2)
+        data[place] ^= 1 << bit
+        check_against_slow(bytes(data), 1 << 19)
+
+
+def test_two_values_on_one_line_and_a_blank_line_do_not_hide_each_other() -> None:
+    line = json.dumps(GOOD).encode()
+    loaded = load(line + line + b"\n\n" + line + b"\n", 1 << 19)
+    assert (loaded.rows, loaded.rejects.height, loaded.blank) == (1, 1, 1)
+    assert loaded.frame["line"].to_list() == [3]
+
+
+def test_a_value_over_two_lines_is_two_rejects() -> None:
+    line = json.dumps(GOOD).encode().replace(b", ", b",\n", 1)
+    loaded = load(line + b"\n", 1 << 19)
+    assert (loaded.rows, loaded.rejects.height) == (0, 2)
+
+
+def test_a_key_that_comes_late_in_a_large_file_is_kept() -> None:
+    """Readers that infer a schema from the first lines lose such a key."""
+    early = json.dumps(GOOD).encode() + b"\n"
+    late = json.dumps({**GOOD, "botId": 7}).encode() + b"\n"
+    loaded = load(early * 50_000 + late + early, 1 << 19)
+    assert loaded.frame["unknown_fields"].drop_nulls().to_list() == ['{"botId":7}']
+    assert loaded.frame.filter(unknown_fields=loaded.frame["unknown_fields"][50_000])["line"][0] == 50_001
+
+
+def test_extra_and_unknown_fields_keep_their_text_to_the_letter() -> None:
+    line = json.dumps(GOOD).encode()[:-1] + b', "big": 12345678901234567890123, "e": 1.0e1}'
+    line = line.replace(b"0.5", b"0.50")
+    loaded = load(line, 1 << 19)
+    assert loaded.frame["extra"][0].startswith('{"score": 0.50, ')
+    assert loaded.frame["unknown_fields"][0] == '{"big":12345678901234567890123,"e":1.0e1}'
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"timestamp": "2025-13-18T10:00:00Z"}, "timestamp"),
+        ({"timestamp": 5}, "StateEvent.timestamp: expected str, found 5"),
+        ({"extra": [1]}, "StateEvent.extra: expected an object, found [1]"),
+        ({"extra": "x"}, "StateEvent.extra"),
+        ({"reason": None}, "StateEvent.reason"),
+    ],
+)
+def test_a_reject_names_the_field(change: dict[str, Any], reason: str) -> None:
+    line = json.dumps({**GOOD, **change}).encode() + b"\n"
+    loaded = load(json.dumps(GOOD).encode() + b"\n" + line, 1 << 19)
+    row = loaded.rejects.to_dicts()[0]
+    assert reason in row["reason"]
+    assert (row["file"], row["line"], row["offset"]) == ("f", 2, len(json.dumps(GOOD)) + 1)
+    assert row["text"] == line[:200].decode().rstrip("\n")
+
+
+def test_missing_field_and_torn_tail_say_so() -> None:
+    line = json.dumps({key: value for key, value in GOOD.items() if key != "reason"}).encode()
+    loaded = load(line + b"\n" + json.dumps(GOOD).encode()[:40], 1 << 19)
+    reasons = loaded.rejects["reason"].to_list()
+    assert reasons[0].startswith("StateEvent.reason: this field is missing")
+    assert reasons[1].startswith("torn last line: StateEvent: not valid JSON")
+
+
+def test_a_tail_of_zeros_is_one_reject() -> None:
+    loaded = load(json.dumps(GOOD).encode() + b"\n" + b"\x00" * 3_000_000, 1 << 19)
+    assert (loaded.rows, loaded.rejects.height) == (1, 1)
+    assert "NUL" in loaded.rejects["reason"][0]
