@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from replaylab import frames
+from replaylab.errors import RecordError, TimeError, UnsafeNameError
+from replaylab.frames import logs
+
+TRADE: dict[str, Any] = {
+    "timestamp": "2025-11-18T10:00:00.000Z",
+    "dateKey": "2025-11-18",
+    "symbol": "BTCUSDT",
+    "side": "LONG",
+    "entryPrice": 100,
+    "closePrice": 101.5,
+    "qty": 1,
+    "leverage": 5,
+    "realizedPnl": 1.5,
+    "mfe": 2,
+    "mae": -1,
+    "durationSeconds": 12.5,
+    "mode": "SIM",
+}
+ORDER: dict[str, Any] = {
+    "timestamp": "2025-11-18T10:00:00.000Z",
+    "clientOrderId": "c1",
+    "exchangeOrderId": None,
+    "symbol": "BTCUSDT",
+    "side": "BUY",
+    "type": "MARKET",
+    "timeInForce": "IOC",
+    "price": None,
+    "triggerPrice": None,
+    "qty": 1,
+    "reduceOnly": False,
+    "status": "NEW",
+    "filledQty": 0,
+    "avgFillPrice": None,
+    "notionalUsd": 100,
+    "mode": "SIM",
+    "source": "STATE_MACHINE",
+    "lastError": None,
+}
+
+
+def event(symbol: str, second: int, /, **extra: Any) -> dict[str, Any]:
+    return {
+        "timestamp": f"2025-11-18T10:00:{second:02d}.000Z",
+        "symbol": symbol,
+        "fromState": "IDLE",
+        "toState": "IDLE",
+        "eventType": "SCORING_UPDATE",
+        "reason": "r",
+        "extra": extra,
+    }
+
+
+def write(path: Path, *lines: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+
+
+def test_events_by_symbol_and_half_open_time(tmp_path: Path) -> None:
+    write(tmp_path / "events/BTCUSDT.jsonl", *(event("BTCUSDT", second, score=second) for second in range(5)))
+    write(tmp_path / "events/AIUSDT.jsonl", event("AIUSDT", 3))
+    assert frames.list_symbols(tmp_path) == ["AIUSDT", "BTCUSDT"]
+    loaded = frames.load_events(tmp_path)
+    assert loaded.frame["symbol"].to_list() == ["AIUSDT"] + ["BTCUSDT"] * 5
+    assert loaded.frame.schema == logs.EVENTS.frame
+    loaded = frames.load_events(
+        tmp_path, "BTCUSDT", "2025-11-18T10:00:01Z", datetime(2025, 11, 18, 10, 0, 3, tzinfo=UTC)
+    )
+    assert loaded.frame["line"].to_list() == [2, 3]
+    assert (loaded.rows, loaded.lines) == (5, 5)
+
+
+def test_expand_makes_columns_of_keys_of_extra(tmp_path: Path) -> None:
+    write(
+        tmp_path / "events/B.jsonl",
+        event("B", 1, score=1, components={"flow": 0.5}, symbol="inner", tags=["a"], flag=True, mixed=1),
+        event("B", 2, score=0.5, mixed="x"),
+    )
+    keys = ["score", "components.flow", "symbol", "tags", "flag", "mixed", "nowhere"]
+    frame = frames.load_events(tmp_path, expand=keys).frame
+    assert frame.select("score", "components.flow", "extra_symbol", "tags", "flag", "mixed").to_dicts() == [
+        {
+            "score": 1.0,
+            "components.flow": 0.5,
+            "extra_symbol": "inner",
+            "tags": '["a"]',
+            "flag": True,
+            "mixed": "1",
+        },
+        {
+            "score": 0.5,
+            "components.flow": None,
+            "extra_symbol": None,
+            "tags": None,
+            "flag": None,
+            "mixed": '"x"',
+        },
+    ]
+    assert frame["nowhere"].null_count() == 2
+
+
+def test_trades_and_orders_of_all_day_files(tmp_path: Path) -> None:
+    late = {**TRADE, "timestamp": "2025-11-19T00:00:01Z", "symbol": "AIUSDT", "fees": 0.1}
+    write(tmp_path / "trades_log/day-2025-11-18.jsonl", TRADE, late, {**TRADE, "dateKey": "2025-11-31"})
+    write(tmp_path / "trades_log/day-2025-11-19.jsonl", {**TRADE, "side": "UP"}, "")
+    write(tmp_path / "trades_log/day-2025-02-30.jsonl", TRADE)
+    write(tmp_path / "orders/day-2025-11-18.jsonl", ORDER)
+    loaded = frames.load_trades(tmp_path)
+    assert frames.list_days(tmp_path, "trades_log") == ["2025-11-18", "2025-11-19"]
+    assert (loaded.lines, loaded.rows, loaded.blank) == (5, 2, 1)
+    assert loaded.frame["entry_price"].dtype == pl.Float64
+    assert loaded.frame["fees"].to_list() == [None, 0.1]
+    assert loaded.frame["file"].unique().to_list() == ["trades_log/day-2025-11-18.jsonl"]
+    reasons = loaded.rejects["reason"].to_list()
+    assert "dateKey" in reasons[0]
+    assert 'TradeLogRecord.side: expected one of "LONG", "SHORT", found "UP"' in reasons[1]
+    # The trade of the 19th lies in the file of the 18th and is found there.
+    assert frames.load_trades(tmp_path, start="2025-11-19").frame["symbol"].to_list() == ["AIUSDT"]
+    assert frames.load_trades(tmp_path, symbols="BTCUSDT").frame.height == 1
+    orders = frames.load_orders(tmp_path).frame
+    assert orders.schema.names() == [*logs.ORDERS.frame.names(), "file"]
+    assert orders["exchange_order_id"].to_list() == [None]
+
+
+def test_fields_that_may_be_null_may_be_missing(tmp_path: Path) -> None:
+    """JavaScript leaves out what is undefined."""
+    short = {key: value for key, value in ORDER.items() if value is not None}
+    write(tmp_path / "orders/day-2025-11-18.jsonl", short)
+    loaded = frames.load_orders(tmp_path)
+    assert loaded.rejects.is_empty()
+    assert loaded.frame["price"].to_list() == [None]
+
+
+def test_replay_events_and_trading_params(tmp_path: Path) -> None:
+    write(
+        tmp_path / "events.jsonl",
+        {"timestamp": "2025-11-18T10:00:00Z", "type": "MARKET_TRADE", "symbol": "B", "payload": {"price": 1}},
+        {"timestamp": "2025-11-18T10:00:00Z", "type": "RISK_UPDATE", "payload": {}},
+        {"timestamp": "2025-11-18T10:00:00Z", "type": "RISK_UPDATE", "payload": []},
+    )
+    loaded = frames.load_replay_events(tmp_path / "events.jsonl")
+    assert loaded.frame.select("type", "symbol", "payload", "line").rows() == [
+        ("MARKET_TRADE", "B", '{"price": 1}', 1),
+        ("RISK_UPDATE", None, "{}", 2),
+    ]
+    assert loaded.rejects["line"].to_list() == [3]
+    write(
+        tmp_path / "system/trading_params.jsonl",
+        {"timestamp": "2025-11-18T10:00:00Z", "params": {"slPct": 1}},
+    )
+    assert frames.load_trading_params(tmp_path).frame["params"].to_list() == ['{"slPct": 1}']
+
+
+def test_what_does_not_exist_loads_as_empty_frames_of_the_right_columns(tmp_path: Path) -> None:
+    root = tmp_path / "nowhere"
+    assert frames.load_events(root, "BTCUSDT").frame.schema == logs.EVENTS.frame
+    assert frames.load_trades(root).frame.schema.names() == [*logs.TRADES.frame.names(), "file"]
+    assert frames.load_replay_events(root / "events.jsonl").lines == 0
+    assert frames.load_metrics(root, "B").frame.is_empty()
+    assert frames.load_snapshot(root, "risk") is None
+    assert list(frames.scan_event_chunks(root, "BTCUSDT")) == []
+    assert not root.exists()
+
+
+def test_chunks_are_the_whole_in_pieces(tmp_path: Path) -> None:
+    lines = [event("B", second, score=second / 7) for second in range(60)] * 20
+    write(tmp_path / "events/B.jsonl", *lines[:700], "broken", *lines[700:])
+    whole = frames.load_events(tmp_path, "B", "2025-11-18T10:00:10Z")
+    pieces = list(frames.scan_event_chunks(tmp_path, "B", "2025-11-18T10:00:10Z", chunk_bytes=10_000))
+    assert len(pieces) > 10
+    assert pl.concat([piece.frame for piece in pieces]).equals(whole.frame)
+    assert sum(piece.lines for piece in pieces) == whole.lines == 1201
+    assert pl.concat([piece.rejects for piece in pieces]).equals(whole.rejects)
+
+
+def test_names_that_leave_the_folder_and_bad_times_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeNameError):
+        frames.load_events(tmp_path, "../secret")
+    with pytest.raises(TimeError):
+        frames.load_events(tmp_path, start="tomorrow")
+
+
+def test_snapshots(tmp_path: Path) -> None:
+    good = {
+        "timestamp": "2025-11-18T10:00:00Z",
+        "mode": "SIM",
+        "safeMode": False,
+        "pendingOrdersCount": 1,
+        "activeOrdersCount": 0,
+        "lastErrorAt": None,
+        "lastErrorMessage": None,
+    }
+    write(tmp_path / "system/execution_snapshot.json", good)
+    snapshot = frames.load_snapshot(tmp_path, "execution")
+    assert snapshot is not None
+    assert snapshot.to_dict()["pendingOrdersCount"] == 1
+    write(tmp_path / "system/risk_snapshot.json", good)
+    with pytest.raises(RecordError, match=r"risk_snapshot\.json"):
+        frames.load_snapshot(tmp_path, "risk")
+
+
+def test_rolling_files_as_arrays_as_one_object_and_as_lines(tmp_path: Path) -> None:
+    trade = {
+        "timestamp": "2025-11-18T10:00:00Z",
+        "price": 1,
+        "qty": 2,
+        "side": "BUY",
+        "tradeId": "7",
+        "seq": 3,
+    }
+    book = {"timestamp": "2025-11-18T10:00:00Z", "symbol": "B", "bids": [[1, 2]], "asks": [[2, 1.5]]}
+    feature = {
+        "type": "FEATURE_SNAPSHOT",
+        "timestamp": "2025-11-18T10:00:01Z",
+        "symbol": "B",
+        "features": {"x": None},
+    }
+    for text in (json.dumps([trade, {**trade, "side": "HOLD"}], indent=2), f"{json.dumps(trade)}\n\nnope\n"):
+        write(tmp_path / "trades/B.json", text)
+        loaded = frames.load_market_trades_json(tmp_path)
+        assert loaded.frame.select("symbol", "price", "trade_id", "unknown_fields", "line").rows() == [
+            ("B", 1.0, "7", '{"seq":3}', 1)
+        ]
+        assert loaded.rejects.height == 1
+        assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
+        row = loaded.rejects.row(0, named=True)
+        place = row["offset"]
+        assert (tmp_path / "trades/B.json").read_bytes()[place:].startswith(row["text"][:20].encode())
+    write(tmp_path / "orderbook/B.json", json.dumps(book, indent=2))
+    assert frames.load_order_book_json(tmp_path, "B").frame.select("symbol", "bids", "asks").rows() == [
+        ("B", "[[1.0,2.0]]", "[[2.0,1.5]]")
+    ]
+    write(
+        tmp_path / "metrics/B.json", json.dumps([feature, {**feature, "features": {"x": "y"}}, {"type": 1}])
+    )
+    loaded = frames.load_metrics(tmp_path, start="2025-11-18T10:00:01Z")
+    assert loaded.frame["payload"].to_list() == ['{"features":{"x":null}}']
+    assert loaded.rejects.height == 2
+
+
+NODE_WRITER = """
+const fs = require("fs"), root = process.argv[2];
+const timestamp = new Date(1763460000123).toISOString();
+const event = {timestamp, symbol: "BTCUSDT", fromState: "IDLE", toState: "IDLE", eventType: "SCORING_UPDATE",
+  reason: "žuti šešir 日本 \\u2028 \\"q\\"", extra: {score: 1, n: undefined, big: 1e21, neg: -0}, botId: 7};
+const order = {timestamp, clientOrderId: "c", exchangeOrderId: undefined, symbol: "BTCUSDT", side: "BUY",
+  type: "LIMIT", timeInForce: "GTC", price: 100, triggerPrice: null, qty: 2, reduceOnly: false, status: "NEW",
+  filledQty: 0, avgFillPrice: undefined, notionalUsd: 200, mode: "SIM", source: "MANUAL", lastError: null};
+fs.mkdirSync(root + "/events");
+fs.mkdirSync(root + "/orders");
+const line = JSON.stringify(event);
+fs.writeFileSync(root + "/events/BTCUSDT.jsonl", line + "\\r\\n\\r\\n" + line + "\\n");
+fs.writeFileSync(root + "/orders/day-2025-11-18.jsonl", JSON.stringify(order) + "\\n");
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_what_a_javascript_program_writes_loads_with_the_same_values(tmp_path: Path) -> None:
+    (tmp_path / "w.js").write_text(NODE_WRITER, encoding="utf-8")
+    subprocess.run(["node", str(tmp_path / "w.js"), str(tmp_path)], check=True)
+    loaded = frames.load_events(tmp_path, expand=["score", "big"])
+    assert (loaded.rows, loaded.blank, loaded.rejects.height) == (2, 1, 0)
+    row = loaded.frame.row(0, named=True)
+    assert row["reason"] == 'žuti šešir 日本 \u2028 "q"'
+    assert row["timestamp"].isoformat() == "2025-11-18T10:00:00.123000+00:00"
+    assert (row["score"], row["big"], row["unknown_fields"]) == (1, 1e21, '{"botId":7}')
+    order = frames.load_orders(tmp_path).frame.row(0, named=True)
+    assert (order["price"], order["qty"], order["exchange_order_id"]) == (100.0, 2.0, None)
