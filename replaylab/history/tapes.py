@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from replaylab.errors import HistoryError
 from replaylab.paths import DataRoot
@@ -22,6 +26,7 @@ __all__ = [
     "coverage",
     "day_file",
     "days",
+    "level_lists",
     "require_schema",
     "scan_book",
     "scan_trades",
@@ -37,13 +42,14 @@ _Type = pl.DataType | type[pl.DataType]
 
 _TRADES: dict[str, _Type] = {
     "timestamp": _TIME,  # the clock that the import chose: the exchange's unless asked otherwise
-    "received_at": _TIME,  # the other clock, null where the source has one only
+    "received_at": _TIME,  # local time of receipt, null where the source has none
     "price": pl.Float64,
     "qty": pl.Float64,
     "side": pl.String,  # of the taker: BUY, SELL, or null
     "trade_id": pl.String,
     "off_market": pl.Boolean,  # an insurance fund's print and the like: no price that one could trade at
     "seq": pl.Int64,  # order within the source; rows of one timestamp keep it
+    "exchange_at": _TIME,  # the exchange's time where timestamp is not that, else null
 }
 _BOOK: dict[str, _Type] = {
     "timestamp": _TIME,
@@ -52,6 +58,7 @@ _BOOK: dict[str, _Type] = {
     "bids": _LEVELS,  # [price, quantity] pairs
     "asks": _LEVELS,
     "seq": pl.Int64,
+    "exchange_at": _TIME,
 }
 TRADES_SCHEMA = pl.Schema(_TRADES)
 BOOK_SCHEMA = pl.Schema(_BOOK)
@@ -119,6 +126,20 @@ def coverage(root: str | os.PathLike[str] | DataRoot, kind: Kind, symbol: str) -
     return Coverage(int(first), int(last), rows)
 
 
+def level_lists(values: Sequence[float] | npt.NDArray[np.float64], counts: npt.ArrayLike) -> pl.Series:
+    """Return a column of ``[[price, qty], ...]`` lists from flat ``price, qty, price, qty, ...`` numbers.
+
+    >>> level_lists([1.0, 2.0, 0.5, 3.0], counts=[1, 0, 1]).to_list()
+    [[[1.0, 2.0]], [], [[0.5, 3.0]]]
+
+    ``counts``: the number of levels of each row.
+    """
+    ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+    offsets = pa.array(np.concatenate([np.zeros(1, dtype=np.int64), ends]))
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(values, type=pa.float64()), 2)
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)), dtype=_LEVELS)
+
+
 def day_file(root: DataRoot, kind: Kind, symbol: str, day: str) -> Path:
     """Return where the history of one UTC day lives."""
     return root.history_dir(kind, symbol) / f"day-{day}.parquet"
@@ -134,7 +155,7 @@ def require_schema(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     unknown = [name for name in frame.columns if name not in schema]
     if unknown:
         raise HistoryError(f"no column {unknown[0]!r} in {kind} history: there are {', '.join(schema)}")
-    optional = {"received_at", "side", "trade_id", "off_market", "seq"}
+    optional = {"received_at", "exchange_at", "side", "trade_id", "off_market", "seq"}
     missing = [name for name in schema if name not in frame.columns and name not in optional]
     if missing:
         raise HistoryError(

@@ -205,7 +205,13 @@ def _merge_day(kind: Kind, symbol: str, day: str, parts: list[_Part], target: Pa
                 continue
             table = rows.to_arrow()
             if writer is None:
-                writer = pq.ParquetWriter(merged, table.schema, compression="zstd", compression_level=1)
+                writer = pq.ParquetWriter(
+                    merged,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=["side", "kind"],
+                )
             writer.write_table(table, row_group_size=_ROW_GROUP[kind])
             total += rows.height
     finally:

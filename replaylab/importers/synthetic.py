@@ -31,7 +31,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import HistoryError
-from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging
+from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging, level_lists
 from replaylab.paths import DataRoot, safe_name
 from replaylab.timestamps import to_ns
 
@@ -398,6 +398,7 @@ class _Maker:
                 "trade_id": pl.Series(number + 1).cast(pl.String),
                 "off_market": np.zeros(len(rows), dtype=np.bool_),
                 "seq": number,
+                "exchange_at": pl.Series([None] * len(rows), dtype=pl.Int64),
             }
         ).cast(TRADES_SCHEMA)
 
@@ -411,7 +412,8 @@ class _Maker:
                 "bids": self._levels([row[2] for row in self.book]),
                 "asks": self._levels([row[3] for row in self.book]),
                 "seq": np.arange(len(times), dtype=np.int64),
-            },
+                "exchange_at": pl.Series([None] * len(times), dtype=pl.Int64),
+            }
         ).cast(BOOK_SCHEMA)
 
     def _received(self, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -425,14 +427,7 @@ class _Maker:
         pairs = np.stack(
             [_scaled(flat[:, 0], self.market.tick), _scaled(flat[:, 1], self.market.lot)], axis=1
         )
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        index = np.repeat(np.arange(len(rows), dtype=np.int64), lengths)
-        values = pl.DataFrame({"row": index, "level": pl.Series(pairs, dtype=pl.Array(pl.Float64, 2))})
-        grouped = values.group_by("row", maintain_order=True).agg("level")
-        every = pl.DataFrame({"row": np.arange(len(rows), dtype=np.int64)}).join(
-            grouped, on="row", how="left", maintain_order="left"
-        )
-        return every["level"].fill_null(pl.Series([[]], dtype=BOOK_SCHEMA["bids"]))
+        return level_lists(pairs.ravel(), [len(row) for row in rows])
 
 
 def _scaled(whole: npt.NDArray[np.int64], step: float) -> Floats:
