@@ -179,10 +179,56 @@ _MAX_SECONDS = 1e9
 class ScoringParams(Settings, kw_only=True, frozen=True):
     """The parameters of the scoring engine: market data in, a score in [−1, 1] and a regime out.
 
-    ``interval_ms`` is the least time between two signals of a symbol; 0 = one at every distinct timestamp.
+    >>> ScoringParams(flow_half_life_s=10, momentum_weight=-0.5).gain
+    1.5
+
+    The score is ``tanh(gain · Σ weight·part / Σ |weight|)`` over the parts that are known: ``flow`` (signed over total
+    traded quantity), ``book`` (imbalance of the best ``book_levels``), ``momentum`` (log price minus its average, in
+    volatilities, through ``tanh(z / momentum_scale)``). A negative weight trades against a part. Half-lives are in
+    seconds. ``interval_ms``: at most one signal of a symbol in each interval of the clock, at the first time with
+    market data in it; 0 = one at every distinct time. No signal in a symbol's first ``warmup_s`` seconds.
+
+    The regime is VOLATILE while volatility (``volatility_half_life_s``) stands at ``volatile_ratio`` times its own
+    average (``baseline_half_life_s``) or more, else TRENDING while the price is ``trending_z`` volatilities or more
+    away from its average over ``trend_half_life_s``, else CALM. It is left again only below
+    ``(1 − regime_hysteresis)`` of its bound. Raises ConfigError that names the field and its bound.
     """
 
     interval_ms: float = 0.0
+    warmup_s: float = 30.0
+    flow_half_life_s: float = 5.0
+    book_half_life_s: float = 2.0
+    book_levels: int = 5
+    momentum_half_life_s: float = 10.0
+    volatility_half_life_s: float = 60.0
+    flow_weight: float = 0.4
+    book_weight: float = 0.3
+    momentum_weight: float = 0.3
+    momentum_scale: float = 1.0
+    gain: float = 1.5
+    baseline_half_life_s: float = 1800.0
+    volatile_ratio: float = 1.5
+    trend_half_life_s: float = 120.0
+    trending_z: float = 1.7
+    regime_hysteresis: float = 0.2
 
     def __post_init__(self) -> None:
         self._number("interval_ms", low=0, high=_MAX_SECONDS)
+        self._number("warmup_s", low=0, high=_MAX_SECONDS)
+        for field in (
+            "flow_half_life_s",
+            "book_half_life_s",
+            "momentum_half_life_s",
+            "volatility_half_life_s",
+            "baseline_half_life_s",
+            "trend_half_life_s",
+        ):
+            self._number(field, above=0, high=_MAX_SECONDS)
+        self._number("book_levels", low=1, high=1000, whole=True)
+        for field in ("flow_weight", "book_weight", "momentum_weight"):
+            self._number(field)
+        self._number("momentum_scale", above=0)
+        self._number("gain", above=0)
+        self._number("volatile_ratio", above=0)
+        self._number("trending_z", above=0)
+        self._number("regime_hysteresis", low=0, high=1)

@@ -1,0 +1,77 @@
+"""What the trading system knows about one symbol, and when the state machine lets it enter."""
+
+from __future__ import annotations
+
+from replaylab.features import OrderBook
+from replaylab.trading.positions import Position
+from replaylab.trading.risk import RiskEngine
+from replaylab.trading.rules import Rules
+from replaylab.trading.scoring import Scorer
+
+__all__ = ["COOLDOWN", "IDLE", "LONG", "PENDING_ENTRY", "SHORT", "SymbolState", "entry_refusal"]
+
+IDLE = "IDLE"
+PENDING_ENTRY = "PENDING_ENTRY"
+LONG = "LONG"
+SHORT = "SHORT"
+COOLDOWN = "COOLDOWN"
+
+
+class SymbolState:
+    """One symbol: its state, its pending entry or open position, its last price and signals."""
+
+    __slots__ = (
+        "blocked",
+        "book",
+        "cooldown_end",
+        "last_index",
+        "last_price",
+        "last_ts",
+        "pending",
+        "pending_due",
+        "pending_order",
+        "position",
+        "regime",
+        "score",
+        "scorer",
+        "source",
+        "state",
+        "symbol",
+        "touched",
+    )
+
+    def __init__(self, symbol: str, source: str | None, blocked: bool, book: OrderBook) -> None:
+        self.symbol = symbol
+        self.source = source
+        self.state = IDLE
+        self.regime: str | None = None
+        self.blocked = blocked
+        self.book = book
+        self.cooldown_end = 0
+        # Direction of an entry that waits for its fill; 0 = none.
+        self.pending = 0.0
+        self.pending_due = 0
+        self.pending_order = ""
+        self.position: Position | None = None
+        self.last_price: float | None = None
+        self.last_index = -1
+        self.last_ts = 0
+        self.score: float | None = None
+        self.scorer: Scorer | None = None
+        self.touched = False
+
+
+def entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:
+    """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
+    # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
+    if score == 0.0 or abs(score) < rules.entry_threshold:
+        return "score below entry threshold"
+    if symbol.state == COOLDOWN:
+        return "cooling down"
+    if not (rules.allow_long if score > 0 else rules.allow_short):
+        return "direction not allowed"
+    if rules.allowed_regimes is not None and symbol.regime not in rules.allowed_regimes:
+        return "regime not allowed"
+    if symbol.blocked:
+        return "trading blocked"
+    return risk.refusal(ts)
