@@ -35,6 +35,7 @@ LAYERS = {
     "barriers": 2,
     "sweep": 3,
     "ml": 3,
+    "testing": 3,
     "replay": 4,
     "notebook": 5,
     "lab": 6,

@@ -1,0 +1,11 @@
+"""Replay sessions: cut them out of the logs, keep them, open them.
+
+>>> from replaylab.sessions import SessionStore, build_replay_session
+"""
+
+from replaylab.sessions.builder import build_replay_session
+from replaylab.sessions.session import Session
+from replaylab.sessions.store import SessionStore
+from replaylab.sessions.tapes import load_books, load_tape
+
+__all__ = ["Session", "SessionStore", "build_replay_session", "load_books", "load_tape"]

@@ -1,0 +1,313 @@
+"""Cut a replay session out of the logs: scan, filter, concatenate, sort, truncate, write.
+
+The order of a session's events is total: timestamp (ns), source (book, trades, metrics, state events, orders,
+trade log), symbol, line. The same sources and options give the same ``events.jsonl`` to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import orjson
+import polars as pl
+
+import replaylab
+from replaylab.errors import SessionError, SessionExistsError
+from replaylab.paths import DataRoot, safe_name
+from replaylab.records import ReplayManifest
+from replaylab.sessions.initial import InitialState, recorded_params
+from replaylab.sessions.merge import RowSorter
+from replaylab.sessions.options import BuildOptions, generated_id
+from replaylab.sessions.rows import json_lines
+from replaylab.sessions.session import Session
+from replaylab.sessions.sources import Sources, known_symbols
+from replaylab.sessions.store import HIDDEN, manifest_bytes, remove_session_folder, write_index
+from replaylab.timestamps import iso, now_ns
+
+__all__ = ["build_replay_session"]
+
+_LINES_AT_A_TIME = 50_000
+IfExists = Literal["error", "reuse", "replace"]
+
+
+def build_replay_session(
+    root: str | os.PathLike[str] | DataRoot,
+    start: str | datetime,
+    end: str | datetime,
+    symbols: str | Sequence[str],
+    include_types: str | Sequence[str] | None = None,
+    max_events: int | None = None,
+    session_id: str | None = None,
+    notes: str | None = None,
+    created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
+    speed_factor: float = 1.0,
+    if_exists: IfExists = "error",
+    progress: bool = False,
+) -> ReplayManifest:
+    """Build a replay session of ``start ≤ timestamp < end`` and return its manifest.
+
+    >>> manifest = build_replay_session("data", "2025-11-18T10:00Z", "2025-11-18T11:00Z", ["BTCUSDT"])  # doctest: +SKIP
+    >>> manifest.session_id                                                                           # doctest: +SKIP
+    '2025-11-18T10-11-BTCUSDT'
+
+    ``include_types``: ReplayEvent types, a trailing ``*`` for a prefix; None takes all signals (SCORING, REGIME, RISK,
+    EXECUTION) and the market data that there is. ``max_events`` keeps the first so many events. ``if_exists``:
+    "error", "reuse" (the session with the same options, else an error) or "replace". The session appears complete or
+    not at all. Memory is bounded, whatever the size of the logs.
+
+    Raises SessionError (empty range, unknown symbol, bad option), SessionExistsError, TimeError, UnsafeNameError.
+    Warns about symbols and types of which the range holds nothing.
+    """
+    data = DataRoot(root)
+    options = BuildOptions.check(start, end, symbols, include_types, max_events)
+    if if_exists not in ("error", "reuse", "replace"):
+        raise SessionError(f'if_exists is "error", "reuse" or "replace", found {if_exists!r}')
+    if session_id is not None:
+        safe_name(session_id, "session id")
+    manifest = _draft(options, session_id or "draft", notes, created_by, speed_factor)
+    chosen = _choose_id(data, options, session_id, if_exists)
+    if isinstance(chosen, ReplayManifest):
+        return chosen
+    _require_logs(data, options)
+    with _building_folder(data) as folder:
+        meta, complaints = _fill(data, options, folder, progress)
+        manifest.total_events = meta["totalEvents"]
+        manifest.event_types = sorted(meta["eventCounts"])
+        manifest.session_id = _move_into_place(data, folder, chosen, manifest, meta, session_id, if_exists)
+    write_index(data)
+    for complaint in complaints:
+        warnings.warn(complaint, stacklevel=2)
+    return manifest
+
+
+def _draft(
+    options: BuildOptions, session_id: str, notes: str | None, created_by: str, speed_factor: float
+) -> ReplayManifest:
+    """Return the manifest, checked before any work is done."""
+    return ReplayManifest.from_dict(
+        {
+            "sessionId": session_id,
+            "createdAt": iso(now_ns()),
+            "createdBy": created_by,
+            "sourceDateRange": {"from": options.start_text, "to": options.end_text},
+            "symbols": list(options.symbols),
+            "eventTypes": [],
+            "speedFactor": speed_factor,
+            "notes": notes,
+            "totalEvents": 0,
+        }
+    )
+
+
+def _choose_id(
+    root: DataRoot, options: BuildOptions, session_id: str | None, if_exists: IfExists
+) -> str | ReplayManifest:
+    """Return the id to build under, or the manifest of the session that is to be used again."""
+    wanted = options.to_dict()
+    if session_id is not None:
+        if not root.manifest(session_id).is_file() or if_exists == "replace":
+            return session_id
+        existing = Session(root, session_id)
+        if if_exists == "error":
+            raise SessionExistsError(
+                f'session {session_id!r} exists already; if_exists="reuse" or "replace" allows that'
+            )
+        if existing.meta.get("options") != wanted:
+            raise SessionExistsError(
+                f"session {session_id!r} exists, but was built with other options: {existing.meta.get('options')}"
+            )
+        return existing.manifest
+    base = generated_id(options)
+    for name in _numbered(base):
+        if not root.session_dir(name).exists():
+            return base if if_exists == "replace" else name
+        if if_exists == "replace":
+            return name
+        if if_exists == "reuse" and root.manifest(name).is_file():
+            existing = Session(root, name)
+            if existing.meta.get("options") == wanted:
+                return existing.manifest
+    raise SessionError("no free session id")  # pragma: no cover - _numbered never ends
+
+
+def _require_logs(root: DataRoot, options: BuildOptions) -> None:
+    known = known_symbols(root)
+    missing = [symbol for symbol in options.symbols if symbol not in known]
+    if missing:
+        there = ", ".join(known) if known else "none at all"
+        raise SessionError(
+            f"there is no log or market data of {', '.join(missing)} in {root.path}; symbols with some: {there}"
+        )
+
+
+def _fill(
+    root: DataRoot, options: BuildOptions, folder: Path, progress: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Write ``events.jsonl`` into ``folder``; return meta.json's content and what the caller should be warned of."""
+    sources = Sources(root, options)
+    state = InitialState(root, options.start, options.symbols)
+    parts = folder / "parts"
+    parts.mkdir()
+    sorter = RowSorter(parts)
+    for rows in _with_progress(sources.rows(state.see), progress):
+        sorter.add(rows)
+    with (folder / "events.jsonl").open("wb") as file:
+        written = _Writer(file, options.max_events)
+        for piece in sorter.sorted_slices():
+            if not written.take(piece):
+                break
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(parts)
+    params = recorded_params(root, options.start, options.end)
+    complaints = _complaints(options, written)
+    meta = {
+        "formatVersion": 1,
+        "replaylabVersion": replaylab.__version__,
+        "options": options.to_dict(),
+        "sources": [source.to_dict(root) for source in sources.files],
+        "totalEvents": written.total,
+        "eventCounts": dict(sorted(written.types.items())),
+        "truncated": sorter.rows > written.total,
+        "eventsSha256": written.digest.hexdigest(),
+        "initialState": state.to_dict(),
+        "recordedParams": params[0] if params else None,
+        "recordedParamsChanges": params[1:],
+        "warnings": complaints,
+        "pin": False,
+    }
+    return meta, complaints
+
+
+class _Writer:
+    """Writes sorted rows as lines, counts and hashes them, and stops at ``limit``."""
+
+    def __init__(self, file: BinaryIO, limit: int | None) -> None:
+        self._file = file
+        self._limit = limit
+        self.total = 0
+        self.types: Counter[str] = Counter()
+        self.symbols: set[str] = set()
+        self.digest = hashlib.sha256()
+
+    def take(self, rows: pl.DataFrame) -> bool:
+        """Write rows; returns False once the limit is reached."""
+        if self._limit is not None:
+            rows = rows.head(self._limit - self.total)
+        for chunk in rows.iter_slices(_LINES_AT_A_TIME):
+            data = json_lines(chunk)
+            self._file.write(data)
+            self.digest.update(data)
+        self.total += rows.height
+        self.types.update(dict(rows.group_by("type").len().iter_rows()))
+        self.symbols.update(rows["symbol"].unique().to_list())
+        return self._limit is None or self.total < self._limit
+
+
+def _complaints(options: BuildOptions, written: _Writer) -> list[str]:
+    span = f"between {iso(options.start)} and {iso(options.end)}"
+    if not written.total:
+        return [f"there is nothing to replay {span}: the session holds 0 events"]
+    found = []
+    silent = [symbol for symbol in options.symbols if symbol not in written.symbols]
+    if silent:
+        found.append(f"no events of {', '.join(silent)} {span}")
+    if options.include_types is not None:
+        absent = options.types.without_match(written.types)
+        if absent:
+            found.append(f"no events of type {', '.join(absent)} {span}")
+    return found
+
+
+@contextmanager
+def _building_folder(root: DataRoot) -> Iterator[Path]:
+    """Give a hidden folder beside the sessions; whatever happens, it is gone afterwards."""
+    root.sessions_dir.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(root.sessions_dir)
+    folder = root.sessions_dir / f"{HIDDEN}building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(sessions_dir: Path) -> None:
+    """Remove what builds left behind whose process was killed."""
+    for child in sessions_dir.glob(f"{HIDDEN}building-*-*"):
+        pid = child.name.split("-")[1]
+        if not (pid.isdecimal() and _is_alive(int(pid))):
+            shutil.rmtree(child, ignore_errors=True)
+    for child in sessions_dir.glob(f"{HIDDEN}deleted-*"):
+        shutil.rmtree(child, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _move_into_place(
+    root: DataRoot,
+    folder: Path,
+    name: str,
+    manifest: ReplayManifest,
+    meta: dict[str, Any],
+    asked: str | None,
+    if_exists: IfExists,
+) -> str:
+    """Finish the files and give the folder its name in one step; returns the name, which another build may change."""
+    (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
+    names = iter([name]) if asked is not None or if_exists == "replace" else _numbered(name)
+    for candidate in names:
+        manifest.session_id = candidate
+        (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+        target = root.session_dir(candidate)
+        if if_exists == "replace" and target.exists():
+            remove_session_folder(target)
+        if not target.exists():
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+            else:
+                return candidate
+    raise SessionExistsError(f"session {name!r} was made by somebody else while this one was built")
+
+
+def _numbered(base: str) -> Iterator[str]:
+    yield base
+    for number in count(2):
+        yield f"{base}-{number}"
+
+
+def _with_progress(rows: Iterable[pl.DataFrame], show: bool) -> Iterable[pl.DataFrame]:
+    if not show:
+        return rows
+    return _counted(rows)
+
+
+def _counted(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    from tqdm.auto import tqdm
+
+    with tqdm(unit=" events", unit_scale=True, desc="reading") as bar:
+        for frame in rows:
+            bar.update(frame.height)
+            yield frame

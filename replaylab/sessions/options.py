@@ -1,0 +1,171 @@
+"""What a session is asked to hold: the range, the symbols and the types, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from replaylab.errors import SessionError, TimeError
+from replaylab.paths import safe_name
+from replaylab.timestamps import NS_PER_DAY, iso, to_ns
+
+__all__ = ["DEFAULT_TYPES", "BuildOptions", "TypeFilter", "generated_id", "moment_ns"]
+
+DEFAULT_TYPES = ("SCORING*", "REGIME*", "RISK*", "EXECUTION*", "MARKET_*")
+_NS_PER_SECOND = 1_000_000_000
+_SYMBOLS_IN_ID = 5
+_LONGEST_ID = 180
+
+
+class TypeFilter:
+    """Which ReplayEvent types go into a session.
+
+    >>> TypeFilter(["SCORING_UPDATE", "EXECUTION_*"]).wants("EXECUTION_ORDER")
+    True
+
+    A trailing ``*`` matches a prefix. ``STATE_EVENT`` repeats what the other types say, so only a pattern that
+    names it (``STATE_EVENT``, ``STATE_*``) takes it, never a bare ``*`` and never the default.
+    """
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(dict.fromkeys(patterns))
+        self._exact = {name for name in self.patterns if not name.endswith("*")}
+        self._prefixes = tuple(name[:-1] for name in self.patterns if name.endswith("*"))
+
+    def wants(self, event_type: str) -> bool:
+        """Return whether events of this type are taken."""
+        if event_type in self._exact:
+            return True
+        prefixes = self._prefixes
+        if event_type == "STATE_EVENT":
+            prefixes = tuple(prefix for prefix in prefixes if prefix)
+        return bool(prefixes) and event_type.startswith(prefixes)
+
+    def without_match(self, found: Iterable[str]) -> list[str]:
+        """Return the patterns that none of the types in ``found`` matches."""
+        types = list(found)
+        return [name for name in self.patterns if not any(TypeFilter([name]).wants(kind) for kind in types)]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The checked options of one build; times in ns since 1970, the range half-open."""
+
+    start: int
+    end: int
+    start_text: str
+    end_text: str
+    symbols: tuple[str, ...]
+    include_types: tuple[str, ...] | None
+    max_events: int | None
+
+    @classmethod
+    def check(
+        cls,
+        start: str | datetime,
+        end: str | datetime,
+        symbols: str | Sequence[str],
+        include_types: str | Sequence[str] | None,
+        max_events: int | None,
+    ) -> BuildOptions:
+        """Return the options, or raise SessionError, TimeError or UnsafeNameError."""
+        start_ns, end_ns = moment_ns(start, "start"), moment_ns(end, "end")
+        if start_ns >= end_ns:
+            raise SessionError(
+                f"the range is empty: it begins at {iso(start_ns)} and ends before {iso(end_ns)}; "
+                "start must be earlier than end"
+            )
+        names = [symbols] if isinstance(symbols, str) else list(symbols)
+        if not names:
+            raise SessionError("name at least one symbol to build a session of")
+        for name in names:
+            safe_name(name, "symbol")
+        types: tuple[str, ...] | None = None
+        if include_types is not None:
+            given = [include_types] if isinstance(include_types, str) else list(include_types)
+            for kind in given:
+                if not isinstance(kind, str) or not kind or "*" in kind[:-1]:
+                    raise SessionError(
+                        f"include_types names event types such as SCORING_UPDATE or EXECUTION_*, found {kind!r}"
+                    )
+            if not given:
+                raise SessionError(
+                    "include_types is empty: name event types, or leave it out for all signals"
+                )
+            types = tuple(dict.fromkeys(given))
+        if max_events is not None and (
+            isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 0
+        ):
+            raise SessionError(f"max_events is a whole number ≥ 0 or None, found {max_events!r}")
+        return cls(
+            start=start_ns,
+            end=end_ns,
+            start_text=_range_text(start, start_ns),
+            end_text=_range_text(end, end_ns),
+            symbols=tuple(dict.fromkeys(names)),
+            include_types=types,
+            max_events=max_events,
+        )
+
+    @property
+    def types(self) -> TypeFilter:
+        return TypeFilter(DEFAULT_TYPES if self.include_types is None else self.include_types)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as ``meta.json`` holds them; equal options give equal dicts."""
+        return {
+            "from": iso(self.start),
+            "to": iso(self.end),
+            "symbols": list(self.symbols),
+            "includeTypes": None if self.include_types is None else list(self.include_types),
+            "maxEvents": self.max_events,
+        }
+
+
+def generated_id(options: BuildOptions) -> str:
+    """Return the id of a session that was given none: its range and its first symbols.
+
+    ``2025-11-18T10-11-BTCUSDT-AIUSDT`` for whole hours, ``2025-11-18T10-30_11-15-BTCUSDT`` where minutes matter,
+    ``2025-11-18T22-2025-11-19T02-BTCUSDT`` over midnight, ``-and-2-more`` after five symbols.
+    """
+    start, end = options.start, options.end
+    unit = 3_600 * _NS_PER_SECOND
+    parts = 1
+    while parts < 3 and (start % unit or end % unit):
+        unit //= 60
+        parts += 1
+    same_day = start // NS_PER_DAY == end // NS_PER_DAY
+    first = _clock(start, parts)
+    last = _clock(end, parts)
+    day, next_day = iso(start)[:10], iso(end)[:10]
+    joint = "-" if parts == 1 else "_"
+    name = f"{day}T{first}{joint}" + (last if same_day else f"{next_day}T{last}")
+    shown = list(options.symbols[:_SYMBOLS_IN_ID])
+    while True:
+        left = len(options.symbols) - len(shown)
+        text = "-".join([name, *shown]) + (f"-and-{left}-more" if left else "")
+        if len(text.encode()) <= _LONGEST_ID or not shown:
+            return text
+        shown.pop()
+
+
+def _clock(ns: int, parts: int) -> str:
+    # Only the last of hours, minutes and seconds that matters is shown; finer differences end in -2, -3.
+    return "-".join(iso(ns)[11:19].split(":")[:parts])
+
+
+def moment_ns(value: str | datetime, name: str) -> int:
+    """Return nanoseconds since 1970 of an argument; the error of a bad one names it."""
+    try:
+        return to_ns(value)
+    except TimeError as error:
+        raise TimeError(f"{name}: {error}") from None
+
+
+def _range_text(value: Any, ns: int) -> str:
+    # A text that names its zone says exactly what was asked for, and stays as it was given.
+    if isinstance(value, str) and len(value) >= 20 and value.endswith("Z"):
+        return value
+    return iso(ns)

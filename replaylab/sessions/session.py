@@ -1,0 +1,164 @@
+"""A replay session on disk: its manifest, its events, and what the build knew about them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from replaylab import frames
+from replaylab.errors import ConfigError, RecordError, SessionError, SessionNotFoundError
+from replaylab.logging.atomic import write_atomic
+from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayManifest, decode_record
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One session of a data root; files are read when first asked for.
+
+    >>> session = lab.session("2025-11-18T10-11-BTCUSDT")      # doctest: +SKIP
+    >>> session.events.head()                                  # doctest: +SKIP
+
+    ``events`` has the columns timestamp, type, symbol, payload (JSON text); a row's position is the event's index.
+    Raises SessionNotFoundError when there is no such session.
+    """
+
+    def __init__(self, root: str | Path | DataRoot, session_id: str) -> None:
+        self.root = DataRoot(root)
+        self.id = session_id
+        self.path = self.root.session_dir(session_id)
+        if not self.root.manifest(session_id).is_file():
+            raise SessionNotFoundError(
+                f"there is no replay session {session_id!r} in {self.root.sessions_dir}"
+            )
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        span = f"{manifest.source_date_range.from_} … {manifest.source_date_range.to}"
+        return f"Session({self.id!r}, {span}, {', '.join(manifest.symbols)})"
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        return (
+            f"<b>{self.id}</b><br>{manifest.source_date_range.from_} to {manifest.source_date_range.to}<br>"
+            f"{', '.join(manifest.symbols)}: {manifest.total_events:,} events of {', '.join(manifest.event_types)}"
+        )
+
+    @cached_property
+    def manifest(self) -> ReplayManifest:
+        return decode_record(ReplayManifest, self.root.manifest(self.id).read_bytes())
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """``meta.json``: provenance, options, initial state, recorded parameters; empty where there is none."""
+        path = self.root.session_meta(self.id)
+        if not path.is_file():
+            return {}
+        try:
+            found = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise SessionError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(found, dict):
+            raise SessionError(f"{path}: expected an object, found {type(found).__name__}")
+        return found
+
+    @cached_property
+    def _loaded(self) -> frames.Loaded:
+        path = self.root.session_events(self.id)
+        if not path.is_file():
+            return frames.Loaded(pl.DataFrame(schema=_EVENT_SCHEMA))
+        loaded = frames.load_replay_events(path)
+        if loaded.rejects.height:
+            warnings.warn(
+                f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
+                stacklevel=4,
+            )
+        return loaded
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        return self._loaded.frame.select(*_EVENT_SCHEMA)
+
+    @property
+    def rejects(self) -> pl.DataFrame:
+        """Lines of ``events.jsonl`` that are no replay events: file, line, offset, reason, text."""
+        return self._loaded.rejects
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of ``events.jsonl`` in hex, as the build wrote it down; computed where it did not."""
+        known = self.meta.get("eventsSha256")
+        if isinstance(known, str):
+            return known
+        path = self.root.session_events(self.id)
+        if not path.is_file():
+            return hashlib.sha256().hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def initial_state(self) -> dict[str, Any] | None:
+        """What stood at the start of the range, or None for a session that begins from nothing."""
+        found = self.meta.get("initialState")
+        return found if isinstance(found, dict) else None
+
+    @cached_property
+    def recorded_params(self) -> TradingParams | None:
+        """The trading parameters in force at the start, or None where none were logged."""
+        found = self._recorded("params")
+        return None if found is None else _settings(self, TradingParams, found)
+
+    @cached_property
+    def recorded_scoring(self) -> ScoringParams | None:
+        """The scoring parameters in force at the start, or None where none were logged."""
+        found = self._recorded("scoring")
+        return None if found is None else _settings(self, ScoringParams, found)
+
+    @property
+    def bookmarks(self) -> dict[str, int]:
+        """Names that were given to events, with the event's index; sorted by index."""
+        path = self.path / "bookmarks.json"
+        if not path.is_file():
+            return {}
+        found = orjson.loads(path.read_bytes())
+        return dict(sorted(((str(name), int(at)) for name, at in found.items()), key=lambda item: item[1]))
+
+    def set_bookmark(self, name: str, index: int | None) -> None:
+        """Give the event at ``index`` a name; None takes the name away again."""
+        marks = self.bookmarks
+        if index is None:
+            marks.pop(name, None)
+        elif not 0 <= index <= self.events.height:
+            raise SessionError(f"a bookmark is an event index from 0 to {self.events.height}, found {index}")
+        else:
+            marks[name] = index
+        write_atomic(self.path / "bookmarks.json", orjson.dumps(marks, option=orjson.OPT_INDENT_2))
+
+    def _recorded(self, part: str) -> Mapping[str, Any] | None:
+        recorded = self.meta.get("recordedParams")
+        found = recorded.get(part) if isinstance(recorded, dict) else None
+        return found if isinstance(found, dict) else None
+
+
+_EVENT_SCHEMA: dict[str, Any] = {
+    "timestamp": pl.Datetime("ns", "UTC"),
+    "type": pl.String,
+    "symbol": pl.String,
+    "payload": pl.String,
+}
+
+
+def _settings(session: Session, kind: type[Any], found: Mapping[str, Any]) -> Any:
+    try:
+        return kind.from_dict(found)
+    except (ConfigError, RecordError) as error:
+        raise SessionError(f"{session.id}: the recorded parameters cannot be used: {error}") from None

@@ -1,0 +1,138 @@
+"""The replay sessions of a data root: list, open, save, pin, delete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from replaylab.errors import RecordError, SessionError, SessionNotFoundError, did_you_mean
+from replaylab.logging.atomic import write_atomic
+from replaylab.paths import DataRoot, safe_name
+from replaylab.records import ReplayManifest, decode_record
+from replaylab.sessions.session import Session
+from replaylab.timestamps import iso, now_ns, parse_ns
+
+__all__ = ["HIDDEN", "SessionStore", "write_index"]
+
+# Folders that a build has not finished, or a deletion has begun, start with this; nobody lists them.
+HIDDEN = "."
+
+
+class SessionStore:
+    """The sessions under ``replay/sessions/``. The folders are the truth; ``system/replay_sessions.json`` is an index
+    for readers of the specification, written again at each change.
+
+    >>> store = SessionStore("data")                              # doctest: +SKIP
+    >>> [m.session_id for m in store.list_sessions()]             # doctest: +SKIP
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | DataRoot) -> None:
+        self.root = DataRoot(root)
+
+    def __repr__(self) -> str:
+        return f"SessionStore({str(self.root)!r})"
+
+    def list_sessions(self) -> list[ReplayManifest]:
+        """Return the manifests of all sessions, newest range first.
+
+        A folder without a readable manifest is no session; ``unreadable()`` names those.
+        """
+        found = [manifest for _, manifest, _ in self._scan() if manifest is not None]
+        return sorted(found, key=_newest_first)
+
+    def unreadable(self) -> dict[str, str]:
+        """Return the folders whose manifest cannot be read, with the reason."""
+        return {name: error for name, manifest, error in self._scan() if manifest is None and error}
+
+    def get_session(self, session_id: str) -> ReplayManifest | None:
+        """Return the manifest of a session, or None when there is none. Raises UnsafeNameError, SessionError."""
+        path = self.root.manifest(session_id)
+        if not path.is_file():
+            return None
+        try:
+            return decode_record(ReplayManifest, path.read_bytes())
+        except RecordError as error:
+            raise SessionError(f"{path}: {error}") from None
+
+    def save_session(self, manifest: ReplayManifest | dict[str, Any]) -> None:
+        """Write a manifest, making the session's folder (with no events) where it is missing."""
+        record = manifest if isinstance(manifest, ReplayManifest) else ReplayManifest.from_dict(manifest)
+        folder = self.root.session_dir(record.session_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.root.session_events(record.session_id).touch()
+        write_atomic(folder / "manifest.json", manifest_bytes(record))
+        write_index(self.root)
+
+    def open(self, session_id: str | ReplayManifest | Session) -> Session:
+        """Return a session; raises SessionNotFoundError with the closest id."""
+        if isinstance(session_id, Session):
+            return session_id
+        name = session_id.session_id if isinstance(session_id, ReplayManifest) else session_id
+        if self.get_session(name) is None:
+            known = [manifest.session_id for manifest in self.list_sessions()]
+            hint = did_you_mean(name, known) or (f" There are {len(known)}." if known else " There are none.")
+            raise SessionNotFoundError(f"there is no replay session {name!r} in {self.root.path}.{hint}")
+        return Session(self.root, name)
+
+    def delete_session(self, session_id: str) -> None:
+        """Delete a session with its runs. Raises SessionNotFoundError; a pinned one is refused (SessionError)."""
+        session = self.open(session_id)
+        if session.meta.get("pin"):
+            raise SessionError(f"session {session_id!r} is pinned; pin(session_id, False) lets it be deleted")
+        remove_session_folder(session.path)
+        write_index(self.root)
+
+    def pin(self, session_id: str, pinned: bool = True) -> None:
+        """Keep a session from retention and from ``delete_session``, or let it go again (``pin`` in meta.json)."""
+        session = self.open(session_id)
+        meta = {**session.meta, "pin": bool(pinned)}
+        write_atomic(
+            self.root.session_meta(session_id), orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n"
+        )
+
+    def _scan(self) -> Iterator[tuple[str, ReplayManifest | None, str]]:
+        folder = self.root.sessions_dir
+        if not folder.is_dir():
+            return
+        for child in sorted(folder.iterdir()):
+            if child.name.startswith(HIDDEN) or not (child / "manifest.json").is_file():
+                continue
+            try:
+                safe_name(child.name, "session id")
+                manifest = decode_record(ReplayManifest, (child / "manifest.json").read_bytes())
+            except (OSError, RecordError, ValueError) as error:
+                yield child.name, None, str(error)
+                continue
+            if manifest.session_id != child.name:
+                yield child.name, None, f"its manifest says sessionId {manifest.session_id!r}"
+                continue
+            yield child.name, manifest, ""
+
+
+def write_index(root: DataRoot) -> None:
+    """Write ``system/replay_sessions.json`` anew from the folders."""
+    sessions = [manifest.to_dict() for manifest in SessionStore(root).list_sessions()]
+    index = {"timestamp": iso(now_ns()), "sessions": sessions}
+    write_atomic(root.replay_sessions_index, orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def manifest_bytes(manifest: ReplayManifest) -> bytes:
+    """Return a manifest as the file holds it: an indent of 2, with a newline at the end."""
+    return orjson.dumps(manifest.to_dict(), option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def remove_session_folder(path: Path) -> None:
+    """Delete a session's folder; it is renamed first, so that nobody finds half of it."""
+    doomed = path.with_name(f"{HIDDEN}deleted-{uuid.uuid4().hex[:8]}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _newest_first(manifest: ReplayManifest) -> tuple[int, str]:
+    return (-parse_ns(manifest.source_date_range.from_), manifest.session_id)
