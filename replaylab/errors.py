@@ -8,6 +8,7 @@
     ├── UnsafeNameError (ValueError)        a symbol or session id may not become a file name
     ├── TimeError (ValueError)              a text or number is not a usable time
     ├── LogWriteError (OSError)             a line or snapshot could not be written
+    ├── LogReadError (OSError)              a log was replaced while it was read
     ├── HistoryError (ValueError)           an imported file contradicts itself or its format
     ├── RetentionError (RuntimeError)       a clean-up was refused
     ├── SessionError (ValueError)           a replay session cannot be built or read
@@ -32,6 +33,7 @@ __all__ = [
     "DatasetError",
     "HistoryError",
     "InterlockError",
+    "LogReadError",
     "LogWriteError",
     "RecordError",
     "ReplayError",
@@ -78,6 +80,10 @@ class TimeError(ReplaylabError, ValueError):
 
 class LogWriteError(ReplaylabError, OSError):
     """A line or snapshot could not be written; ``errno`` and ``filename`` are those of the cause."""
+
+
+class LogReadError(ReplaylabError, OSError):
+    """A log was replaced while it was read; reading it again gives the whole of it."""
 
 
 class HistoryError(ReplaylabError, ValueError):

@@ -6,7 +6,7 @@
 True
 """
 
-from replaylab.frames.loaded import Loaded
+from replaylab.frames.loaded import REJECTS_SCHEMA, Loaded
 from replaylab.frames.logs import (
     list_days,
     list_symbols,
@@ -17,11 +17,13 @@ from replaylab.frames.logs import (
     load_trading_params,
     scan_days,
     scan_event_chunks,
+    scan_event_files,
 )
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
 from replaylab.frames.snapshots import load_snapshot
 
 __all__ = [
+    "REJECTS_SCHEMA",
     "Loaded",
     "list_days",
     "list_symbols",
@@ -36,4 +38,5 @@ __all__ = [
     "load_trading_params",
     "scan_days",
     "scan_event_chunks",
+    "scan_event_files",
 ]

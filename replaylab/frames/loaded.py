@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-__all__ = ["REJECT_SCHEMA", "TIMESTAMP", "Loaded", "Reject", "concat", "reject_frame"]
+__all__ = ["REJECTS_SCHEMA", "TIMESTAMP", "Loaded", "Reject", "concat", "reject_frame"]
 
 TIMESTAMP = pl.Datetime("ns", "UTC")
-REJECT_SCHEMA = pl.Schema(
+REJECTS_SCHEMA = pl.Schema(
     {"file": pl.String, "line": pl.Int64, "offset": pl.Int64, "reason": pl.String, "text": pl.String}
 )
 Reject = tuple[str, int, int, str, str]
@@ -18,7 +18,7 @@ Reject = tuple[str, int, int, str, str]
 
 def reject_frame(rejects: Sequence[Reject] = ()) -> pl.DataFrame:
     """Return rejects as a frame; ``line`` counts from 1, ``offset`` is in bytes, ``text`` is a preview."""
-    return pl.DataFrame(list(rejects), schema=REJECT_SCHEMA, orient="row")
+    return pl.DataFrame(list(rejects), schema=REJECTS_SCHEMA, orient="row")
 
 
 @dataclass(frozen=True)

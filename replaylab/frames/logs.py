@@ -13,16 +13,15 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import polars as pl
 
+from replaylab.frames.archived import archived_days, archived_symbols
 from replaylab.frames.decode import is_day
 from replaylab.frames.expand import expand_json
 from replaylab.frames.files import (
     Time,
-    Window,
-    chunks_of,
     in_window,
     is_safe_name,
     name_in,
@@ -31,6 +30,7 @@ from replaylab.frames.files import (
 )
 from replaylab.frames.loaded import Loaded, concat
 from replaylab.frames.schema import LogSchema
+from replaylab.frames.sources import CHUNK_BYTES, load_log, open_log, scan_log
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, ReplayEvent, StateEvent, TradeLogRecord
 from replaylab.records.base import check_timestamp
@@ -48,10 +48,10 @@ __all__ = [
     "load_trading_params",
     "scan_days",
     "scan_event_chunks",
+    "scan_event_files",
 ]
 
 RootLike = DataRoot | str | os.PathLike[str]
-CHUNK_BYTES = 64 << 20
 
 
 class ParamsLine(Record, kw_only=True):
@@ -77,19 +77,22 @@ def load_events(
     start: Time = None,
     end: Time = None,
     expand: str | Iterable[str] | None = None,
+    *,
+    cache: Path | None = None,
 ) -> Loaded:
     """Load state events: timestamp, symbol, from_state, to_state, event_type, reason, extra, unknown_fields, line.
 
     ``symbols`` chooses files; None takes all. ``extra`` is JSON text, byte for byte as logged; ``expand`` names keys
-    of it ("score", "components.flow") that become columns of their own. Raises TimeError and UnsafeNameError.
+    of it ("score", "components.flow") that become columns of their own. Large files are kept as Parquet under
+    ``cache``, so that the next load is faster. Raises TimeError, UnsafeNameError and OSError.
     """
     root = DataRoot(root)
     span = window(start, end)
-    loads = (
-        concat(_event_chunks(root, symbol, span, CHUNK_BYTES), EVENTS.frame)
-        for symbol in _symbols(root, symbols)
-    )
-    loaded = concat(loads, EVENTS.frame)
+
+    def of_symbol(symbol: str) -> Loaded:
+        return load_log(lambda: scan_log(root, root.events(symbol), EVENTS, span, cache=cache), EVENTS)
+
+    loaded = concat((of_symbol(symbol) for symbol in _symbols(root, symbols)), EVENTS.frame)
     if expand is None:
         return loaded
     return replace(loaded, frame=expand_json(loaded.frame, "extra", expand))
@@ -98,8 +101,19 @@ def load_events(
 def scan_event_chunks(
     root: RootLike, symbol: str, start: Time = None, end: Time = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[Loaded]:
-    """Yield the state events of one symbol in loads of about ``chunk_bytes`` of text, for files larger than memory."""
-    return _event_chunks(DataRoot(root), symbol, window(start, end), chunk_bytes)
+    """Yield the state events of one symbol in loads of about ``chunk_bytes`` of text, for files beyond memory.
+
+    Raises LogReadError when the file is replaced meanwhile.
+    """
+    return (loaded for _, loaded in scan_event_files(root, symbol, start, end, chunk_bytes))
+
+
+def scan_event_files(
+    root: RootLike, symbol: str, start: Time = None, end: Time = None, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[tuple[Path, Loaded]]:
+    """Yield what ``scan_event_chunks`` yields with the file it comes from: archived parts, then the live file."""
+    root = DataRoot(root)
+    return scan_log(root, root.events(symbol), EVENTS, window(start, end), chunk_bytes)
 
 
 def load_trades(
@@ -109,7 +123,6 @@ def load_trades(
 
     Every day file is read, since a trade may lie in another day's file than its timestamp says.
     """
-    root = DataRoot(root)
     return _days(root, "trades_log", TRADES, start, end, symbols)
 
 
@@ -117,8 +130,28 @@ def load_orders(
     root: RootLike, start: Time = None, end: Time = None, symbols: str | Iterable[str] | None = None
 ) -> Loaded:
     """Load orders: the fields of OrderLogRecord, then unknown_fields, line, file."""
-    root = DataRoot(root)
     return _days(root, "orders", ORDERS, start, end, symbols)
+
+
+def scan_days(
+    root: RootLike,
+    log: str,
+    start: Time = None,
+    end: Time = None,
+    symbols: str | Iterable[str] | None = None,
+) -> Iterator[tuple[Path, Loaded]]:
+    """Yield the files of ``log`` ("trades_log" or "orders"), archived ones too, each with what was chosen of it."""
+    root = DataRoot(root)
+    span = window(start, end)
+    wanted = None if symbols is None else _listed(symbols)
+    schema = {"trades_log": TRADES, "orders": ORDERS}[log]
+    for day in list_days(root, log):
+        live = root.path / log / f"day-{day}.jsonl"
+        by_file: dict[Path, list[Loaded]] = {}
+        for path, loaded in scan_log(root, live, schema, span):
+            by_file.setdefault(path, []).append(in_window(loaded, (None, None), wanted))
+        for path, parts in by_file.items():
+            yield path, concat(parts, schema.frame)
 
 
 def load_replay_events(path: str | os.PathLike[str]) -> Loaded:
@@ -134,60 +167,36 @@ def load_trading_params(root: RootLike) -> Loaded:
 
 
 def list_symbols(root: RootLike) -> list[str]:
-    """Return the symbols that have state events, sorted."""
+    """Return the symbols that have state events, archived ones too, sorted."""
     root = DataRoot(root)
-    return _stems(root.events_dir, ".jsonl")
+    return sorted({*_stems(root.events_dir, ".jsonl"), *archived_symbols(root)})
 
 
 def list_days(root: RootLike, log: str) -> list[str]:
-    """Return the days ("YYYY-MM-DD") of ``log`` ("trades_log" or "orders"), sorted."""
+    """Return the days ("YYYY-MM-DD") of ``log`` ("trades_log" or "orders"), archived ones too, sorted."""
     root = DataRoot(root)
-    return [name.removeprefix("day-") for name in _stems(root.path / log, ".jsonl") if _is_day_name(name)]
-
-
-def _event_chunks(root: DataRoot, symbol: str, span: Window, chunk_bytes: int) -> Iterator[Loaded]:
-    path = root.events(symbol)
-    file = _open(path)
-    if file is not None:
-        with file:
-            yield from chunks_of(file, EVENTS, name_in(root, path), span, chunk_bytes)
-
-
-def scan_days(
-    root: RootLike, log: str, start: Time = None, end: Time = None, symbols: str | Iterable[str] | None = None
-) -> Iterator[tuple[Path, Loaded]]:
-    """Yield the path and load of each day file of ``log`` ("trades_log" or "orders"), oldest day first."""
-    root = DataRoot(root)
-    schema = {"trades_log": TRADES, "orders": ORDERS}[log]
-    span = window(start, end)
-    wanted = None if symbols is None else _listed(symbols)
-    for day in list_days(root, log):
-        path = root.path / log / f"day-{day}.jsonl"
-        name = name_in(root, path)
-        loaded = in_window(_load(path, schema, name), span, wanted)
-        yield path, replace(loaded, frame=loaded.frame.with_columns(pl.lit(name).alias("file")))
+    names = _stems(root.path / log, ".jsonl")
+    live = {name.removeprefix("day-") for name in names if name.startswith("day-")}
+    return sorted({day for day in live if is_day(day)} | archived_days(root, log))
 
 
 def _days(
-    root: DataRoot, log: str, schema: LogSchema, start: Time, end: Time, symbols: str | Iterable[str] | None
+    root: RootLike, log: str, schema: LogSchema, start: Time, end: Time, symbols: str | Iterable[str] | None
 ) -> Loaded:
-    frame_schema = pl.Schema([*schema.frame.items(), ("file", pl.String())])
-    return concat((loaded for _, loaded in scan_days(root, log, start, end, symbols)), frame_schema)
+    whole = DataRoot(root)
+    loads = [
+        replace(loaded, frame=loaded.frame.with_columns(pl.lit(name_in(whole, path)).alias("file")))
+        for path, loaded in scan_days(whole, log, start, end, symbols)
+    ]
+    return concat(loads, pl.Schema([*schema.frame.items(), ("file", pl.String())]))
 
 
 def _load(path: Path, schema: LogSchema, name: str) -> Loaded:
-    file = _open(path)
+    file = open_log(path)
     if file is None:
         return concat((), schema.frame)
     with file:
         return read_file(file, schema, name)
-
-
-def _open(path: Path) -> BinaryIO | None:
-    try:
-        return path.open("rb", buffering=0)
-    except FileNotFoundError:
-        return None
 
 
 def _symbols(root: DataRoot, symbols: str | Iterable[str] | None) -> list[str]:
@@ -204,7 +213,3 @@ def _stems(folder: Path, suffix: str) -> list[str]:
         return []
     stems = (path.name.removesuffix(suffix) for path in folder.iterdir() if path.name.endswith(suffix))
     return sorted(stem for stem in stems if is_safe_name(stem))
-
-
-def _is_day_name(name: str) -> bool:
-    return name.startswith("day-") and is_day(name.removeprefix("day-"))

@@ -1,0 +1,122 @@
+"""Reads logs that were compacted to Parquet. The layout of ``archive/`` is known here and nowhere else.
+
+``archive/trades_log/day-YYYY-MM-DD.parquet``, ``archive/orders/...`` and, by symbol,
+``archive/events/<symbol>/day-YYYY-MM-DD.parquet``; a second part of the same day is ``day-YYYY-MM-DD.2.parquet``. The
+rows are those of the loaders. What is not a row (rejects, blank lines) is counted and kept in the metadata of the
+file, under the key ``replaylab``, together with the fingerprint of the log that the rows came from: while that log is
+still there, the part is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pyarrow.parquet as pq
+
+from replaylab.errors import LogReadError
+from replaylab.frames.fingerprint import Fingerprint, begins_with
+from replaylab.frames.loaded import Loaded, Reject, reject_frame
+from replaylab.paths import DataRoot
+
+__all__ = [
+    "METADATA_KEY",
+    "PartInfo",
+    "archive_folder",
+    "archived_days",
+    "archived_symbols",
+    "live_parts",
+    "part_info",
+    "parts_of",
+    "read_part",
+]
+
+METADATA_KEY = b"replaylab"
+_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)(?:\.(\d+))?\.parquet", re.ASCII)
+
+
+class PartInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """What a part says about itself. ``first_ns`` and ``last_ns`` bound its timestamps."""
+
+    source: str
+    source_bytes: int
+    source_sha256: str
+    fingerprint: Fingerprint
+    lines: int
+    rows: int
+    blank: int
+    rejects: list[Reject]
+    first_ns: int | None
+    last_ns: int | None
+    version: int = 1
+
+
+def archive_folder(root: DataRoot, live: Path) -> Path:
+    """Return the folder of the parts of a log: by symbol for state events, one for all days of the others."""
+    folder = root.archive_dir / live.parent.name
+    return folder / live.stem if live.parent == root.events_dir else folder
+
+
+def parts_of(root: DataRoot, live: Path) -> list[Path]:
+    """Return the archived parts of the log whose live file is ``live``, by day and number."""
+    folder = archive_folder(root, live)
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and (live.parent == root.events_dir or live.stem == f"day-{match[1]}"):
+            found.append((match[1], int(match[2] or 1), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def archived_days(root: DataRoot, log: str) -> set[str]:
+    """Return the days of which ``log`` ("trades_log", "orders") has archived parts."""
+    folder = root.archive_dir / log
+    if not folder.is_dir():
+        return set()
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return {match[1] for match in matches if match}
+
+
+def archived_symbols(root: DataRoot) -> set[str]:
+    """Return the symbols that have archived state events."""
+    folder = root.archive_dir / "events"
+    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+
+
+def part_info(path: Path) -> PartInfo:
+    """Return what a part says about itself; raises LogReadError for a file that is no such part."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return msgspec.json.decode(metadata[METADATA_KEY], type=PartInfo)
+    except (KeyError, msgspec.MsgspecError, OSError, ValueError) as error:
+        raise LogReadError(f"{path}: not an archived log: {error}") from None
+
+
+def live_parts(root: DataRoot, live: Path, fd: int | None) -> list[tuple[Path, PartInfo]]:
+    """Return the parts that are to be read beside the open live file.
+
+    A crash between writing a part and removing its source leaves both: then the source counts.
+    """
+    parts = [(path, part_info(path)) for path in parts_of(root, live)]
+    return [(path, info) for path, info in parts if fd is None or not begins_with(fd, info.fingerprint)]
+
+
+def read_part(path: Path, info: PartInfo, schema: pl.Schema) -> Iterator[Loaded]:
+    """Yield the rows of a part, a row group at a time; rejects and counts come with the first."""
+    rejects = reject_frame(info.rejects)
+    account = Loaded(schema.to_frame(), rejects, info.lines - info.rows, info.blank, 0)
+    file = pq.ParquetFile(path)
+    groups = file.num_row_groups
+    for group in range(groups):
+        frame = pl.DataFrame(pl.from_arrow(file.read_row_group(group)))
+        frame = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+        yield replace(account, frame=frame, lines=account.lines + frame.height, rows=frame.height)
+        account = Loaded(schema.to_frame())
+    if not groups:
+        yield account
