@@ -4,8 +4,9 @@
 """
 
 from replaylab.sessions.builder import build_replay_session
+from replaylab.sessions.market import market_rows
 from replaylab.sessions.session import Session
 from replaylab.sessions.store import SessionStore
 from replaylab.sessions.tapes import load_books, load_tape
 
-__all__ = ["Session", "SessionStore", "build_replay_session", "load_books", "load_tape"]
+__all__ = ["Session", "SessionStore", "build_replay_session", "load_books", "load_tape", "market_rows"]

@@ -1,0 +1,228 @@
+"""SIM mode: the trading system over imported market data, logging as though it were live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import orjson
+import polars as pl
+
+from replaylab import frames, history
+from replaylab.config import LoggingConfig
+from replaylab.errors import InterlockError, ReplayError
+from replaylab.logging import Logger
+from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot
+from replaylab.sessions import load_books, load_tape, market_rows
+from replaylab.timestamps import iso, to_ns
+from replaylab.trading import TradingSystem
+
+__all__ = ["SimRun", "run_sim"]
+
+Moment = str | datetime
+
+
+def _as_it_is(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame
+
+
+@dataclass(frozen=True)
+class SimRun:
+    """What a simulation logged: ``trades``, ``orders`` and ``events`` are read back from the logs it wrote."""
+
+    root: DataRoot
+    symbols: tuple[str, ...]
+    start: str
+    end: str
+    n_market_events: int
+    unusable: dict[str, int]
+    give: Callable[[pl.DataFrame], Any] = _as_it_is
+
+    @cached_property
+    def trades(self) -> Any:
+        """Closed trades."""
+        return self.give(frames.load_trades(self.root, self.start, self.end, self.symbols).frame)
+
+    @cached_property
+    def orders(self) -> Any:
+        """Orders, sent and come back."""
+        return self.give(frames.load_orders(self.root, self.start, self.end, self.symbols).frame)
+
+    @cached_property
+    def events(self) -> Any:
+        """State events: every signal and every change of state."""
+        return self.give(frames.load_events(self.root, self.symbols, self.start, self.end).frame)
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<b>SIM</b> {', '.join(self.symbols)} · {self.start} to {self.end}<br>"
+            f"{self.n_market_events:,} market events → {len(self.events):,} state events, "
+            f"{len(self.orders):,} order lines, {len(self.trades):,} trades"
+        )
+
+
+def run_sim(
+    root: DataRoot,
+    symbols: Sequence[str] | None = None,
+    start: Moment | None = None,
+    end: Moment | None = None,
+    params: TradingParams | None = None,
+    scoring: ScoringParams | Any | None = None,
+    *,
+    logging: LoggingConfig = LoggingConfig(),  # noqa: B008 - immutable
+    run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
+    overlap: Literal["error", "append"] = "error",
+    progress: bool = False,
+    give: Callable[[pl.DataFrame], Any] = _as_it_is,
+) -> SimRun:
+    """Run the trading system in SIM mode over tape and book, and write the live logs of this root.
+
+    >>> sim = run_sim(DataRoot("data"), ["BTCUSDT"], params=TradingParams(entry_threshold=0.4))  # doctest: +SKIP
+    >>> sim.trades                                                                              # doctest: +SKIP
+
+    ``symbols``: all with market data if not named. ``start``: if not given, where the logs of these symbols end, like
+    a bot that starts again, or the beginning of the tape. ``scoring``: ScoringParams, or a model with ``predict``.
+    A range of which these symbols have logs already is refused, since their signals would stand twice in every
+    session; ``overlap="append"`` allows it. ``give`` turns each table into what the caller wants. Memory is bounded by
+    a piece of the tape.
+
+    Raises ReplayError when there is nothing to simulate, InterlockError in run mode REPLAY, LogWriteError when a
+    line could not be written.
+    """
+    if run_mode == "REPLAY":
+        raise InterlockError("a simulation writes the live logs, which run mode REPLAY forbids")
+    names = _symbols(root, symbols)
+    from_ns, until_ns = _range(root, names, start, end, overlap)
+    params = params or TradingParams()
+    made = scoring if scoring is not None else ScoringParams()
+    with Logger(root, logging) as logger:
+        known = made if isinstance(made, ScoringParams) else None
+        logger.log_trading_params(iso(from_ns), params, known).result()
+        recorder: Any = _Strict(logger)
+        system = TradingSystem(
+            params,
+            recorder=recorder,
+            scoring=made,
+            inject_mode="FULL_DECISION",
+            price_sources={name: _price_source(root, name, from_ns, until_ns) for name in names},
+        )
+        count = 0
+        for index, (ts, kind, symbol, payload) in enumerate(
+            _events(root, names, from_ns, until_ns, progress)
+        ):
+            system.on_event(index, ts, kind, symbol, payload)
+            count = index + 1
+        system.finish()
+    return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable), give)
+
+
+def _range(
+    root: DataRoot, names: Sequence[str], start: Moment | None, end: Moment | None, overlap: str
+) -> tuple[int, int]:
+    """The half-open range to simulate; raises ReplayError when it is empty or has logs already."""
+    first, last = _span(root, names)
+    logged = _last_logged(root, names) if overlap == "error" else None
+    until = last + 1 if end is None else min(to_ns(end), last + 1)
+    begin = to_ns(start) if start is not None else first if logged is None else max(first, logged + 1)
+    if begin >= until:
+        there = f"the logs reach to {iso(logged)}, " if logged is not None else ""
+        raise ReplayError(
+            f"nothing to simulate from {iso(begin)} to {iso(until)}: {there}market data reaches to {iso(last)}. "
+            'Import more, use another data root, or name start= with overlap="append"'
+        )
+    if logged is not None and logged >= begin:
+        raise ReplayError(
+            f"{', '.join(names)}: there are logs up to {iso(logged)} already, and the simulation would begin at "
+            f'{iso(begin)}; use another data root, or overlap="append"'
+        )
+    return begin, until
+
+
+class _Strict:
+    """The logger as a recorder whose every line must be safe before the next event is handled."""
+
+    def __init__(self, logger: Logger) -> None:
+        for name in (
+            "log_state_event",
+            "log_trade",
+            "log_order",
+            "write_risk_snapshot",
+            "write_tpsl_snapshot",
+            "write_execution_snapshot",
+        ):
+            setattr(self, name, self._checked(getattr(logger, name)))
+
+    @staticmethod
+    def _checked(method: Any) -> Any:
+        return lambda *arguments: method(*arguments).result()
+
+
+def _events(
+    root: DataRoot, names: Sequence[str], start: int, end: int, progress: bool
+) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
+    from tqdm.auto import tqdm
+
+    loads = orjson.loads
+    minutes = max(1, (end - start) // 60_000_000_000)
+    with tqdm(total=minutes, unit="min", desc="simulating", disable=not progress) as bar:
+        done = 0
+        for piece in market_rows(root, start, end, names):
+            columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
+            for ts, kind, symbol, payload in zip(*columns, strict=True):
+                yield ts, kind, symbol, loads(payload)
+                if progress and (now := (ts - start) // 60_000_000_000) > done:
+                    bar.update(now - done)
+                    done = now
+
+
+def _symbols(root: DataRoot, symbols: Sequence[str] | None) -> list[str]:
+    there = sorted({*history.symbols(root, "trades"), *history.symbols(root, "book")})
+    for folder in ("trades", "orderbook"):
+        there += [file.stem for file in sorted((root.path / folder).glob("*.json")) if file.stem not in there]
+    if symbols is None:
+        if not there:
+            raise ReplayError(f"{root}: no market data to simulate on; import some with import_history")
+        return sorted(there)
+    missing = sorted(set(symbols) - set(there))
+    if missing or not symbols:
+        raise ReplayError(
+            f"{root}: no market data of {', '.join(missing) or 'no symbol'}; there is {', '.join(there) or 'none'}"
+        )
+    return sorted(set(symbols))
+
+
+def _span(root: DataRoot, names: Sequence[str]) -> tuple[int, int]:
+    """First and last time of all market data of these symbols."""
+    times: list[int] = []
+    for name in names:
+        covered = [history.coverage(root, "trades", name), history.coverage(root, "book", name)]
+        times += [edge for span in covered if span is not None for edge in (span.first, span.last)]
+        if not any(covered):
+            for loaded in (load_tape(root, [name]), load_books(root, [name])):
+                column = loaded.frame["timestamp"].dt.epoch("ns")
+                times += [int(edge) for edge in (column.min(), column.max()) if edge is not None]  # type: ignore[arg-type]
+    if not times:
+        raise ReplayError(f"{root}: the market data of {', '.join(names)} is empty")
+    return min(times), max(times)
+
+
+def _last_logged(root: DataRoot, names: Sequence[str]) -> int | None:
+    latest: int | None = None
+    for name in names:
+        for loaded in frames.scan_event_chunks(root, name):
+            moment = loaded.frame["timestamp"].dt.epoch("ns").max()
+            if isinstance(moment, int):
+                latest = moment if latest is None else max(latest, moment)
+    return latest
+
+
+def _price_source(root: DataRoot, name: str, start: int, end: int) -> str:
+    """Trades make the prices where there are any, else the book: what "auto" chooses for a session."""
+    prints = history.scan_trades(root, name, start, end).filter(~pl.col("off_market")).head(1).collect()
+    if prints.is_empty():
+        prints = load_tape(root, [name], iso(start), iso(end)).frame.filter(~pl.col("off_market"))
+    return "book" if prints.is_empty() else "trade"

@@ -1,0 +1,102 @@
+"""SIM mode writes the live logs as a bot would, once, and never over others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from replaylab import frames
+from replaylab.errors import InterlockError, ReplayError
+from replaylab.importers.synthetic import write_synthetic
+from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot
+from replaylab.replay.sim import run_sim
+
+SCORING = ScoringParams(interval_ms=500)
+PARAMS = TradingParams(entry_threshold=0.3, tp1_pct=0.05, tp2_pct=0.1, sl_pct=0.05)
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("market") / "data"
+    write_synthetic(DataRoot(root), seed=3, hours=0.2)
+    return root
+
+
+@pytest.fixture
+def root(market: Path, tmp_path: Path) -> DataRoot:
+    """A root with twelve minutes of two symbols and no logs."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "history").symlink_to(market / "history", target_is_directory=True)
+    return DataRoot(tmp_path / "data")
+
+
+def test_t3_every_simulated_order_is_in_the_order_log(root: DataRoot) -> None:
+    """T3: orders of a SIM run are in `orders/day-YYYY-MM-DD.jsonl`, each with its NEW and its final line."""
+    sim = run_sim(root, params=PARAMS, scoring=SCORING)
+    assert root.orders("2025-11-18").is_file()
+    orders = frames.load_orders(root).frame
+    assert orders.height == sim.orders.height > 10
+    assert set(orders["mode"]) == {"SIM"}
+    for (_,), lines in orders.sort("line").group_by("client_order_id", maintain_order=True):
+        assert lines["status"].to_list()[0] == "NEW"
+        assert lines["status"].to_list()[1:] in (["FILLED"], ["CANCELED"])
+    entries = orders.filter((pl.col("status") == "FILLED") & ~pl.col("reduce_only"))
+    assert entries.height == sim.trades.height
+
+
+def test_every_signal_is_logged_also_those_that_led_to_nothing(root: DataRoot) -> None:
+    sim = run_sim(root, params=PARAMS.replace(allow_long=False, allow_short=False), scoring=SCORING)
+    assert sim.trades.is_empty()
+    assert sim.events.filter(pl.col("event_type") == "SCORING_UPDATE").height > 500
+
+
+def test_the_parameters_in_force_are_logged(root: DataRoot) -> None:
+    run_sim(root, params=PARAMS, scoring=SCORING)
+    logged = frames.load_trading_params(root).frame.row(0, named=True)
+    assert TradingParams.from_dict(json.loads(logged["params"])) == PARAMS
+
+
+def test_a_second_run_goes_on_where_the_logs_end(root: DataRoot) -> None:
+    """Like a bot that starts again: no signal stands twice."""
+    run_sim(root, end="2025-11-18T10:06:00Z", params=PARAMS, scoring=SCORING)
+    first = frames.load_events(root).frame
+    run_sim(root, params=PARAMS, scoring=SCORING)
+    both = frames.load_events(root).frame
+    assert both.height > first.height
+    signals = both.filter(pl.col("event_type") == "SCORING_UPDATE")
+    assert not signals.select("symbol", "timestamp").is_duplicated().any()
+    with pytest.raises(ReplayError, match="nothing to simulate"):
+        run_sim(root, params=PARAMS, scoring=SCORING)
+
+
+def test_logs_of_the_same_time_are_not_doubled(root: DataRoot) -> None:
+    run_sim(root, params=PARAMS, scoring=SCORING)
+    before = {path: path.read_bytes() for path in root.events_dir.iterdir()}
+    with pytest.raises(ReplayError, match="overlap"):
+        run_sim(root, start="2025-11-18T10:00:00Z", params=PARAMS, scoring=SCORING)
+    assert {path: path.read_bytes() for path in root.events_dir.iterdir()} == before
+
+
+def test_two_runs_on_equal_roots_write_equal_logs(root: DataRoot, tmp_path: Path) -> None:
+    other = DataRoot(tmp_path / "other")
+    other.path.mkdir()
+    (other.path / "history").symlink_to(root.path / "history", target_is_directory=True)
+    for each in (root, other):
+        run_sim(each, params=PARAMS, scoring=SCORING)
+    for name in ("events/BTCUSDT.jsonl", "events/AIUSDT.jsonl", "trades_log/day-2025-11-18.jsonl"):
+        assert (root.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
+def test_a_symbol_without_market_data_is_named(root: DataRoot) -> None:
+    with pytest.raises(ReplayError, match=r"DOGEUSDT.*there is AIUSDT, BTCUSDT"):
+        run_sim(root, ["DOGEUSDT"])
+
+
+def test_replay_mode_forbids_a_simulation(root: DataRoot) -> None:
+    with pytest.raises(InterlockError):
+        run_sim(root, run_mode="REPLAY")
+    assert not root.events_dir.exists()
