@@ -1,0 +1,130 @@
+"""Nothing in trading/ reads the wall clock, files or the environment, and no router trades in a replay."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+
+import replaylab.trading
+from replaylab.errors import ConfigError, InterlockError
+from replaylab.params import TradingParams
+from replaylab.records import ReplayEvent
+from replaylab.timestamps import iso
+from replaylab.trading import OrderRouter, TradingSystem, formulas, resolve_price_sources
+
+FOLDER = Path(replaylab.trading.__file__).parent
+ALLOWED = {
+    "__future__",
+    "bisect",
+    "collections.abc",
+    "dataclasses",
+    "math",
+    "typing",
+    "replaylab.errors",
+    "replaylab.features",
+    "replaylab.features.inputs",
+    "replaylab.params",
+    "replaylab.records",
+    "replaylab.timestamps",
+}
+FORBIDDEN = {"now_ns", "open", "print", "input", "exec", "eval", "__import__"}
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.name)
+def test_trading_imports_only_what_cannot_read_the_world(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            assert {name.name for name in node.names} <= ALLOWED
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert node.module in ALLOWED or str(node.module).startswith("replaylab.trading")
+            assert not {name.name for name in node.names} & FORBIDDEN
+        elif isinstance(node, ast.Name):
+            assert node.id not in FORBIDDEN
+
+
+def test_a_run_does_not_ask_for_the_time(
+    play: Callable[..., Any], random_session: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every clock of the time module broken, a session runs as before."""
+
+    def broken(*_: object) -> float:
+        raise AssertionError("the wall clock was read")
+
+    events = random_session(500)
+    before = play(events, TradingParams(entry_threshold=0.3))
+    for clock in ("time", "time_ns", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, clock, broken)
+    monkeypatch.setattr("replaylab.timestamps.now_ns", broken)
+    after = play(events, TradingParams(entry_threshold=0.3), recorder=kept)
+    monkeypatch.undo()
+    assert after.trades == before.trades != []
+
+
+def test_a_live_router_cannot_be_made_in_a_replay() -> None:
+    with pytest.raises(InterlockError, match="REPLAY"):
+        OrderRouter("LIVE", run_mode="REPLAY")
+    with pytest.raises(InterlockError):
+        TradingSystem(mode="LIVE", run_mode="REPLAY")
+    assert OrderRouter("SIM", run_mode="REPLAY").mode == "SIM"
+    with pytest.raises(ConfigError, match="mode"):
+        OrderRouter("PAPER")
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ConfigError, match="FULL_DECISION"):
+        TradingSystem(inject_mode="FULL")
+    with pytest.raises(ConfigError, match="BTCUSDT"):
+        TradingSystem(price_sources={"BTCUSDT": "trades"})
+    with pytest.raises(ConfigError, match="Did you mean 'trade'"):
+        resolve_price_sources([], "trades")
+
+
+def test_price_sources_are_chosen_by_usable_events_only() -> None:
+    one_sided = {"bids": [[1.0, 1.0]], "asks": []}
+    events: list[Any] = [
+        ("MARKET_TRADE", "A", {"price": "1"}),
+        ("MARKET_BOOK", "A", {"bids": [[1.0, 1.0]], "asks": [[2.0, 1.0]]}),
+        ("MARKET_BOOK", "B", one_sided),
+        ("SCORING_UPDATE", "B", {"score": 1.0, "price": 3.0}),
+        ("MARKET_BOOK", "C", one_sided),
+        ("MARKET_TRADE", "D", {"price": 2.0, "offMarket": True}),
+        ("SCORING_UPDATE", "E", {"price": 3.0}),
+        ("MARKET_TRADE", "E", {"price": 2}),
+    ]
+    assert resolve_price_sources(events) == {"A": "book", "B": "score", "E": "trade"}
+    assert resolve_price_sources(events, {"A": "score"})["A"] == "score"
+    assert resolve_price_sources(events, "book") == dict.fromkeys("ABCDE", "book")
+
+
+def test_records_and_events_are_the_same_way_in(random_session: Any) -> None:
+    events = random_session(500)
+    sources = resolve_price_sources([(kind, symbol, payload) for _, kind, symbol, payload in events])
+    by_record = TradingSystem(TradingParams(entry_threshold=0.3), price_sources=sources)
+    by_event = TradingSystem(TradingParams(entry_threshold=0.3), price_sources=sources)
+    for index, (ts, kind, symbol, payload) in enumerate(events):
+        by_record.handle_event(ReplayEvent(timestamp=iso(ts), type=kind, symbol=symbol, payload=payload))
+        by_event.on_event(index, ts, kind, symbol, payload)
+    by_record.finish()
+    by_event.finish()
+    assert by_record.trades == by_event.trades != []
+
+
+@pytest.mark.parametrize("name", formulas.__all__)
+def test_formulas_compile_and_give_the_same_bits(name: str) -> None:
+    """Each scalar function compiled by numba returns what Python returns, value and type."""
+    function = getattr(formulas, name)
+    compiled = numba.njit(function)
+    count = function.__code__.co_argcount
+    for step in range(50):
+        values: list[Any] = [0.1 + ((step + 1) * 7919 * (place + 3)) % 1000 / 7.3 for place in range(count)]
+        if name == "duration_seconds":
+            values = [int(value * 1e15) for value in values]
+        expected, found = function(*values), compiled(*values)
+        assert (expected, type(expected)) == (found, type(found))
