@@ -1,0 +1,17 @@
+"""Run thousands of parameter sets over a session at once, by the rules of ``docs/model.md``.
+
+::
+
+    from replaylab.sweep import sweep, backtest
+
+    result = sweep(session, {"entry_threshold": [0.5, 0.6], "sl_pct": [0.1, 0.2, 0.3]})
+    result.best(5)
+"""
+
+from replaylab.sweep.engine import backtest, sweep
+from replaylab.sweep.grid import make_grid, sample
+from replaylab.sweep.result import Backtest, SweepResult
+from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.warm import warm_up
+
+__all__ = ["Backtest", "SweepResult", "Tape", "backtest", "make_grid", "pack", "sample", "sweep", "warm_up"]

@@ -1,0 +1,253 @@
+"""Grids: which combinations of parameters a sweep runs.
+
+::
+
+    make_grid({"entry_threshold": [0.5, 0.6], "max_hold_s": [None, 60.0]})      # product; the last axis varies fastest
+    make_grid(pl.DataFrame({"tp1_pct": [0.1, 0.2], "sl_pct": [0.3, 0.1]}))      # a row per combination
+    make_grid(sample({"tp1_pct": (0.05, 0.5), "sl_pct": (0.05, 0.5)}, 4096))    # Sobol points in ranges
+
+``None`` switches a rule off where the parameter allows it. A regime set is a list of names, or one text with ``|``
+between the names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from replaylab.errors import ConfigError, SweepError, did_you_mean
+from replaylab.params import TradingParams
+from replaylab.sweep.rules import PARAMS
+from replaylab.trading.formulas import milliseconds_to_ns, seconds_to_ns
+
+__all__ = ["Grid", "make_grid", "sample"]
+
+Array = npt.NDArray[Any]
+FIELDS = TradingParams.__struct_fields__
+_WHOLE = ("max_open_positions", "max_trades_per_day")
+_TIMES = {"cooldown_s": "cooldown_ns", "max_hold_s": "max_hold_ns", "latency_ms": "latency_ns"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Combinations: ``axes[name]`` are an axis's values, ``codes[name][row]`` which of them a row has.
+
+    ``left_out`` counts contradictory combinations by what contradicts.
+    """
+
+    axes: dict[str, list[Any]]
+    codes: dict[str, Array]
+    rows: int
+    left_out: dict[str, int]
+
+    def columns(self) -> dict[str, pl.Series]:
+        """Return the columns of the grid for a result frame; a regime set as one text with ``|``."""
+        columns = {}
+        for name, values in self.axes.items():
+            if name == "allowed_regimes":
+                values = [None if value is None else "|".join(value) for value in values]
+            dtype = pl.String if name == "allowed_regimes" else pl.Boolean if name in _FLAGS else pl.Float64
+            series = pl.Series(name, values, dtype=pl.Int64 if name in _WHOLE else dtype)
+            columns[name] = series.gather(pl.Series(self.codes[name]))
+        return columns
+
+    def params_of(self, row: int, base: TradingParams) -> TradingParams:
+        """Return the full parameters of one combination."""
+        return base.replace(**{name: values[self.codes[name][row]] for name, values in self.axes.items()})
+
+    def regime_sets(self, base: TradingParams) -> list[tuple[str, ...] | None]:
+        """Return the regime sets that occur; ``pack`` numbers them in this order."""
+        values: list[tuple[str, ...] | None] = self.axes.get("allowed_regimes", [base.allowed_regimes])
+        return values
+
+    def pack(self, base: TradingParams) -> Array:
+        """Return a PARAMS row per combination."""
+        packed = np.zeros(self.rows, dtype=PARAMS)
+        for name in FIELDS:
+            values = self.axes.get(name, [getattr(base, name)])
+            codes = self.codes.get(name)
+            column, numbers = _numbers(name, values)
+            packed[column] = numbers[0] if codes is None else numbers[codes]
+        filters = packed[["allow_long", "allow_short", "regime_set"]]
+        packed["filter"] = np.unique(filters, return_inverse=True)[1]
+        return packed
+
+
+_FLAGS = ("allow_long", "allow_short")
+
+
+def _numbers(name: str, values: Sequence[Any]) -> tuple[str, Array]:
+    """The PARAMS column of a field and its values in that form."""
+    if name == "allowed_regimes":
+        return "regime_set", np.array([-1 if value is None else k for k, value in enumerate(values)])
+    if name in _TIMES:
+        to_ns = milliseconds_to_ns if name == "latency_ms" else seconds_to_ns
+        return _TIMES[name], np.array([-1 if value is None else to_ns(value) for value in values])
+    if name in _WHOLE:
+        # A limit beyond 64 bits is no limit.
+        return name, np.array([-1 if value is None else min(value, 2**62) for value in values])
+    return name, np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:
+    """Return the combinations of a mapping (product), a polars or pandas DataFrame (a row each), or a ``Grid``.
+
+    Raises SweepError for an unknown axis (with the closest name), an empty axis or a value that ``TradingParams``
+    refuses. Combinations with tp2_pct < tp1_pct are left out with a warning that counts them.
+    """
+    base = base or TradingParams()
+    if isinstance(grid, Grid):
+        return grid
+    if isinstance(grid, Mapping):
+        axes = {name: _values(name, values) for name, values in _named(grid).items()}
+        codes = _product({name: len(values) for name, values in axes.items()})
+        rows = int(np.prod([len(values) for values in axes.values()], dtype=np.int64))
+    else:
+        frame = grid if isinstance(grid, pl.DataFrame) else _from_pandas(grid)
+        _named(dict.fromkeys(frame.columns))
+        axes, codes, rows = {}, {}, frame.height
+        for name in frame.columns:
+            axes[name], codes[name] = _column(name, frame[name])
+        if rows == 0:
+            raise SweepError("the grid has no rows")
+    return _without_contradictions(axes, codes, rows, base)
+
+
+def sample(
+    ranges: Mapping[str, Any], n: int, method: str = "sobol", seed: int | None = 0, log: Sequence[str] = ()
+) -> pl.DataFrame:
+    """Return ``n`` combinations drawn from ranges: a DataFrame to sweep.
+
+    >>> sample({"tp1_pct": (0.1, 0.5), "max_hold_s": [None, 60.0]}, 4).shape
+    (4, 2)
+
+    A tuple of two numbers is a range, a list is a choice. ``method``: "sobol" (SciPy's scrambled points, which fill
+    many dimensions evenly; a power of two is best) or "random". Axes named in ``log`` are drawn evenly in the
+    logarithm. The same seed gives the same rows.
+    """
+    from scipy.stats import qmc
+
+    _named(ranges)
+    if n < 1 or method not in ("sobol", "random"):
+        raise SweepError(f"expected n ≥ 1 and method sobol or random, found {n} and {method!r}")
+    generator = np.random.default_rng(seed)
+    if method == "sobol":
+        engine = qmc.Sobol(len(ranges), rng=generator)
+        points = engine.random_base2(max(0, int(n - 1).bit_length()))[:n]
+    else:
+        points = generator.random((n, len(ranges)))
+    columns = []
+    for k, (name, wish) in enumerate(ranges.items()):
+        u = points[:, k]
+        if isinstance(wish, tuple) and len(wish) == 2 and all(isinstance(x, (int, float)) for x in wish):
+            low, high = float(wish[0]), float(wish[1])
+            if not low <= high or (name in log and low <= 0):
+                raise SweepError(f"{name}: expected a range (low, high), above 0 in log, found {wish!r}")
+            drawn = low * (high / low) ** u if name in log else low + (high - low) * u
+            columns.append(pl.Series(name, np.rint(drawn).astype(np.int64) if name in _WHOLE else drawn))
+        else:
+            choices = _values(name, wish)
+            codes = np.minimum((u * len(choices)).astype(np.int64), len(choices) - 1)
+            texts = name == "allowed_regimes"
+            shown = ["|".join(c) if texts and c is not None else c for c in choices]
+            columns.append(pl.Series(name, shown).gather(pl.Series(codes)))
+    return pl.DataFrame(columns)
+
+
+def _named(grid: Mapping[Any, Any]) -> Mapping[str, Any]:
+    for name in grid:
+        if name not in FIELDS:
+            raise SweepError(
+                f"the grid has an axis {name!r}, which is no parameter.{did_you_mean(str(name), FIELDS)}"
+            )
+    return grid
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """An axis's values, each checked as TradingParams would."""
+    if values is None or isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        values = [values]
+    listed = list(values.tolist() if hasattr(values, "tolist") else values)
+    if not listed:
+        raise SweepError(f"{name}: the axis has no values")
+    return [_checked(name, value) for value in listed]
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "allowed_regimes" and isinstance(value, str):
+        value = [part for part in value.split("|") if part]
+    # The other target is put out of the way: what contradicts what is looked at over whole combinations.
+    partner = {"tp1_pct": {"tp2_pct": 1e300}, "tp2_pct": {"tp1_pct": 0.0}}.get(name, {})
+    try:
+        return getattr(TradingParams(**{**partner, name: value}), name)
+    except ConfigError as error:
+        raise SweepError(f"grid: {error}") from None
+
+
+def _column(name: str, column: pl.Series) -> tuple[list[Any], Array]:
+    """Distinct values of a grid's column, and each row's code."""
+    if column.dtype == pl.List:
+        texts = [None if value is None else "|".join(value) for value in column.to_list()]
+        column = pl.Series(name, texts, dtype=pl.String)
+    distinct = column.unique(maintain_order=True)
+    codes = column.replace_strict(distinct, pl.Series(range(len(distinct))), return_dtype=pl.Int32).to_numpy()
+    if distinct.dtype.is_float() and len(distinct) > 1000:
+        # Every field's bounds are an interval: the ends decide for all that lies between.
+        numbers = distinct.drop_nulls()
+        for value in (numbers.min(), numbers.max(), *([None] if distinct.null_count() else [])):
+            _checked(name, value)
+        if not bool(numbers.is_finite().all()) or name in _WHOLE:
+            return [_checked(name, value) for value in distinct.to_list()], codes
+        return distinct.cast(pl.Float64).to_list(), codes
+    return [_checked(name, value) for value in distinct.to_list()], codes
+
+
+def _product(sizes: Mapping[str, int]) -> dict[str, Array]:
+    total = int(np.prod(list(sizes.values()), dtype=np.int64))
+    codes, repeat = {}, total
+    for name, size in sizes.items():
+        repeat //= size
+        codes[name] = np.resize(np.repeat(np.arange(size, dtype=np.int32), repeat), total)
+    return codes
+
+
+def _from_pandas(grid: Any) -> pl.DataFrame:
+    if not hasattr(grid, "columns"):
+        raise SweepError(
+            f"a grid is a mapping of parameter names to values, or a DataFrame with a row per combination; "
+            f"found {type(grid).__name__}"
+        )
+    frame: pl.DataFrame = pl.from_pandas(grid)
+    return frame
+
+
+def _without_contradictions(
+    axes: dict[str, list[Any]], codes: dict[str, Array], rows: int, base: TradingParams
+) -> Grid:
+    target: dict[str, Any] = {}
+    for name in ("tp1_pct", "tp2_pct"):
+        if name in axes:
+            target[name] = np.array(axes[name], dtype=np.float64)[codes[name]]
+        else:
+            target[name] = getattr(base, name)
+    wrong = np.broadcast_to(target["tp2_pct"] < target["tp1_pct"], rows)
+    count = int(wrong.sum())
+    if count == 0:
+        return Grid(axes, codes, rows, {})
+    if count == rows:
+        raise SweepError(f"all {rows:,} combinations have tp2_pct < tp1_pct: nothing is left to run")
+    warnings.warn(
+        f"{count:,} of {rows:,} combinations have tp2_pct < tp1_pct and are left out",
+        UserWarning,
+        stacklevel=4,
+    )
+    kept = np.flatnonzero(~wrong)
+    return Grid(
+        axes, {name: code[kept] for name, code in codes.items()}, len(kept), {"tp2_pct < tp1_pct": count}
+    )

@@ -1,0 +1,44 @@
+"""Compile the kernels ahead of time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replaylab.barriers.compiled import one_at_a_time
+from replaylab.params import TradingParams
+from replaylab.sweep.tape import Tape, TapeArrays
+from replaylab.sweep.trades import trades_of
+
+__all__ = ["warm_up"]
+
+
+def warm_up() -> None:
+    """Compile all kernels, or load them when that was done before: the first sweep then does not wait.
+
+    >>> warm_up()
+
+    Once per installation and version; some ten seconds. Processes that do it at the same time wait for each other.
+    """
+    with one_at_a_time():
+        trades_of(_tiny_tape(), TradingParams())
+
+
+def _tiny_tape() -> Tape:
+    i4, i8, f8 = np.int32, np.int64, np.float64
+    arrays = TapeArrays(
+        price=np.array([100.0, 101.0], f8),
+        price_ts=np.array([1, 3], i8),
+        price_index=np.array([0, 2], i4),
+        price_from=np.array([0, 2], i8),
+        score=np.array([1.0], f8),
+        score_ts=np.array([2], i8),
+        score_index=np.array([1], i4),
+        score_regime=np.array([-1], i4),
+        score_blocked=np.array([0], np.uint8),
+        score_from=np.array([0, 1], i8),
+        force_ts=np.empty(0, i8),
+        force_index=np.empty(0, i4),
+        force_from=np.array([0, 0], i8),
+        order=np.array([0, 1, 0], i4),
+    )
+    return Tape(("A",), (), ("trade",), 3, **arrays._asdict())
