@@ -47,7 +47,7 @@ types: $(VENV)/develop
 	$(BIN)/mypy
 
 unit: $(VENV)/develop
-	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup
+	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup --doctest-modules replaylab tests
 
 notebooks: $(VENV)/develop
 	$(BIN)/pytest --nbmake --nbmake-timeout=180 -n auto notebooks

@@ -1,0 +1,53 @@
+"""What the documents show works, and the notebooks stay as they should."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def python_blocks(path: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_the_tour_runs_as_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block of the page, one after another, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    code = python_blocks(REPOSITORY / name)
+    assert "Lab.sample()" in code
+    exec(compile(code, name, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_thin_and_without_outputs(path: Path) -> None:
+    """At most 15 code cells, no outputs, no execution counts, and parameters at the top where there are any."""
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) <= 15
+    for cell in code:
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        assert len(cell["source"]) <= 25, "logic belongs into the package"
+    if path.stem != "00_start_here":
+        assert "parameters" in code[0]["metadata"].get("tags", [])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_notebook_is_linked_from_the_landing_page() -> None:
+    landing = (REPOSITORY / "notebooks" / "00_start_here.ipynb").read_text()
+    for path in NOTEBOOKS:
+        if path.stem != "00_start_here":
+            assert path.name in landing
