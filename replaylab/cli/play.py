@@ -155,12 +155,14 @@ def status(
 
     replaylab status --json
     """
-    lab = open_lab(data)
-    now = lab.replay_status()
+    from replaylab.replay.status import read_status
+
+    root = open_lab(data).root
+    now = read_status(root)
     while watch and now.running:
         _show(now, as_json=json)
         time.sleep(1.0)
-        now = lab.replay_status()
+        now = read_status(root)
     _show(now, as_json=json)
 
 
@@ -182,7 +184,9 @@ def stop(data: Data = None, json: Json = False) -> None:
 
     replaylab stop
     """
-    success, message = open_lab(data).stop_replay()
+    from replaylab.replay.status import stop_replay
+
+    success, message = stop_replay(open_lab(data).root)
     if json:
         print_json({"success": success, "message": message})
     elif success:

@@ -44,7 +44,7 @@ def demo(
     """
     from replaylab import demo as story
 
-    summary = story.run(output)
+    summary = story.run(output, say=None if json else say)
     if json:
         print_json(summary)
 
