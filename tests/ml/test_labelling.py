@@ -1,0 +1,254 @@
+"""Triple-barrier labels against a plain loop, against the trading model, and on prefixes of a session."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaylab.errors import DatasetError
+from replaylab.ml.labelling import labels
+from replaylab.params import TradingParams
+from tests import oracle
+from tests.ml.sessions import SECOND, START, FakeSession, random_rows, score, session, trade
+
+
+def slow(
+    data: FakeSession, tp: float | None, sl: float | None, hold: float | None, side: str
+) -> list[dict[str, Any]]:
+    """One decision after the other, one price after the other: the explanation of the fast one."""
+    events = [
+        (ts, kind, symbol, orjson.loads(payload))
+        for ts, kind, symbol, payload in zip(
+            data.events["timestamp"].dt.timestamp("ns"),
+            *(data.events[c] for c in ("type", "symbol", "payload")),
+            strict=True,
+        )
+    ]
+    found = []
+    for k, (_, kind, symbol, payload) in enumerate(events):
+        if kind != "SCORING_UPDATE":
+            continue
+        direction = {"long": 1, "short": -1, "score": int(np.sign(payload["score"]))}[side]
+        prices = [
+            (t, i, p["price"]) for i, (t, n, s, p) in enumerate(events) if n == "MARKET_TRADE" and s == symbol
+        ]
+        later = [row for row in prices if row[1] > k]
+        row: dict[str, Any] = {"event_index": k, "label": None, "ret": None, "t_end": None, "barrier": None}
+        if later and direction:
+            entry_ts, entry_index, entry = later[0]
+            for t, i, p in prices:
+                if i <= entry_index:
+                    continue
+                barrier = None
+                if sl is not None and direction * (p - entry * (1 - direction * sl / 100)) <= 0:
+                    barrier, label = "SL", -1
+                elif tp is not None and direction * (p - entry * (1 + direction * tp / 100)) >= 0:
+                    barrier, label = "TP", 1
+                elif hold is not None and t - entry_ts >= hold * 1e9:
+                    barrier, label = "TIME", 0
+                if barrier:
+                    row |= {
+                        "label": label,
+                        "barrier": barrier,
+                        "t_end": t,
+                        "ret": direction * (p - entry) / entry,
+                    }
+                    break
+        found.append(row)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.integers(5, 120),
+    st.sampled_from(["long", "short", "score"]),
+    st.sampled_from([0.0, 0.05, 0.1, 0.25, None]),
+    st.sampled_from([0.0, 0.05, 0.1, 0.25, None]),
+    st.sampled_from([0.0, 0.25, 2.0, 10.0, None]),
+)
+def test_labels_equal_the_plain_loop(
+    seed: int, count: int, side: str, tp: float | None, sl: float | None, hold: float | None
+) -> None:
+    data = session([*random_rows(seed, count, ("BTCUSDT", "ETHUSDT")), trade(START + 10**12, 100.0)])
+    found = labels(data, tp, sl, hold, side=side, price_source="trade")
+    wanted = slow(data, tp, sl, hold, side)
+    assert found["event_index"].to_list() == [row["event_index"] for row in wanted]
+    for name in ("label", "barrier", "ret"):
+        assert found[name].to_list() == [row[name] for row in wanted], name
+    assert found["t_end"].dt.timestamp("ns").to_list() == [row["t_end"] for row in wanted]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(20, 120), st.data())
+def test_many_settings_at_once_are_each_alone(seed: int, count: int, data: st.DataObject) -> None:
+    """Shared searches change nothing: each setting's rows are those of a call with it alone."""
+    events = session(random_rows(seed, count))
+    tp = data.draw(st.lists(st.sampled_from([0.05, 0.1, 0.3, None]), min_size=1, max_size=3))
+    sl = data.draw(st.lists(st.sampled_from([0.05, 0.2, None]), min_size=1, max_size=2))
+    hold = data.draw(st.lists(st.sampled_from([0.5, 5.0, None]), min_size=1, max_size=3, unique=True))
+    together = labels(events, tp, sl, hold, side="score", weights=False)
+    alone = [labels(events, a, b, c, side="score", weights=False) for a in tp for b in sl for c in hold]
+    count = len(alone)
+    assert together.height == count * alone[0].height
+    for number, one in enumerate(alone):
+        assert together.gather_every(count, number).equals(one, null_equal=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(20, 100), st.data())
+def test_a_label_of_a_prefix_never_changes(seed: int, count: int, data: st.DataObject) -> None:
+    """What is decided within a prefix stays as it is when events follow; what is not is null there."""
+    whole = session(random_rows(seed, count))
+    cut = data.draw(st.integers(1, count))
+    full = labels(whole, 0.1, 0.1, 3.0, price_source="trade", weights=False)
+    part = labels(whole.prefix(cut), 0.1, 0.1, 3.0, price_source="trade", weights=False)
+    decided = part.drop_nulls("label")
+    assert decided.equals(full.head(part.height).filter(part["label"].is_not_null()))
+    ends = full.head(part.height).filter(part["label"].is_null())["t_end"].dt.timestamp("ns")
+    last = int(part["t_start"].dt.timestamp("ns").max() or 0) if part.height else 0
+    assert all(end is None or end >= last for end in ends)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.05, 0.1, 0.3]),
+    st.sampled_from([0.0, 0.05, 0.2]),
+    st.sampled_from([None, 2.0]),
+    st.sampled_from([0.0, 300.0]),
+)
+def test_with_costs_a_label_is_the_trade_that_the_model_makes(
+    seed: int, tp: float, sl: float, hold: float | None, latency: float
+) -> None:
+    """For every trade of the slow model with one target: same end, same barrier, return = PnL on the notional."""
+    rows = random_rows(seed, 150)
+    params = TradingParams(
+        entry_threshold=0.1,
+        tp1_fraction=0.0,
+        tp1_pct=0.0,
+        tp2_pct=tp,
+        sl_pct=sl,
+        max_hold_s=hold,
+        latency_ms=latency,
+        slippage_bps=2.0,
+    )
+    model = oracle.run(rows, params, price_source="trade")
+    frame = labels(session(rows), tp, sl, hold, side="score", costs=params, price_source="trade")
+    names = {"TP2": "TP", "STOP_LOSS": "SL", "TIMEOUT": "TIME"}
+    for made in model.trades:
+        same = frame.filter(pl.col("entry_time").dt.timestamp("ns") == made["entry_ts"])
+        same = same.filter(pl.col("side") == (1 if made["side"] == "LONG" else -1))
+        same = same.filter((pl.col("entry_price") - made["entry_price"]).abs() < 1e-9)
+        if made["reason"] == "SESSION_END":
+            assert same["label"].null_count() > 0
+            continue
+        ret = made["realized_pnl"] / (made["entry_price"] * made["qty"])
+        hits = same.filter((pl.col("ret") - ret).abs() < 1e-12)
+        assert hits.height
+        assert hits["barrier"][0] == names[made["reason"]]
+        assert hits["t_end"].dt.timestamp("ns")[0] == made["exit_ts"]
+
+
+def test_hand_worked_labels() -> None:
+    """Entry 100 after the decision. +0.2 % at 2 s: target. With a tighter target of 0.1 % at 1 s. Time at 5 s."""
+    rows = [score(START, 0.5)] + [
+        trade(START + s * SECOND, p) for s, p in ((0, 100.0), (1, 100.1), (2, 100.2), (5, 99.9), (9, 99.8))
+    ]
+    found = labels(session(rows), [0.1, 0.2, 1.0], 0.15, [5.0])
+    assert found["barrier"].to_list() == ["TP", "TP", "TIME"]
+    assert found["label"].to_list() == [1, 1, 0]
+    assert [(t - START) // SECOND for t in found["t_end"].dt.timestamp("ns")] == [1, 2, 5]
+    assert found["ret"].to_list() == pytest.approx([0.001, 0.002, -0.001])
+    assert labels(session(rows), 1.0, 1.0, 5.0, time_label="sign")["label"].to_list() == [-1]
+
+
+def test_costs_of_a_hand_worked_label() -> None:
+    """No slippage: a target of 1 % pays 5 + 2·1.01 bps; a stop at 98 pays 5 + 5·0.98 bps."""
+    params = TradingParams(taker_fee_bps=5, maker_fee_bps=2, slippage_bps=0)
+    up = session([score(START, 1.0), trade(START, 100.0), trade(START + SECOND, 103.0)])
+    assert labels(up, 1.0, 1.0, costs=params)["ret"][0] == pytest.approx(0.01 - 5e-4 - 2e-4 * 1.01)
+    down = session([score(START, 1.0), trade(START, 100.0), trade(START + SECOND, 98.0)])
+    assert labels(down, 1.0, 1.0, costs=params)["ret"][0] == pytest.approx(-0.02 - 5e-4 - 5e-4 * 0.98)
+
+
+def test_what_needs_data_after_the_end_is_null() -> None:
+    rows = [score(START, 0.5), trade(START, 100.0), trade(START + SECOND, 100.0), score(START + SECOND, 0.5)]
+    found = labels(session(rows))
+    assert found["label"].to_list() == [None, None]
+    assert found["t_end"].null_count() == 2
+    assert found["entry_time"].null_count() == 1
+    assert found["uniqueness"].null_count() == 2
+
+
+def test_a_decision_at_a_shared_timestamp_enters_behind_itself() -> None:
+    """The session's order breaks the tie: the trade before the score is known, the one after it is the entry."""
+    rows = [trade(START, 100.0), score(START, 0.5), trade(START, 101.0), trade(START + SECOND, 102.0)]
+    assert labels(session(rows), 0.5, 0.5)["entry_price"].to_list() == [101.0]
+
+
+def test_decision_times_of_a_frame() -> None:
+    """Without event_index only what lies strictly before is known, so a trade of the same time is the entry."""
+    rows = [trade(START, 100.0), trade(START + SECOND, 101.0), trade(START + 2 * SECOND, 102.0)]
+    at = pl.DataFrame({"timestamp": [START + SECOND], "symbol": ["BTCUSDT"]}).with_columns(
+        pl.col("timestamp").cast(pl.Datetime("ns", "UTC"))
+    )
+    data = session(rows)
+    assert labels(data, 0.5, 0.5, at=at)["entry_price"].to_list() == [101.0]
+    assert labels(data, 0.5, 0.5, at=at.with_columns(event_index=1))["entry_price"].to_list() == [102.0]
+    with pytest.raises(DatasetError, match="of this session"):
+        labels(data, at=at.with_columns(event_index=2))
+
+
+def test_the_side_of_the_score_and_its_absence() -> None:
+    rows = [
+        score(START, -0.5),
+        score(START, 0.0),
+        (START, "SCORING_UPDATE", "BTCUSDT", {"score": 0.5, "side": "SHORT"}),
+    ]
+    rows += [trade(START, 100.0), trade(START + SECOND, 99.0)]
+    found = labels(session(rows), 0.5, 0.5, side="score")
+    assert found["side"].to_list() == [-1, 0, -1]
+    assert found["label"].to_list() == [1, None, 1]
+    assert found["ret"][0] == pytest.approx(0.01)
+
+
+def test_weights_are_per_symbol() -> None:
+    """Two labels at the same time on two symbols do not share prices."""
+    rows = []
+    for name in ("AIUSDT", "BTCUSDT"):
+        rows += [score(START, 1.0, name), trade(START, 100.0, name)]
+    rows += [trade(START + SECOND, 101.0, "AIUSDT"), trade(START + SECOND, 99.0, "BTCUSDT")]
+    found = labels(session(rows), 0.5, 0.5)
+    assert found["uniqueness"].to_list() == [1.0, 1.0]
+    assert found["label"].to_list() == [1, -1]
+
+
+def test_no_decisions_and_no_prices() -> None:
+    assert labels(session([trade(START, 1.0)])).height == 0
+    found = labels(session([score(START, 1.0)]))
+    assert found["label"].to_list() == [None]
+    assert math.isclose(found["tp_pct"][0], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"side": "both"}, "side must be"),
+        ({"tp_pct": -1.0}, "tp_pct"),
+        ({"tp_pct": float("nan")}, "tp_pct"),
+        ({"at": "minutes"}, "'scoring' or a frame"),
+        ({"price_source": "trades"}, "Did you mean 'trade'"),
+        ({"time_label": "none"}, "time_label"),
+    ],
+)
+def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        labels(session([score(START, 1.0)]), **options)
