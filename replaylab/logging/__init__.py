@@ -4,7 +4,9 @@
 """
 
 from replaylab.logging.handles import Handle
+from replaylab.logging.health import LogStats
 from replaylab.logging.logger import Logger
+from replaylab.logging.stream_types import StreamType
 from replaylab.logging.streams import FileStreamManager, rotate_lock, write_atomic
 
-__all__ = ["FileStreamManager", "Handle", "Logger", "rotate_lock", "write_atomic"]
+__all__ = ["FileStreamManager", "Handle", "LogStats", "Logger", "StreamType", "rotate_lock", "write_atomic"]

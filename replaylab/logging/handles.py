@@ -7,7 +7,7 @@ from typing import Any
 
 from replaylab.errors import LogWriteError
 
-__all__ = ["DONE", "DoneHandle", "Handle"]
+__all__ = ["DONE", "DoneHandle", "Handle", "fresh_error"]
 
 
 class Handle:
@@ -44,7 +44,7 @@ class DoneHandle(Handle):
 
     def result(self, timeout: float | None = None) -> None:
         if self._error is not None:
-            raise self._error
+            raise fresh_error(self._error)
 
     def done(self) -> bool:
         return True
@@ -56,3 +56,8 @@ class DoneHandle(Handle):
 
 # One for all lines that were written at once: a line costs no allocation.
 DONE = DoneHandle()
+
+
+def fresh_error(error: LogWriteError) -> LogWriteError:
+    """Return a copy to raise: several callers may wait for one failure, and each adds its own traceback."""
+    return LogWriteError(error.errno, error.strerror, error.filename)

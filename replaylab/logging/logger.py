@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,10 +15,13 @@ import orjson
 from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, LogWriteError, RecordError
 from replaylab.logging.disk import Disk
+from replaylab.logging.group import GroupWriter, write_error
 from replaylab.logging.handles import DONE, DoneHandle, Handle
+from replaylab.logging.health import LOW_DISK_BYTES, LogStats, Troubles, judge
 from replaylab.logging.redaction import Redactor
+from replaylab.logging.stream_types import StreamType
 from replaylab.logging.streams import FileStreamManager
-from replaylab.params import TradingParams
+from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import (
     ExecutionSnapshot,
@@ -26,17 +31,19 @@ from replaylab.records import (
     ReplayEvent,
     ReplayManifest,
     RiskSnapshot,
+    ServiceHealth,
     StateEvent,
     TpslSnapshot,
     TradeLogRecord,
     encode_record,
 )
 from replaylab.records.base import check_timestamp
-from replaylab.timestamps import date_key, parse_ns
+from replaylab.timestamps import date_key, iso, parse_ns
 
 __all__ = ["Logger"]
 
 Plain = Mapping[str, Any]
+_WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
 
 class Logger:
@@ -69,19 +76,40 @@ class Logger:
         self._locked = run_mode == "REPLAY" and not replay_run
         self._redactor = Redactor(config.redact)
         self._event_paths: dict[str, str] = {}
+        self._troubles = Troubles(self.root)
+        self._writer: GroupWriter | None = None
+        if config.queue or config.durability == "fsync":
+            self._writer = GroupWriter(
+                self.streams,
+                sync=config.durability == "fsync",
+                size=config.queue_size,
+                max_delay_s=config.max_delay_ms / 1000,
+                overflow=config.overflow,
+                extra_lines=self._troubles.lines_to_tell,
+                report=self._troubles.report,
+            )
 
     def log_state_event(self, symbol: str, event: StateEvent | Plain) -> Handle:
         """Append to ``events/<symbol>.jsonl``."""
-        line = self._encode(StateEvent, event)
-        self._check_live("log_state_event")
-        found = event.symbol if isinstance(event, StateEvent) else event["symbol"]
+        # The busiest method: the parts of _encode that it needs, without the calls.
+        line = encode_record(StateEvent, event)
+        if isinstance(event, StateEvent):
+            found = event.symbol
+            secret = self._redactor.has_secret(event.extra) or bool(event.unknown_fields)
+        else:
+            found = event["symbol"]
+            secret = self._redactor.has_secret(event)
+        if secret:
+            line = self._redact(line)
+        if self._locked:
+            self._check_live("log_state_event")
         if found != symbol:
             raise RecordError(
                 f"StateEvent.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
                 field="symbol",
             )
         path = self._event_paths.get(symbol) or self._event_path(symbol)
-        return self._append(path, line)
+        return self._append(StreamType.STATE_EVENT, path, line)
 
     def log_trade(self, record: TradeLogRecord | Plain) -> Handle:
         """Append a closed trade to ``trades_log/day-<dateKey>.jsonl``.
@@ -93,24 +121,30 @@ class Logger:
         line = self._encode(TradeLogRecord, record)
         self._check_live("log_trade")
         day = record.date_key if isinstance(record, TradeLogRecord) else record["dateKey"]
-        return self._append(os.fspath(self.root.trades_log(day)), line)
+        return self._append(StreamType.TRADE_LOG, os.fspath(self.root.trades_log(day)), line)
 
     def log_order(self, record: OrderLogRecord | Plain) -> Handle:
         """Append an order to ``orders/day-<UTC day of its timestamp>.jsonl``."""
         line = self._encode(OrderLogRecord, record)
         self._check_live("log_order")
         timestamp = record.timestamp if isinstance(record, OrderLogRecord) else record["timestamp"]
-        return self._append(os.fspath(self.root.orders(_utc_day(timestamp))), line)
+        return self._append(StreamType.ORDER_LOG, os.fspath(self.root.orders(_utc_day(timestamp))), line)
 
-    def log_trading_params(self, timestamp: str, params: TradingParams) -> Handle:
-        """Append the parameters in force from ``timestamp`` on to ``system/trading_params.jsonl``."""
+    def log_trading_params(
+        self, timestamp: str, params: TradingParams, scoring: ScoringParams | None = None
+    ) -> Handle:
+        """Append the parameters in force from ``timestamp`` on to ``system/trading_params.jsonl``.
+
+        A session takes them as its recorded parameters; ``scoring`` where the scores are replaylab's own.
+        """
         self._check_live("log_trading_params")
         try:
             check_timestamp(timestamp)
         except (TypeError, ValueError) as error:
             raise RecordError(str(error), field="timestamp") from None
-        line = orjson.dumps({"timestamp": timestamp, "params": params.to_dict()})
-        return self._append(os.fspath(self.root.trading_params), line)
+        record = {"timestamp": timestamp, "params": params.to_dict()}
+        line = orjson.dumps(record if scoring is None else {**record, "scoring": scoring.to_dict()})
+        return self._append(None, os.fspath(self.root.trading_params), line)
 
     def write_risk_snapshot(self, snapshot: RiskSnapshot | Plain) -> Handle:
         """Overwrite ``system/risk_snapshot.json``."""
@@ -142,15 +176,47 @@ class Logger:
     def append_replay_event(self, session_id: str, event: ReplayEvent | Plain) -> Handle:
         """Append to ``replay/sessions/<sessionId>/events.jsonl``."""
         line = self._encode(ReplayEvent, event)
-        return self._append(os.fspath(self.root.session_events(session_id)), line)
+        path = os.fspath(self.root.session_events(session_id))
+        return self._append(StreamType.REPLAY_EVENTS, path, line, session_id)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when every line logged before this call is as safe as the durability setting says."""
+        """Return when every line logged before this call is as safe as the durability setting says, or has failed.
 
-    def close(self) -> None:
+        Who must know which, asks the line's handle. Raises TimeoutError when the disk takes longer than ``timeout``
+        seconds.
+        """
+        if self._writer is not None:
+            self._writer.flush(timeout)
+
+    def close(self, timeout: float | None = None) -> None:
         """Write what waits, and close every file. A logger that is used again opens its files again."""
-        self.flush()
+        if self._writer is not None:
+            self._writer.close(timeout)
         self.streams.close()
+
+    def stats(self) -> LogStats:
+        """Return what was written so far, and what was not."""
+        troubles, writer, now = self._troubles, self._writer, time.monotonic()
+        lines, size = self.streams.written
+        at, since, dropped = troubles.last_error_ns, troubles.failing_since, troubles.last_drop
+        return LogStats(
+            lines=lines,
+            bytes=size,
+            failures=troubles.failures,
+            drops=troubles.drops,
+            last_error=troubles.last_error,
+            last_error_at=iso(at) if at is not None else None,
+            failing=tuple(troubles.failing),
+            failing_seconds=now - since if since is not None else 0.0,
+            last_drop_seconds=now - dropped if dropped is not None else None,
+            queued=writer.waiting if writer is not None else 0,
+            queue_size=self.config.queue_size,
+            open_files=self.streams.open_files,
+        )
+
+    def health(self, *, low_disk_bytes: int = LOW_DISK_BYTES) -> ServiceHealth:
+        """Return the health of logging: OK, WARN or ERROR with the reason and counts; see ``docs/durability.md``."""
+        return judge(self.root, self.stats(), low_disk_bytes=low_disk_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -166,14 +232,29 @@ class Logger:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self._writer is None:
+            self.close()
+            return
+        from asyncio import to_thread
+
+        # The disk may be slow: the loop goes on meanwhile.
+        await to_thread(self.close)
 
     def _encode(self, cls: type[Record], value: Record | Plain) -> bytes:
         line = encode_record(cls, value)
-        free = getattr(value, "extra", None) if isinstance(value, Record) else value
+        free: Any
+        if not isinstance(value, Record):
+            free = value if type(value) is dict else dict(value)
+        elif cls in _WITHOUT_FREE_FIELDS:
+            free = value.unknown_fields
+        else:
+            free = value.to_dict()
         if free and self._redactor.has_secret(free):
-            line = orjson.dumps(self._redactor.redact(orjson.loads(line)))
+            line = self._redact(line)
         return line
+
+    def _redact(self, line: bytes) -> bytes:
+        return orjson.dumps(self._redactor.redact(orjson.loads(line)))
 
     def _event_path(self, symbol: str) -> str:
         path = os.fspath(self.root.events(symbol))
@@ -193,20 +274,44 @@ class Logger:
                 "run folder (root.run(session_id, run_id))"
             )
 
-    def _append(self, path: str, line: bytes) -> Handle:
+    def _append(
+        self, stream: StreamType | None, path: str, line: bytes, session_id: str | None = None
+    ) -> Handle:
+        if self._writer is not None:
+            handle = self._writer.put(path, line + b"\n")
+            return handle or self._dropped(stream, path, line, session_id)
         try:
             self.streams.append(path, line + b"\n")
         except OSError as error:
-            return DoneHandle(_write_error(error, path))
+            return self._failed(path, error)
+        if self._troubles.failing:
+            self._troubles.worked(path)
         return DONE
 
     def _overwrite(self, path: str, line: bytes) -> Handle:
         data = msgspec.json.format(line, indent=2)
+        if self._writer is not None:
+            handle = self._writer.put(path, data, overwrite=True)
+            return handle or self._dropped(None, path, line, None)
         try:
             self.streams.write_file(path, data, sync=False)
         except OSError as error:
-            return DoneHandle(_write_error(error, path))
+            return self._failed(path, error)
+        if self._troubles.failing:
+            self._troubles.worked(path)
         return DONE
+
+    def _failed(self, path: str, error: OSError) -> Handle:
+        cause = write_error(error, path)
+        self._troubles.failed(path, 1, cause)
+        return DoneHandle(cause)
+
+    def _dropped(self, stream: StreamType | None, path: str, line: bytes, session_id: str | None) -> Handle:
+        self._troubles.dropped(stream, session_id, line)
+        waiting = (
+            f"the queue is full ({self.config.queue_size} lines wait for the disk): this line is dropped"
+        )
+        return DoneHandle(LogWriteError(errno.EAGAIN, waiting, path))
 
 
 def _with_date_key(record: Plain) -> Plain:
@@ -222,7 +327,3 @@ def _utc_day(timestamp: str) -> str:
     if timestamp.endswith("Z"):
         return timestamp[:10]
     return date_key(parse_ns(timestamp))
-
-
-def _write_error(error: OSError, path: str) -> LogWriteError:
-    return LogWriteError(error.errno, error.strerror or str(error), path)

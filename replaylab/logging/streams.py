@@ -35,7 +35,18 @@ _SEEK_END = os.SEEK_END
 class _Stream:
     """One open log. ``end`` is where our last line ended; −1 makes the next append look at the file first."""
 
-    __slots__ = ("check_at", "end", "fd", "lock", "path", "retired", "unsynced_names", "used")
+    __slots__ = (
+        "bytes",
+        "check_at",
+        "end",
+        "fd",
+        "lines",
+        "lock",
+        "path",
+        "retired",
+        "unsynced_names",
+        "used",
+    )
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -44,6 +55,8 @@ class _Stream:
         self.check_at = 0.0
         self.used = 0.0
         self.retired = False
+        self.lines = 0
+        self.bytes = 0
         self.unsynced_names: list[str] = []
         self.lock = threading.Lock()
 
@@ -63,6 +76,8 @@ class FileStreamManager:
         self.max_open = max_open
         self._write = self.disk.write
         self._streams: dict[str, _Stream] = {}
+        self._retired_lines = 0
+        self._retired_bytes = 0
         self._lock = threading.Lock()
         _managers.add(self)
 
@@ -71,7 +86,7 @@ class FileStreamManager:
         data = line.encode() if isinstance(line, str) else line
         self.append(os.fspath(path), data + b"\n")
 
-    def append(self, path: str, data: bytes, *, sync: bool = False) -> None:
+    def append(self, path: str, data: bytes, lines: int = 1, *, sync: bool = False) -> None:
         """Append whole lines, each with its newline, in one write; with ``sync`` they survive the machine's death.
 
         When it raises, none of the lines is in the file, as far as the disk allows to take them back.
@@ -89,6 +104,8 @@ class FileStreamManager:
                     # Whatever was wrong with this descriptor, the next line starts with a new one.
                     _close(stream)
                     raise
+                stream.lines += lines
+                stream.bytes += len(data)
                 return
 
     def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> None:
@@ -104,15 +121,21 @@ class FileStreamManager:
         """How many files are open now."""
         return sum(stream.fd >= 0 for stream in list(self._streams.values()))
 
+    @property
+    def written(self) -> tuple[int, int]:
+        """How many lines and bytes were appended so far."""
+        with self._lock:
+            streams = list(self._streams.values())
+            lines, size = self._retired_lines, self._retired_bytes
+        return lines + sum(stream.lines for stream in streams), size + sum(stream.bytes for stream in streams)
+
     def close(self) -> None:
         """Close every file. Lines that were appended are safe already; a later append opens its file again."""
         with self._lock:
             streams = list(self._streams.values())
-            self._streams.clear()
-        for stream in streams:
-            with stream.lock:
-                stream.retired = True
-                _close(stream)
+            for stream in streams:
+                with stream.lock:
+                    self._retire(stream)
 
     def _add(self, path: str) -> _Stream:
         with self._lock:
@@ -128,13 +151,19 @@ class FileStreamManager:
         for stream in sorted(self._streams.values(), key=lambda stream: stream.used):
             if stream.lock.acquire(blocking=False):
                 try:
-                    stream.retired = True
-                    _close(stream)
+                    self._retire(stream)
                 finally:
                     stream.lock.release()
-                del self._streams[stream.path]
                 return True
         return False
+
+    def _retire(self, stream: _Stream) -> None:
+        """Close a stream for good; under both locks. Its path gets a new one when it is next used."""
+        stream.retired = True
+        _close(stream)
+        self._retired_lines += stream.lines
+        self._retired_bytes += stream.bytes
+        del self._streams[stream.path]
 
     def _append(self, stream: _Stream, data: bytes) -> int:
         """Write under the file's lock; returns the offset at which ``data`` starts."""

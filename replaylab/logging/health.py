@@ -1,0 +1,226 @@
+"""What went wrong while writing: counted, told to whoever asks for health, and, for dropped lines, logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from replaylab.errors import LogWriteError
+from replaylab.logging.group import Entry
+from replaylab.logging.stream_types import StreamType
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayEvent, ServiceHealth, StateEvent, encode_record
+from replaylab.timestamps import iso, now_ns
+
+__all__ = ["LOW_DISK_BYTES", "LogStats", "Troubles", "judge"]
+
+LOW_DISK_BYTES = 100 << 20
+# A drop is past mending, so it stays in health long enough for a monitor to see it.
+_DROPS_SHOWN_SECONDS = 300.0
+_DEAD_SECONDS = 60.0
+_NEAR_FULL = 0.8
+_log = logging.getLogger("replaylab.logging")
+
+
+@dataclass(frozen=True)
+class LogStats:
+    """What a logger did since it was made. ``failing`` names files whose last write failed."""
+
+    lines: int
+    bytes: int
+    failures: int
+    drops: int
+    last_error: str | None
+    last_error_at: str | None
+    failing: tuple[str, ...]
+    failing_seconds: float
+    last_drop_seconds: float | None
+    queued: int
+    queue_size: int
+    open_files: int
+
+
+@dataclass
+class _Dropped:
+    """Lines of one log that were dropped and are not told about in it yet."""
+
+    count: int = 0
+    first: str = ""
+    last: str = ""
+    streams: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: _Dropped) -> None:
+        times = [text for text in (self.first, self.last, other.first, other.last) if text]
+        self.first, self.last = min(times), max(times)
+        self.count += other.count
+        for name, count in other.streams.items():
+            self.streams[name] = self.streams.get(name, 0) + count
+
+
+class Troubles:
+    """Counts failures and drops; safe to use from many threads."""
+
+    def __init__(self, root: DataRoot) -> None:
+        self.failing: dict[str, float] = {}
+        self.failures = 0
+        self.drops = 0
+        self.last_error: str | None = None
+        self.last_error_ns: int | None = None
+        self.failing_since: float | None = None
+        self.last_drop: float | None = None
+        self._root = root
+        self._untold: dict[tuple[str, str], _Dropped] = {}
+        self._lock = threading.Lock()
+
+    def report(self, path: str, lines: int, error: LogWriteError | None) -> None:
+        """Take note of the fate of lines."""
+        if error is not None:
+            self.failed(path, lines, error)
+        elif self.failing:
+            self.worked(path)
+
+    def failed(self, path: str, lines: int, error: LogWriteError) -> None:
+        with self._lock:
+            is_new = path not in self.failing
+            self.failing[path] = time.monotonic()
+            self.failing_since = self.failing_since or time.monotonic()
+            self.failures += lines
+            self.last_error, self.last_error_ns = str(error), now_ns()
+        if is_new:
+            _log.warning("cannot write: %s", error)
+
+    def worked(self, path: str) -> None:
+        """A write to ``path`` succeeded while some file was failing."""
+        with self._lock:
+            self.failing_since = None
+            recovered = self.failing.pop(path, None) is not None
+            # A file that nobody writes to any more (of yesterday, say) must not keep health at WARN for ever.
+            oldest = time.monotonic() - _DEAD_SECONDS
+            self.failing = {name: at for name, at in self.failing.items() if at > oldest}
+        if recovered:
+            _log.warning("writing again: %s", path)
+
+    def dropped(self, stream: StreamType | None, session_id: str | None, data: bytes) -> None:
+        """Take note of a line that found the queue full; the log itself is told when there is room again.
+
+        ``stream`` is None for what the next content replaces, and leaves no gap.
+        """
+        with self._lock:
+            self.drops += 1
+            self.last_drop = time.monotonic()
+            plain = orjson.loads(data)
+            key = ("session", session_id) if session_id else ("symbol", plain.get("symbol") or "")
+            when = str(plain.get("timestamp", ""))
+            if key[1] and stream is not None:
+                self._untold.setdefault(key, _Dropped()).add(_Dropped(1, when, when, {stream.value: 1}))
+
+    def lines_to_tell(self) -> list[tuple[str, bytes, Entry]]:
+        """Return a line for each log that lost some, to be written beside what made it."""
+        with self._lock:
+            untold, self._untold = self._untold, {}
+        found: list[tuple[str, bytes, Entry]] = []
+        for (kind, name), dropped in untold.items():
+            extra = {
+                "dropped": dropped.count,
+                "firstTimestamp": dropped.first,
+                "lastTimestamp": dropped.last,
+                "streams": dropped.streams,
+            }
+            if kind == "session":
+                path = self._root.session_events(name)
+                line = encode_record(
+                    ReplayEvent,
+                    {
+                        "timestamp": dropped.last,
+                        "type": "LOG_LINES_DROPPED",
+                        "symbol": None,
+                        "payload": extra,
+                    },
+                )
+            else:
+                path = self._root.events(name)
+                line = encode_record(
+                    StateEvent,
+                    {
+                        "timestamp": dropped.last,
+                        "symbol": name,
+                        "fromState": "LOGGER",
+                        "toState": "LOGGER",
+                        "eventType": "LOG_LINES_DROPPED",
+                        "reason": f"the queue of the logger was full: {dropped.count} lines were dropped",
+                        "extra": extra,
+                    },
+                )
+            found.append((os.fspath(path), line + b"\n", _Telling(self._put_back, (kind, name), dropped)))
+        return found
+
+    def _put_back(self, key: tuple[str, str], dropped: _Dropped) -> None:
+        with self._lock:
+            self._untold.setdefault(key, _Dropped()).add(dropped)
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """Waits for the line that tells of a drop; if it could not be written, it is told later."""
+
+    put_back: Callable[[tuple[str, str], _Dropped], None]
+    key: tuple[str, str]
+    dropped: _Dropped
+
+    def finish(self, error: LogWriteError | None) -> None:
+        if error is not None:
+            self.put_back(self.key, self.dropped)
+
+
+def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYTES) -> ServiceHealth:
+    """Return the health of the service "logging".
+
+    ERROR when nothing can be written at all: the data root refuses, or every write has failed for a minute.
+    WARN for writes that fail, lines dropped in the last five minutes, a queue more than 80 % full, or a disk with
+    less than ``low_disk_bytes`` left. OK else; what failed earlier stays in the message.
+    """
+    status, reasons = "OK", []
+    folder = next((path for path in (root.path, *root.path.parents) if path.exists()), root.path)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        status = "ERROR"
+        reasons.append(f"the data root {folder} cannot be written")
+    if stats.failing:
+        dead = stats.failing_seconds >= _DEAD_SECONDS
+        status = "ERROR" if dead or status == "ERROR" else "WARN"
+        reasons.append(f"{len(stats.failing)} files cannot be written")
+    if stats.last_drop_seconds is not None and stats.last_drop_seconds < _DROPS_SHOWN_SECONDS:
+        status = "WARN" if status == "OK" else status
+        reasons.append(f"{stats.drops} lines dropped, the queue was full")
+    if stats.queued >= stats.queue_size * _NEAR_FULL:
+        status = "WARN" if status == "OK" else status
+        reasons.append(f"the queue is near full: {stats.queued} of {stats.queue_size} lines wait")
+    free = _free_bytes(folder)
+    if free is not None and free < low_disk_bytes:
+        status = "WARN" if status == "OK" else status
+        reasons.append(f"the disk is {'full' if free == 0 else 'low'}: {free >> 20} MiB free")
+    if stats.failures:
+        reasons.append(
+            f"{stats.failures} lines failed, the last at {stats.last_error_at}: {stats.last_error}"
+        )
+    plain: dict[str, Any] = {
+        "status": status,
+        "lastUpdateAt": iso(now_ns()),
+        "message": "; ".join(reasons) or None,
+    }
+    return ServiceHealth.from_dict(plain)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
