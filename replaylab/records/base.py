@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, Self, TypeVar
@@ -65,33 +65,44 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
     Raises RecordError, naming the field, when the value does not have the form of ``cls``.
     Keys of a dict keep their order, and keys that ``cls`` does not name are kept.
     """
+    # The common cases come first: this is on the way of every line that is logged.
     try:
-        if isinstance(value, Record):
-            if not isinstance(value, cls):
-                raise RecordError(f"expected a {cls.__name__}, found a {type(value).__name__}")
-            line = msgspec.json.encode(value) if not value.__dict__ else orjson.dumps(value.to_dict())
+        if type(value) is dict:
+            line = orjson.dumps(value)
+        elif isinstance(value, cls):
+            line = _encode(value) if not value.__dict__ else orjson.dumps(value.to_dict())
+        elif isinstance(value, Mapping):
+            line = orjson.dumps(dict(value))
         else:
-            if not isinstance(value, Mapping):
-                raise RecordError(f"expected a {cls.__name__} or a dict, found {value!r}")
-            line = orjson.dumps(value if type(value) is dict else dict(value))
-    except (TypeError, ValueError, OverflowError) as error:
+            raise RecordError(f"expected a {cls.__name__} or a dict, found {_describe(value)}")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, RecordError):
             raise
         raise RecordError(f"{cls.__name__} cannot be written as JSON: {error}") from None
     # Both encoders write NaN and infinity as null: only a line with a null can hide one.
-    if b"null" in line:
+    if b"null" in line and not _all_finite(value):
         plain = value if isinstance(value, Mapping) else msgspec.to_builtins(value)
         bad = find_not_finite(plain)
         if bad is not None:
             field, found = bad
             raise RecordError(f"{cls.__name__}.{field}: expected a finite number, found {found}", field=field)
-    _check(cls, line)
+    try:
+        _decoder(cls)(line)
+    except msgspec.ValidationError as error:
+        raise _explain(cls, line, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
     return line
 
 
 def decode_record(cls: type[R], line: bytes | str) -> R:
     """Return the record of one JSON text; unknown fields are kept. Raises RecordError."""
-    record: R = _check(cls, line)
+    try:
+        record: R = _decoder(cls)(line)
+    except msgspec.ValidationError as error:
+        raise _explain(cls, line, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
     plain = orjson.loads(line)
     _keep_unknown(record, plain)
     return record
@@ -100,11 +111,19 @@ def decode_record(cls: type[R], line: bytes | str) -> R:
 def check_timestamp(value: str, field: str = "timestamp") -> None:
     """Raise ValueError, naming the field, unless ``value`` is an ISO time with a date and a clock."""
     try:
-        # The common forms first: datetime's own parser is three times as fast as ours.
-        if len(value) >= 19 and value[10] == "T" and value[4] == "-" and len(value) <= 27:
+        # The form that nearly every line has, first: datetime's own parser is several times as fast as ours, but
+        # knows more forms (weeks, no colons), so the marks are looked at before.
+        if (
+            20 <= len(value) <= 27
+            and value[10] == "T"
+            and value[-1] == "Z"
+            and value[7] == "-"
+            and value[13] == ":"
+            and value[16] == ":"
+            and value[:2] in ("20", "19")
+        ):
             datetime.fromisoformat(value)
-            if value[0] in "12" and 1700 <= int(value[:4]) <= 2261 and "W" not in value:
-                return
+            return
         if len(value) < 16:
             raise TimeError(f"expected an ISO time such as 2025-11-18T10:00:00.123Z, found {value!r}")
         parse_ns(value)
@@ -127,19 +146,36 @@ def find_not_finite(value: Any, path: str = "") -> tuple[str, float] | None:
     return None
 
 
-def _check(cls: type[R], line: bytes | str) -> R:
-    try:
-        record: R = _decoder(cls).decode(line)
-    except msgspec.ValidationError as error:
-        raise _explain(cls, line, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
-    return record
+def _all_finite(value: Any) -> bool:
+    """Whether no NaN or infinity is inside: find_not_finite without the path, several times as fast."""
+    if isinstance(value, dict):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    elif isinstance(value, Record):
+        items = (*msgspec.structs.astuple(value), value.__dict__)
+    elif isinstance(value, Mapping):
+        items = list(value.values())
+    else:
+        # x − x is NaN, hence not 0, for NaN and both infinities.
+        return not isinstance(value, float) or value - value == 0.0
+    for item in items:
+        kind = type(item)
+        if kind is float:
+            if item - item != 0.0:
+                return False
+        elif kind not in _SCALARS and not _all_finite(item):
+            return False
+    return True
+
+
+_SCALARS = frozenset({str, bool, int, type(None)})
+_encode = msgspec.json.Encoder().encode
 
 
 @cache
-def _decoder(cls: type[Record]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(cls)
+def _decoder(cls: type[R]) -> Callable[[bytes | str], R]:
+    return msgspec.json.Decoder(cls).decode
 
 
 @cache
@@ -215,6 +251,11 @@ def _allowed(cls: type[Record], steps: list[str]) -> str:
             kind = next((part for part in kind.types if isinstance(part, msgspec.inspect.LiteralType)), kind)
     values = getattr(kind, "values", ())
     return ", ".join(f'"{value}"' for value in values)
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _short(value: Any) -> str:
