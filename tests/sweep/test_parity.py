@@ -16,6 +16,7 @@ from replaylab.params import TradingParams
 from replaylab.sweep.rules import REASONS
 from replaylab.sweep.tape import pack
 from replaylab.sweep.trades import trades_of
+from replaylab.trading import TradingSystem, resolve_price_sources
 from tests import oracle
 from tests.strategies import RandomSession, make_session, sessions, trading_params
 
@@ -82,6 +83,31 @@ def compare_with_oracle(session: RandomSession, params: TradingParams) -> None:
         # The oracle sums in an order of its own: the last bits of a sum may differ, prices and quantities may not.
         left, right = [t[name] for t in found], [t[name] for t in expected.trades]
         assert left == pytest.approx(right, rel=1e-9, abs=1e-9), name
+
+
+def compare_with_system(session: RandomSession, params: TradingParams) -> None:
+    """Bit for bit: both run the same formulas in the same order."""
+    sources = resolve_price_sources(
+        ((kind, symbol, payload) for _, kind, symbol, payload in session.raw),
+        session.price_source,
+        initial_state=session.initial_state,
+    )
+    system = TradingSystem(params, price_sources=sources, initial_state=session.initial_state)
+    for index, (ts, kind, symbol, payload) in enumerate(session.raw):
+        system.on_event(index, ts, kind, symbol, payload)
+    system.finish()
+    expected = sorted(system.trades, key=lambda trade: (trade.exit_index, trade.entry_index))
+    found = kernel_trades(session, params)
+    for name in (*EXACT, *NUMBERS):
+        assert [t[name] for t in found] == [getattr(t, name) for t in expected], name
+
+
+@settings(max_examples=300, deadline=None)
+@given(sessions(), trading_params())
+def test_the_kernel_gives_the_trades_of_the_trading_system(
+    session: RandomSession, params: TradingParams
+) -> None:
+    compare_with_system(session, params)
 
 
 @settings(max_examples=300, deadline=None)
