@@ -1,20 +1,231 @@
-"""Rows of large logs kept as Parquet beside the data, so that a second load need not parse text."""
+"""Rows of large logs kept as Parquet beside the data, so that a second load need not parse text.
+
+A cache entry is a folder of segments, each the rows of a range of bytes, and ``entry.json``, which says of which exact
+file they are: inode, size, time of change, and digests of its edges. A file that only grew keeps its segments, and only
+the new bytes are parsed. Whatever does not fit is parsed again; a cache that cannot be written is left alone.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from replaylab.frames.files import chunks_of
-from replaylab.frames.loaded import Loaded
+from replaylab.frames.fingerprint import Fingerprint, begins_with, fingerprint
+from replaylab.frames.loaded import Loaded, Reject, reject_frame
 from replaylab.frames.schema import LogSchema
 
-__all__ = ["cached_chunks"]
+__all__ = ["MIN_BYTES", "cached_chunks", "to_table"]
+
+# Below this a file is parsed faster than its entry is found, checked and opened.
+MIN_BYTES = 4 << 20
+_VERSION = 1
+_log = logging.getLogger("replaylab.frames")
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The rows of the bytes up to ``end``, in the file ``name`` of the entry; counts are of this segment alone."""
+
+    name: str
+    end: int
+    lines: int
+    blank: int
+    rejects: list[Reject]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Which bytes of which file the segments hold."""
+
+    version: int
+    path: str
+    columns: list[str]
+    inode: int
+    size: int
+    mtime_ns: int
+    covered: Fingerprint
+    segments: list[Segment]
 
 
 def cached_chunks(
     file: BinaryIO, path: Path, schema: LogSchema, name: str, chunk_bytes: int, cache: Path | None
 ) -> Iterator[Loaded]:
-    """Yield the rows of an open log in pieces of about ``chunk_bytes`` of text."""
-    yield from chunks_of(file, schema, name, (None, None), chunk_bytes)
+    """Yield the rows of an open log in pieces of about ``chunk_bytes`` of text; ``name`` is what rejects call it."""
+    if cache is None or os.fstat(file.fileno()).st_size < MIN_BYTES:
+        yield from chunks_of(file, schema, name, (None, None), chunk_bytes)
+        return
+    folder = cache / "frames" / blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
+    with ExitStack() as opened:
+        entry, readers = _open_entry(folder, path, schema, file.fileno(), opened)
+        done, line = 0, 1
+        for segment, reader in zip(entry.segments if entry else (), readers, strict=True):
+            yield from _segment(segment, reader, schema, name)
+            done, line = segment.end, line + segment.lines
+        new = os.fstat(file.fileno()).st_size - done
+        # A few new lines are not worth a segment; they are parsed again next time, until there are more of them.
+        keep = new >= max(MIN_BYTES // 4, done // 16)
+        yield from _parse(file, path, schema, name, chunk_bytes, folder, entry, done, line, keep=keep)
+
+
+def to_table(frame: pl.DataFrame) -> pa.Table:
+    """Return a frame as an Arrow table of types that every Parquet reader knows."""
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _open_entry(
+    folder: Path, path: Path, schema: LogSchema, fd: int, opened: ExitStack
+) -> tuple[Entry | None, list[pq.ParquetFile]]:
+    """Return the entry, if it is of this very file, with its segments opened: then nobody can delete them."""
+    try:
+        entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=Entry)
+        state = os.fstat(fd)
+        if (
+            entry.version != _VERSION
+            or entry.columns != schema.frame.names()
+            or entry.inode != state.st_ino
+            or not _unchanged(fd, state, entry)
+            or not begins_with(fd, entry.covered)
+        ):
+            return None, []
+        readers = [opened.enter_context(pq.ParquetFile(folder / segment.name)) for segment in entry.segments]
+    except FileNotFoundError:
+        return None, []
+    except (msgspec.MsgspecError, OSError, ValueError) as error:
+        _log.debug("cache of %s cannot be used: %s", path, error)
+        return None, []
+    return entry, readers
+
+
+def _unchanged(fd: int, state: os.stat_result, entry: Entry) -> bool:
+    """Tell whether the file is as it was, or only grew after the end of a line."""
+    if state.st_size == entry.size:
+        return state.st_mtime_ns == entry.mtime_ns
+    return state.st_size > entry.size and os.pread(fd, 1, entry.size - 1) == b"\n"
+
+
+def _segment(segment: Segment, reader: pq.ParquetFile, schema: LogSchema, name: str) -> Iterator[Loaded]:
+    rejects = reject_frame([(name, *reject[1:]) for reject in segment.rejects])
+    rows = reader.metadata.num_rows
+    yield Loaded(schema.frame.to_frame(), rejects, segment.lines - rows, segment.blank, 0)
+    for group in range(reader.num_row_groups):
+        frame = pl.DataFrame(pl.from_arrow(reader.read_row_group(group)))
+        yield Loaded(frame, lines=frame.height, rows=frame.height)
+
+
+def _parse(
+    file: BinaryIO,
+    path: Path,
+    schema: LogSchema,
+    name: str,
+    chunk_bytes: int,
+    folder: Path,
+    entry: Entry | None,
+    done: int,
+    line: int,
+    *,
+    keep: bool,
+) -> Iterator[Loaded]:
+    """Yield the rows from byte ``done`` on, and keep them as a segment."""
+    state = os.fstat(file.fileno())
+    writer = _Writer(folder, schema) if keep else None
+    try:
+        for loaded in chunks_of(file, schema, name, (None, None), chunk_bytes, start=done, line=line):
+            if writer is not None:
+                writer.add(loaded)
+            yield loaded
+        # What was appended while reading is not in ``state``: then the next load makes the entry.
+        if writer is not None and file.tell() == state.st_size:
+            writer.finish(path, file.fileno(), state, entry)
+    finally:
+        if writer is not None:
+            writer.discard()
+
+
+class _Writer:
+    """Writes one segment; gives up quietly, once, when the cache folder refuses."""
+
+    def __init__(self, folder: Path, schema: LogSchema) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._temporary: Path | None = None
+        self._parquet: pq.ParquetWriter | None = None
+        self._lines = self._blank = 0
+        self._rejects: list[Reject] = []
+        texts = [column.name for column in schema.columns if column.kind in ("text", "day")]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix="segment-", suffix=".tmp", dir=folder)
+            os.close(handle)
+            self._temporary = Path(name)
+            self._parquet = pq.ParquetWriter(
+                name,
+                to_table(schema.frame.to_frame()).schema,
+                compression="lz4",
+                use_dictionary=texts,
+                write_statistics=False,
+            )
+        except OSError as error:
+            self._give_up(error)
+
+    def add(self, loaded: Loaded) -> None:
+        self._lines += loaded.lines
+        self._blank += loaded.blank
+        self._rejects += loaded.rejects.rows()
+        if self._parquet is not None:
+            try:
+                self._parquet.write_table(to_table(loaded.frame))
+            except OSError as error:
+                self._give_up(error)
+
+    def finish(self, path: Path, fd: int, state: os.stat_result, entry: Entry | None) -> None:
+        """Put the segment into the entry, in the place of an entry that was not usable."""
+        if self._parquet is None or self._temporary is None:
+            return
+        try:
+            self._parquet.close()
+            self._parquet = None
+            name = self._temporary.with_suffix(".parquet").name
+            self._temporary.replace(self._folder / name)
+            segment = Segment(name, state.st_size, self._lines, self._blank, self._rejects)
+            new = Entry(
+                version=_VERSION,
+                path=str(path),
+                columns=self._schema.frame.names(),
+                inode=state.st_ino,
+                size=state.st_size,
+                mtime_ns=state.st_mtime_ns,
+                covered=fingerprint(fd, state.st_size),
+                segments=[*(entry.segments if entry else ()), segment],
+            )
+            draft = self._temporary.with_suffix(".json")
+            draft.write_bytes(msgspec.json.encode(new))
+            draft.replace(self._folder / "entry.json")
+            kept = {"entry.json", *(segment.name for segment in new.segments)}
+            for old in self._folder.iterdir():
+                if old.suffix == ".parquet" and old.name not in kept:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            self._give_up(error)
+
+    def discard(self) -> None:
+        """Remove what was not finished."""
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+            self._temporary = None
+
+    def _give_up(self, error: OSError) -> None:
+        _log.debug("cache folder %s cannot be written: %s", self._folder, error)
+        self.discard()

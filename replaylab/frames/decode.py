@@ -16,7 +16,7 @@ import orjson
 import polars as pl
 
 from replaylab.errors import RecordError, TimeError
-from replaylab.frames.lines import Block, count_lines, is_blank, preview, without_mark
+from replaylab.frames.lines import Block, is_blank, meetings, preview, without_mark
 from replaylab.frames.loaded import Loaded, Reject, reject_frame
 from replaylab.frames.schema import Column, LogSchema
 from replaylab.frames.times import parse_time, parse_times
@@ -48,9 +48,8 @@ def _whole(schema: LogSchema, block: Block) -> Loaded:
     data = block.data
     # msgspec takes several values on a line, and one value on several lines. Inside valid JSON no "}" is followed
     # by a newline and "{", so this counts the places where one line's value ends and the next one's begins.
-    lines = count_lines(data)
-    starts = data.count(b"}\n{") + data.count(b"}\r\n{")
-    if starts != lines - 1 or not data.startswith(b"{"):
+    lines = block.count
+    if meetings(data) != lines - 1 or not data.startswith(b"{"):
         raise _NotPlainError
     records = schema.strict.decode_lines(data)
     if len(records) != lines:
@@ -65,7 +64,7 @@ def _by_line(schema: LogSchema, block: Block, file: str) -> Loaded:
     unknown: list[str | None] = []
     rejects: list[Reject] = []
     lines = blank = 0
-    last = block.line + count_lines(block.data) - 1
+    last = block.line + block.count - 1
     torn = not block.data.endswith(b"\n")
     for number, offset, text in block.lines():
         lines += 1

@@ -49,12 +49,19 @@ def read_file(file: BinaryIO, schema: LogSchema, name: str, span: Window = (None
 
 
 def chunks_of(
-    file: BinaryIO, schema: LogSchema, name: str, span: Window, chunk_bytes: int
+    file: BinaryIO,
+    schema: LogSchema,
+    name: str,
+    span: Window,
+    chunk_bytes: int,
+    *,
+    start: int = 0,
+    line: int = 1,
 ) -> Iterator[Loaded]:
-    """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text each."""
+    """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text each, from byte ``start`` on."""
     parts: list[Loaded] = []
     size = 0
-    for block in blocks(file, size=min(BLOCK_BYTES, chunk_bytes)):
+    for block in blocks(file, start=start, line=line, size=min(BLOCK_BYTES, chunk_bytes)):
         parts.append(in_window(decode_block(schema, block, name), span))
         size += len(block.data)
         if size >= chunk_bytes:

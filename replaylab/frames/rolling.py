@@ -13,7 +13,7 @@ import polars as pl
 
 from replaylab.errors import RecordError, TimeError
 from replaylab.frames.files import Time, in_window, is_safe_name, name_in, window
-from replaylab.frames.lines import Block, is_blank, preview, without_mark
+from replaylab.frames.lines import is_blank, preview, whole, without_mark
 from replaylab.frames.loaded import TIMESTAMP, Loaded, Reject, concat, reject_frame
 from replaylab.frames.times import parse_time
 from replaylab.paths import DataRoot
@@ -158,14 +158,14 @@ def _elements(data: bytes) -> Iterator[tuple[int, int, bytes]]:
             place += len(raw)
         return
     try:
-        whole = isinstance(orjson.loads(body), dict)
+        is_object = isinstance(orjson.loads(body), dict)
     except orjson.JSONDecodeError:
-        whole = False
-    if whole:
+        is_object = False
+    if is_object:
         text = body.strip()
         yield 1, lead + body.index(text), text
     else:
-        yield from ((n, at, without_mark(text, at)) for n, at, text in Block(data, 0, 1).lines())
+        yield from ((n, at, without_mark(text, at)) for n, at, text in whole(data).lines())
 
 
 def _plain(text: bytes) -> dict[str, Any]:
