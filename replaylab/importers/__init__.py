@@ -1,1 +1,130 @@
-"""Exchange history in: one module per archive, one signature, shared validation."""
+"""Exchange history in: one module per archive, one signature, shared validation.
+
+>>> from replaylab.importers import import_history
+>>> report = import_history("data", "binance-capture", ["btcusdt_20240718.gz"])       # doctest: +SKIP
+>>> print(report)                                                                     # doctest: +SKIP
+
+An import is all or nothing, and may be repeated: what is in the history already is counted and not added.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from replaylab.errors import HistoryError, did_you_mean
+from replaylab.history import Staging
+from replaylab.importers.intake import ClockName, Intake
+from replaylab.importers.report import FileReport, Gap, ImportReport, Reject, Skew, TapeReport
+from replaylab.paths import DataRoot
+
+__all__ = [
+    "FORMATS",
+    "FileReport",
+    "Format",
+    "Gap",
+    "ImportReport",
+    "Reject",
+    "Skew",
+    "TapeReport",
+    "import_history",
+]
+
+
+class Format(NamedTuple):
+    """An archive: what it is, and the function ``read(files, intake, **options)`` that reads it."""
+
+    about: str
+    module: str
+    function: str = "read"
+
+    @property
+    def read(self) -> Any:
+        """The reader; its module loads now."""
+        return getattr(import_module(f"replaylab.importers.{self.module}"), self.function)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the format's own options."""
+        found = inspect.signature(self.read).parameters.values()
+        return tuple(one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+FORMATS: dict[str, Format] = {
+    "binance-agg-trades": Format(
+        "Binance downloads of aggregated trades", "binance_trades", "read_aggregated"
+    ),
+    "binance-capture": Format("Binance websocket lines after a local time", "binance_capture"),
+    "binance-trades": Format("Binance downloads of trades", "binance_trades", "read_single"),
+    "bybit-book": Format("Bybit downloads of order books (ob200, ob500)", "bybit_book"),
+    "bybit-capture": Format("Bybit v5 websocket messages with local time and connection", "bybit_capture"),
+    "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit_trades"),
+    "csv": Format("any delimited text with named columns", "columns", "read_csv"),
+    "parquet": Format("any Parquet file with named columns", "columns", "read_parquet"),
+    "tardis-book": Format("Tardis incremental_book_L2 files", "tardis", "read_book"),
+    "tardis-trades": Format("Tardis trades files", "tardis", "read_single"),
+}
+
+
+def import_history(
+    root: str | os.PathLike[str] | DataRoot,
+    fmt: str,
+    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    symbol: str | None = None,
+    progress: bool = False,
+    *,
+    clock: ClockName = "exchange",
+    save_as: str | None = None,
+    gap_s: float = 60.0,
+    **options: Any,
+) -> ImportReport:
+    """Bring files of an exchange archive into the history of ``root`` and report what was found.
+
+    >>> import_history("data", "binance-trades", "BTCUSDT-trades-2025-01-01.zip")          # doctest: +SKIP
+    >>> import_history("data", "parquet", ["a.parquet"], symbol="BTCUSDT", qty="quantity")  # doctest: +SKIP
+
+    ``fmt``: one of :data:`FORMATS`. Files may be plain, gz, zst or zip. ``symbol`` picks one symbol, or names it
+    where the file does not; ``save_as`` stores it under another name. ``clock`` chooses which time becomes
+    ``timestamp``: the exchange's or that of receipt; both are kept. A pause of more than ``gap_s`` seconds is reported
+    as a gap. Raises HistoryError for an unknown format or option and for files that contradict themselves or the
+    format, with file and line; the history is then as it was before.
+    """
+    chosen = FORMATS.get(fmt)
+    if chosen is None:
+        raise HistoryError(f"no format {fmt!r}: there are {', '.join(FORMATS)}.{did_you_mean(fmt, FORMATS)}")
+    for name in options:
+        if name not in chosen.options:
+            known = (*chosen.options, "symbol", "clock", "save_as", "gap_s")
+            raise HistoryError(
+                f"{fmt} has no option {name!r}: there are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    if clock not in ("exchange", "receive"):
+        raise HistoryError(f'clock is "exchange" or "receive", found {clock!r}')
+    paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
+    if not paths:
+        raise HistoryError("no files to import")
+    report = ImportReport(fmt, clock)
+    bar = _progress_bar(paths) if progress else None
+    try:
+        with Staging(DataRoot(root)) as staging:
+            advance = bar.update if bar is not None else None
+            intake = Intake(
+                staging, report, clock, symbol=symbol, save_as=save_as, gap_s=gap_s, progress=advance
+            )
+            chosen.read(paths, intake, **options)
+            intake.finish()
+    finally:
+        if bar is not None:
+            bar.close()
+    return report
+
+
+def _progress_bar(paths: list[Path]) -> Any:
+    from tqdm.auto import tqdm
+
+    total = sum(path.stat().st_size for path in paths if path.exists())
+    return tqdm(total=total, unit="B", unit_scale=True, desc="import")
