@@ -62,6 +62,7 @@ def sweep(
         left_out=combinations.left_out,
         method="loop",
         give=give,
+        span=tape.span,
     )
 
 

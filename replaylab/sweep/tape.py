@@ -68,6 +68,12 @@ class Tape:
     unusable: dict[str, int] = field(default_factory=dict)
 
     @property
+    def span(self) -> tuple[int, int] | None:
+        """Times of the first and the last price or score in nanoseconds; None without any."""
+        times = [part for part in (self.price_ts, self.score_ts) if len(part)]
+        return (int(min(t.min() for t in times)), int(max(t.max() for t in times))) if times else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays())
