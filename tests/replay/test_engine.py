@@ -1,0 +1,532 @@
+"""Playing sessions: what is emitted, when, to whom, and how one steers it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from replaylab.errors import ConfigError, ReplayError, ReplayRunningError, SessionError, SessionNotFoundError
+from replaylab.params import TradingParams
+from replaylab.records import ReplayEvent
+from replaylab.replay import ReplayEngine, ReplayRun, read_status
+from replaylab.sessions import SessionStore
+from replaylab.testing import SessionBuilder
+from tests.replay.helpers import START, Collector, market, ticks
+
+INF = math.inf
+EAGER = TradingParams(entry_threshold=0.3, max_hold_s=20.0, cooldown_s=2.0)
+
+
+def engine_of(root: Path, handler: object = None) -> ReplayEngine:
+    return ReplayEngine(SessionStore(root), handler, params=EAGER)
+
+
+def test_t5_run_scoring_only(tmp_path: Path) -> None:
+    """T5: with run mode REPLAY, the state machine receives the session's SCORING_UPDATEs and the hotlist moves."""
+    session = market(tmp_path)
+    engine = ReplayEngine(SessionStore(tmp_path), params=EAGER, run_mode="REPLAY")
+    seen: list[ReplayEvent] = []
+    scores: set[float] = set()
+
+    def watch(event: ReplayEvent) -> None:
+        seen.append(event)
+        scores.update(view["score"] for view in engine.views() if view["score"] is not None)
+
+    engine.subscribe(watch)
+    assert engine.load_session(session.id) == session.manifest
+    asyncio.run(engine.run_session(session.id, speed_factor=INF, inject_mode="SCORING_ONLY"))
+    run = engine.last_run
+    assert run is not None
+    recorded = session.events.filter(type="SCORING_UPDATE").height
+    assert run.events.filter(event_type="SCORING_UPDATE").height == recorded == 240
+    assert len(seen) == session.events.height
+    assert len(scores) > 50
+    assert run.trades.height > 3
+    assert set(run.orders["mode"]) == {"SIM"}
+
+
+def test_t6_stop(tmp_path: Path) -> None:
+    """T6: after stop(), getStatus().running is false and no more events are emitted."""
+    ticks(tmp_path, [0.01] * 500)
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    while not handler.events:
+        time.sleep(0.005)
+    assert engine.get_status().running
+    engine.stop()
+    emitted = len(handler.events)
+    status = engine.get_status()
+    assert status.running is False
+    assert status.current_event_index == emitted < 500
+    time.sleep(0.1)
+    assert len(handler.events) == emitted
+    assert engine.last_run is not None
+    assert engine.last_run.record["outcome"] == "stopped"
+
+
+def test_stop_takes_less_than_50_ms_in_the_middle_of_a_long_wait(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    while not handler.events:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    engine._run.player.stop()  # type: ignore[union-attr]  # the end of the thread, without the bookkeeping after it
+    began = time.monotonic()
+    while engine._run.player.outcome is None:  # type: ignore[union-attr]
+        time.sleep(0.001)
+    assert time.monotonic() - began < 0.05
+    engine.wait()
+
+
+def test_events_come_in_order_and_in_their_own_time(tmp_path: Path) -> None:
+    """At ten times the speed, an event is emitted a tenth of its distance after the first, and never before."""
+    session = ticks(tmp_path, [0.0, 1.0, 0.0, 2.0, 0.5])
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session(session.id, speed_factor=10)
+    assert engine.wait(10)
+    offsets = [at - handler.times[0] for at in handler.times]
+    for offset, due in zip(offsets, [0.0, 0.1, 0.1, 0.3, 0.35], strict=True):
+        assert due - 0.001 <= offset < due + 0.1
+    assert [event.payload["score"] for event in handler.events] == [0.0, 0.001, 0.002, 0.003, 0.004]
+    assert handler.finished == 1
+    status = engine.get_status()
+    assert status.lateness is not None
+    assert 0 <= status.lateness.p50 <= status.lateness.p99 <= status.lateness.max < 100
+
+
+def test_the_manifest_gives_the_speed(tmp_path: Path) -> None:
+    SessionBuilder(START).score("AAA", 0.1, at=0).score("AAA", 0.1, at=10).build(
+        tmp_path, "fast", speed_factor=200
+    )
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("fast")
+    assert engine.wait(5)
+    assert 0.045 < handler.times[1] - handler.times[0] < 0.2
+
+
+def test_handlers_get_records_with_the_original_time(tmp_path: Path) -> None:
+    session = market(tmp_path, seconds=5)
+    handler = Collector()
+    asyncio.run(engine_of(tmp_path, handler).run_session(session.id, speed_factor=INF))
+    on_disk = (session.path / "events.jsonl").read_text().splitlines()
+    assert [event.to_dict() for event in handler.events] == [json.loads(line) for line in on_disk]
+    assert all(isinstance(event, ReplayEvent) for event in handler.events)
+
+
+def test_async_handlers_are_awaited(tmp_path: Path) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        async def handle_event(self, event: ReplayEvent) -> None:
+            await asyncio.sleep(0)
+            self.seen.append(event.type)
+
+        async def finish(self) -> None:
+            self.seen.append("end")
+
+    handler = Slow()
+    ticks(tmp_path, [0.0, 1.0])
+    asyncio.run(engine_of(tmp_path, handler).run_session("ticks", speed_factor=INF))
+    assert handler.seen == ["SCORING_UPDATE", "SCORING_UPDATE", "end"]
+
+
+def test_full_decision_keeps_recorded_signals_from_the_handler(tmp_path: Path) -> None:
+    session = market(tmp_path, seconds=20)
+    handler, everything = Collector(), Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.subscribe(everything.handle_event)
+    asyncio.run(engine.run_session(session.id, speed_factor=INF, inject_mode="FULL_DECISION"))
+    assert {event.type for event in handler.events} == {"MARKET_TRADE", "RISK_UPDATE", "EXECUTION_ORDER"}
+    assert len(everything.events) == session.events.height
+
+
+def test_full_decision_reports_the_agreement(tmp_path: Path) -> None:
+    session = market(tmp_path, seconds=300)
+    run = asyncio.run(
+        engine_of(tmp_path).run_session(session.id, speed_factor=INF, inject_mode="FULL_DECISION")
+    )
+    assert run.record["agreement"]["recorded"] > 0
+    assert run.events.filter(event_type="SCORING_UPDATE").height > 0
+
+
+def test_pause_step_resume(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0] + [0.05] * 9)
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks", paused=True)
+    assert engine.get_status().paused
+    assert handler.events == []
+    assert engine.step() == 1
+    assert engine.step(3) == 3
+    assert len(handler.events) == 4
+    time.sleep(0.1)
+    assert len(handler.events) == 4
+    engine.resume()
+    assert engine.wait(5)
+    assert len(handler.events) == 10
+
+
+def test_a_pause_does_not_count_as_lateness(tmp_path: Path) -> None:
+    """After a pause the rest of the wait is waited for: nothing is late, nothing is early."""
+    ticks(tmp_path, [0.0, 0.4, 0.1])
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    time.sleep(0.1)
+    engine.pause()
+    time.sleep(0.5)
+    engine.resume()
+    assert engine.wait(5)
+    assert 0.85 < handler.times[1] - handler.times[0] < 1.1
+    status = engine.get_status()
+    assert status.lateness is not None
+    assert status.lateness.max < 100
+
+
+def test_set_speed(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 0.2, 1000.0])
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    while len(handler.events) < 2:
+        time.sleep(0.005)
+    assert engine.get_status().speed_factor == 1.0
+    engine.set_speed(INF)
+    assert engine.wait(5)
+    assert len(handler.events) == 3
+    with pytest.raises(ReplayError):
+        engine.set_speed(2)
+
+
+def test_seek_forward_and_back(tmp_path: Path) -> None:
+    """Seeking plays what lies between, from the start when it goes back, and subscribers do not see it."""
+    ticks(tmp_path, [0.0] + [60.0] * 9)
+    handler, watcher = Collector(), Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.subscribe(watcher.handle_event)
+    engine.start_session("ticks", paused=True)
+    assert engine.seek(5) == 5
+    assert len(handler.events) == 5
+    assert engine.get_status().current_event_index == 5
+    assert engine.seek("2025-11-18T10:02:30Z") == 3
+    assert len(handler.events) == 3
+    assert watcher.events == []
+    assert engine.step() == 1
+    assert watcher.events[0].payload == {"score": 0.003}
+    with pytest.raises(ReplayError, match="index from 0 to 10"):
+        engine.seek(11)
+    engine.stop()
+
+
+def test_seeking_to_a_time_waits_for_the_next_event_from_there(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 60.0, 60.0])
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    engine.seek("2025-11-18T10:00:59.800Z")
+    began = time.monotonic()
+    while len(handler.events) < 2:
+        time.sleep(0.005)
+    assert 0.15 < time.monotonic() - began < 0.4
+    engine.stop()
+
+
+def test_going_back_needs_a_reset(tmp_path: Path) -> None:
+    class Forgetful:
+        def handle_event(self, event: ReplayEvent) -> None: ...
+
+    ticks(tmp_path, [0.0] * 5)
+    engine = engine_of(tmp_path, Forgetful())
+    engine.start_session("ticks", paused=True)
+    engine.seek(3)
+    with pytest.raises(ReplayError, match="reset"):
+        engine.seek(1)
+    assert engine.get_status().current_event_index == 3
+    engine.stop()
+
+
+def test_next_event_next_gap_and_bookmarks(tmp_path: Path) -> None:
+    builder = SessionBuilder(START)
+    for at in (0, 1, 2, 100, 101):
+        builder.score("AAA", 0.1, at=at)
+    builder.risk("AAA", at=101.5, trading_blocked=True)
+    session = builder.build(tmp_path, "s")
+    engine = engine_of(tmp_path, Collector())
+    engine.start_session("s", paused=True)
+    assert engine.next_gap(30) == 3
+    assert engine.add_bookmark("after the silence") == 3
+    assert engine.next_event("RISK*") == 5
+    with pytest.raises(ReplayError, match="no event of type REGIME_UPDATE"):
+        engine.next_event("REGIME_UPDATE")
+    with pytest.raises(ReplayError, match="no gap"):
+        engine.next_gap(30)
+    assert engine.seek_bookmark("after the silence") == 3
+    assert SessionStore(tmp_path).open(session.id).bookmarks == {"after the silence": 3}
+    with pytest.raises(ReplayError, match="after the silence"):
+        engine.seek_bookmark("nowhere")
+    engine.stop()
+
+
+def test_loop(tmp_path: Path) -> None:
+    """A looped session begins again, with fresh state, until it is stopped."""
+    session = market(tmp_path, seconds=5)
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session(session.id, speed_factor=INF, loop=True)
+    while handler.resets < 4:
+        time.sleep(0.002)
+    engine.stop()
+    assert engine.last_run is not None
+    assert engine.last_run.record["loops"] >= 3
+
+
+def test_an_empty_session_ends_at_once(tmp_path: Path) -> None:
+    SessionBuilder(START).build(tmp_path, "empty")
+    run = asyncio.run(engine_of(tmp_path).run_session("empty"))
+    assert run.record["outcome"] == "finished"
+    assert run.trades.height == 0
+
+
+def test_a_failing_handler_ends_the_run_with_its_error(tmp_path: Path) -> None:
+    class Broken(Collector):
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            if len(self.events) == 3:
+                raise ZeroDivisionError("oh")
+
+    ticks(tmp_path, [0.0] * 5)
+    for speed in (INF, 1.0):
+        engine = engine_of(tmp_path, Broken())
+        engine.start_session("ticks", speed_factor=speed)
+        with pytest.raises(ReplayError, match="event 2: ZeroDivisionError: oh") as caught:
+            engine.wait(5)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        status = engine.get_status()
+        assert not status.running
+        assert "ZeroDivisionError" in (status.error or "")
+        assert engine.last_run is not None
+        assert engine.last_run.record["outcome"] == "failed"
+
+
+def test_a_failing_subscriber_does_not_end_the_run(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0] * 5)
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    calls = []
+
+    def broken(event: ReplayEvent) -> None:
+        calls.append(event)
+        raise ValueError("cannot draw")
+
+    engine.subscribe(broken)
+    # Warnings are errors in these tests, and would end the run; here they may be seen.
+    import warnings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(engine.run_session("ticks", speed_factor=INF))
+    assert len(calls) == 1
+    assert len(handler.events) == 5
+    assert any("cannot draw" in str(warning.message) for warning in caught)
+
+
+def test_a_handler_may_steer(tmp_path: Path) -> None:
+    """Called from within a handler, pause and stop take effect when it returns."""
+
+    class Pauser(Collector):
+        engine: ReplayEngine
+
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            if len(self.events) == 2:
+                self.engine.pause()
+            if len(self.events) == 4:
+                self.engine.stop()
+
+    ticks(tmp_path, [0.0] * 9)
+    handler = Pauser()
+    handler.engine = engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    while not engine.get_status().paused:
+        time.sleep(0.005)
+    assert len(handler.events) == 2
+    engine.resume()
+    assert engine.wait(5)
+    assert len(handler.events) == 4
+
+
+def test_cancelling_run_session_stops_it(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = engine_of(tmp_path, Collector())
+
+    async def main() -> None:
+        task = asyncio.create_task(engine.run_session("ticks"))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert engine.wait(5)
+    assert engine.last_run is not None
+    assert engine.last_run.record["outcome"] == "stopped"
+
+
+def test_run_session_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 0.5])
+    engine = engine_of(tmp_path, Collector())
+
+    async def main() -> int:
+        task = asyncio.create_task(engine.run_session("ticks"))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        return turns
+
+    assert asyncio.run(main()) > 20
+
+
+def test_one_replay_per_data_root(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    first, second = engine_of(tmp_path, Collector()), engine_of(tmp_path, Collector())
+    first.start_session("ticks")
+    with pytest.raises(ReplayRunningError, match="ticks"):
+        second.start_session("ticks")
+    with pytest.raises(ReplayError, match="already"):
+        first.start_session("ticks")
+    assert second.get_status().running
+    assert second.stop() is True
+    assert not first.get_status().running
+    second.start_session("ticks", speed_factor=INF)
+    assert second.wait(5)
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0])
+    engine = engine_of(tmp_path)
+    with pytest.raises(SessionNotFoundError, match="Did you mean 'ticks'"):
+        engine.start_session("tick")
+    with pytest.raises(SessionError):
+        engine_of(tmp_path).start_session()
+    for speed in (0, -1, math.nan, "fast"):
+        with pytest.raises(ReplayError, match="speed factor"):
+            engine.start_session("ticks", speed_factor=speed)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Did you mean 'SCORING_ONLY'"):
+        engine.start_session("ticks", inject_mode="SCORING")
+    with pytest.raises(ReplayError, match="overload"):
+        engine.start_session("ticks", overload="drop")  # type: ignore[arg-type]
+    with pytest.raises(ReplayError, match="handle_event"):
+        ReplayEngine(SessionStore(tmp_path), object()).start_session("ticks")
+    for call in (
+        engine.pause,
+        engine.resume,
+        engine.step,
+        lambda: engine.seek(1),
+        lambda: engine.set_speed(2),
+    ):
+        with pytest.raises(ReplayError, match="not playing"):
+            call()
+    # None of them left the data root locked.
+    engine.start_session("ticks")
+    assert engine.wait(5)
+    assert engine.stop() is False
+
+
+def test_skip_leaves_out_replaced_market_data_and_never_a_signal(tmp_path: Path) -> None:
+    class Slow(Collector):
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            time.sleep(0.005)
+
+    builder = SessionBuilder(START)
+    for tick in range(400):
+        builder.trade("AAA", 100 + tick, at=tick / 1000)
+        if tick % 50 == 0:
+            builder.score("AAA", 0.1, at=tick / 1000)
+    builder.build(tmp_path, "burst")
+    handler = Slow()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("burst", overload="skip")
+    assert engine.wait(20)
+    kinds = [event.type for event in handler.events]
+    assert kinds.count("SCORING_UPDATE") == 8
+    assert kinds.count("MARKET_TRADE") < 300
+    assert handler.events[-1].payload["price"] == 499
+    assert engine.last_run is not None
+    assert engine.last_run.record["eventsSkipped"] == 400 - kinds.count("MARKET_TRADE")
+    times = [event.timestamp for event in handler.events]
+    assert times == sorted(times)
+
+
+def test_stretch_keeps_every_event_and_reports_lateness(tmp_path: Path) -> None:
+    class Slow(Collector):
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            time.sleep(0.003)
+
+    ticks(tmp_path, [0.001] * 100)
+    handler = Slow()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    assert engine.wait(20)
+    assert len(handler.events) == 100
+    run = engine.last_run
+    assert run is not None
+    assert run.record["lateness"]["max"] > 100
+    assert run.record["achievedSpeed"] < 0.6
+
+
+def test_a_run_is_a_data_root_of_its_own(tmp_path: Path) -> None:
+    """Nothing of a run is written outside its folder, the published status aside."""
+    session = market(tmp_path, seconds=60)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    run = asyncio.run(engine_of(tmp_path).run_session(session.id, speed_factor=INF))
+    made = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    outside = {path.relative_to(tmp_path).as_posix() for path in made if run.path not in path.parents}
+    assert outside <= {"system/replay_status.json", "system/replay.lock"}
+    again = ReplayRun.open(SessionStore(tmp_path).root, session.id, run.id)
+    assert again.digest == run.digest
+    assert again.trades.equals(run.trades)
+    assert run.record["counts"]["trades"] == run.trades.height
+    assert (run.path / "system" / "risk_snapshot.json").is_file()
+
+
+def test_status_of_another_reader(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = engine_of(tmp_path, Collector())
+    assert engine.get_status().session_id is None
+    engine.start_session("ticks", speed_factor=2)
+    published = read_status(tmp_path)
+    assert published.running
+    assert (published.session_id, published.total_events, published.speed_factor) == ("ticks", 2, 2.0)
+    engine.stop()
+    assert not read_status(tmp_path).running
+    assert read_status(tmp_path).session_id == "ticks"
+
+
+def test_threads_may_steer_at_once(tmp_path: Path) -> None:
+    """Commands from several threads are carried out one by one, and none is lost."""
+    ticks(tmp_path, [0.0] + [1000.0] * 400)
+    handler = Collector()
+    engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks", paused=True)
+    threads = [threading.Thread(target=lambda: [engine.step() for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.get_status().current_event_index == 200
+    engine.stop()
