@@ -43,6 +43,8 @@ from replaylab.timestamps import date_key, iso, parse_ns
 __all__ = ["Logger"]
 
 Plain = Mapping[str, Any]
+_STATE_EVENT_FIELDS = len(StateEvent.__struct_fields__)
+_REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
 
@@ -75,7 +77,10 @@ class Logger:
         self.streams = FileStreamManager(disk=disk)
         self._locked = run_mode == "REPLAY" and not replay_run
         self._redactor = Redactor(config.redact)
+        self._has_secret = self._redactor.has_secret
+        self._append_now = self.streams.append
         self._event_paths: dict[str, str] = {}
+        self._day_paths: dict[tuple[str, str], str] = {}
         self._troubles = Troubles(self.root)
         self._writer: GroupWriter | None = None
         if config.queue or config.durability == "fsync":
@@ -94,12 +99,10 @@ class Logger:
         # The busiest method: the parts of _encode that it needs, without the calls.
         line = encode_record(StateEvent, event)
         if isinstance(event, StateEvent):
-            found = event.symbol
-            secret = self._redactor.has_secret(event.extra) or bool(event.unknown_fields)
+            found, free, more = event.symbol, event.extra, bool(event.__dict__)
         else:
-            found = event["symbol"]
-            secret = self._redactor.has_secret(event)
-        if secret:
+            found, free, more = event["symbol"], event["extra"], len(event) != _STATE_EVENT_FIELDS
+        if more or self._has_secret(free):
             line = self._redact(line)
         if self._locked:
             self._check_live("log_state_event")
@@ -109,7 +112,15 @@ class Logger:
                 field="symbol",
             )
         path = self._event_paths.get(symbol) or self._event_path(symbol)
-        return self._append(StreamType.STATE_EVENT, path, line)
+        if self._writer is not None:
+            return self._append(StreamType.STATE_EVENT, path, line)
+        try:
+            self._append_now(path, line + b"\n")
+        except OSError as cause:
+            return self._failed(path, cause)
+        if self._troubles.failing:
+            self._troubles.worked(path)
+        return DONE
 
     def log_trade(self, record: TradeLogRecord | Plain) -> Handle:
         """Append a closed trade to ``trades_log/day-<dateKey>.jsonl``.
@@ -121,14 +132,17 @@ class Logger:
         line = self._encode(TradeLogRecord, record)
         self._check_live("log_trade")
         day = record.date_key if isinstance(record, TradeLogRecord) else record["dateKey"]
-        return self._append(StreamType.TRADE_LOG, os.fspath(self.root.trades_log(day)), line)
+        path = self._day_paths.get(("trades_log", day)) or self._day_path("trades_log", day)
+        return self._append(StreamType.TRADE_LOG, path, line)
 
     def log_order(self, record: OrderLogRecord | Plain) -> Handle:
         """Append an order to ``orders/day-<UTC day of its timestamp>.jsonl``."""
         line = self._encode(OrderLogRecord, record)
         self._check_live("log_order")
         timestamp = record.timestamp if isinstance(record, OrderLogRecord) else record["timestamp"]
-        return self._append(StreamType.ORDER_LOG, os.fspath(self.root.orders(_utc_day(timestamp))), line)
+        day = _utc_day(timestamp)
+        path = self._day_paths.get(("orders", day)) or self._day_path("orders", day)
+        return self._append(StreamType.ORDER_LOG, path, line)
 
     def log_trading_params(
         self, timestamp: str, params: TradingParams, scoring: ScoringParams | None = None
@@ -249,17 +263,24 @@ class Logger:
             free = value.unknown_fields
         else:
             free = value.to_dict()
-        if free and self._redactor.has_secret(free):
+        if free and self._has_secret(free):
             line = self._redact(line)
         return line
 
     def _redact(self, line: bytes) -> bytes:
-        return orjson.dumps(self._redactor.redact(orjson.loads(line)))
+        plain = orjson.loads(line)
+        return orjson.dumps(self._redactor.redact(plain)) if self._has_secret(plain) else line
 
     def _event_path(self, symbol: str) -> str:
         path = os.fspath(self.root.events(symbol))
-        if len(self._event_paths) < 10_000:
+        if len(self._event_paths) < _REMEMBERED_PATHS:
             self._event_paths[symbol] = path
+        return path
+
+    def _day_path(self, log: Literal["trades_log", "orders"], day: str) -> str:
+        path = os.fspath(self.root.orders(day) if log == "orders" else self.root.trades_log(day))
+        if len(self._day_paths) < _REMEMBERED_PATHS:
+            self._day_paths[log, day] = path
         return path
 
     def _snapshot(self, name: str, cls: type[Record], snapshot: Record | Plain) -> Handle:

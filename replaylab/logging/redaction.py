@@ -28,17 +28,20 @@ class Redactor:
 
     def has_secret(self, value: Any) -> bool:
         """Whether a secret key is anywhere inside; the check of every line, so it allocates nothing."""
-        if isinstance(value, dict):
+        if type(value) is dict:
             harmless = self._harmless
             for key, item in value.items():
                 if key not in harmless and self._is_secret(key):
                     return True
-                if (type(item) is dict or type(item) is list) and self.has_secret(item):
+                kind = type(item)
+                if (kind is dict or kind is list) and self.has_secret(item):
                     return True
         elif isinstance(value, (list, tuple)):
             for item in value:
-                if (type(item) is dict or type(item) is list) and self.has_secret(item):
+                if self.has_secret(item):
                     return True
+        elif isinstance(value, Mapping):
+            return self.has_secret(dict(value))
         return False
 
     def redact(self, value: Any) -> Any:

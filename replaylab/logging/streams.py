@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+from os import SEEK_END, lseek
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import orjson
@@ -29,11 +30,10 @@ __all__ = ["FileStreamManager", "rotate_lock", "write_atomic"]
 # How long a file that somebody else moved away may still receive lines before it is noticed.
 _CHECK_SECONDS = 0.05
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-_SEEK_END = os.SEEK_END
 
 
 class _Stream:
-    """One open log. ``end`` is where our last line ended; −1 makes the next append look at the file first."""
+    """One open log. ``end`` is where our last line ended; −1 makes the next append look closer, as does the time."""
 
     __slots__ = (
         "bytes",
@@ -53,7 +53,6 @@ class _Stream:
         self.fd = -1
         self.end = -1
         self.check_at = 0.0
-        self.used = 0.0
         self.retired = False
         self.lines = 0
         self.bytes = 0
@@ -91,21 +90,34 @@ class FileStreamManager:
 
         When it raises, none of the lines is in the file, as far as the disk allows to take them back.
         """
+        # The way of every line: written for speed, all that is rare is behind a call.
         while True:
             stream = self._streams.get(path) or self._add(path)
             with stream.lock:
                 if stream.retired:
                     continue
                 try:
-                    start = self._append(stream, data)
+                    fd = stream.fd if stream.fd >= 0 else self._open(stream)
+                    flock(fd, LOCK_EX)
+                    # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced (whoever
+                    # replaces it empties the old one) does not end where we left it.
+                    end = lseek(fd, 0, SEEK_END)
+                    if end != stream.end or monotonic() >= stream.check_at:
+                        fd, end = self._look_closer(stream, end)
+                    size = len(data)
+                    written = self._write(fd, data)
+                    if written != size:
+                        self._finish(fd, data, written, end)
+                    stream.end = end + size
+                    flock(fd, LOCK_UN)
                     if sync:
-                        self._sync(stream, start, len(data))
+                        self._sync(stream, end, size)
                 except BaseException:
-                    # Whatever was wrong with this descriptor, the next line starts with a new one.
+                    # Closing ends the lock too. Whatever was wrong, the next line starts with a new descriptor.
                     _close(stream)
                     raise
                 stream.lines += lines
-                stream.bytes += len(data)
+                stream.bytes += size
                 return
 
     def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> None:
@@ -148,7 +160,7 @@ class FileStreamManager:
 
     def _evict(self) -> bool:
         """Close the least recently used stream that no thread is writing to."""
-        for stream in sorted(self._streams.values(), key=lambda stream: stream.used):
+        for stream in sorted(self._streams.values(), key=lambda stream: stream.check_at):
             if stream.lock.acquire(blocking=False):
                 try:
                     self._retire(stream)
@@ -165,35 +177,19 @@ class FileStreamManager:
         self._retired_bytes += stream.bytes
         del self._streams[stream.path]
 
-    def _append(self, stream: _Stream, data: bytes) -> int:
-        """Write under the file's lock; returns the offset at which ``data`` starts."""
-        while True:
-            if stream.fd < 0:
-                self._open(stream)
-            fd = stream.fd
-            flock(fd, LOCK_EX)
-            try:
-                # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced (its old
-                # content is emptied by whoever replaces it) does not end where we left it.
-                end = os.lseek(fd, 0, _SEEK_END)
-                now = time.monotonic()
-                if end != stream.end or now >= stream.check_at:
-                    if not _is_current(fd, stream.path):
-                        _close(stream)
-                        continue
-                    stream.check_at = now + _CHECK_SECONDS
-                    if end != stream.end and end and os.pread(fd, 1, end - 1) != b"\n":
-                        end = close_tail(fd, stream.path, self.disk)
-                stream.used = now
-                stream.end = -1
-                written = self._write(fd, data)
-                if written != len(data):
-                    self._finish(fd, data, written, end)
-                stream.end = end + len(data)
-                return end
-            finally:
-                if stream.fd == fd:
-                    flock(fd, LOCK_UN)
+    def _look_closer(self, stream: _Stream, end: int) -> tuple[int, int]:
+        """Open the file again if its name leads elsewhere now, and close off a fragment at its end.
+
+        Returns the locked descriptor and where the file ends.
+        """
+        while not _is_current(stream.fd, stream.path):
+            _close(stream)
+            flock(self._open(stream), LOCK_EX)
+            end = lseek(stream.fd, 0, SEEK_END)
+        if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
+            end = close_tail(stream.fd, stream.path, self.disk)
+        stream.check_at = monotonic() + _CHECK_SECONDS
+        return stream.fd, end
 
     def _finish(self, fd: int, data: bytes, written: int, end: int) -> None:
         """Write the rest after a short write, or take back what was written and raise the reason."""
@@ -207,7 +203,7 @@ class FileStreamManager:
             self.disk.truncate(fd, end)
             raise
 
-    def _open(self, stream: _Stream) -> None:
+    def _open(self, stream: _Stream) -> int:
         folder = Path(stream.path).parent
         names: list[str] = []
         if not folder.exists():
@@ -217,6 +213,7 @@ class FileStreamManager:
         stream.fd = self.disk.open(stream.path, _FLAGS)
         stream.end = -1
         stream.unsynced_names = [str(folder), *names] if is_new else []
+        return stream.fd
 
     def _sync(self, stream: _Stream, start: int, length: int) -> None:
         try:
@@ -224,7 +221,7 @@ class FileStreamManager:
         except OSError:
             # The kernel may have dropped the pages: these lines were never acknowledged, so take them back.
             flock(stream.fd, LOCK_EX)
-            if os.lseek(stream.fd, 0, _SEEK_END) == start + length:
+            if lseek(stream.fd, 0, SEEK_END) == start + length:
                 self.disk.truncate(stream.fd, start)
             raise
         # A new file needs its name on disk too, and those of the folders that were made for it.
@@ -245,7 +242,7 @@ def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator
     so that writers notice: copy what is to be kept. Raises FileNotFoundError, and TimeoutError when a writer holds
     the file for more than ``timeout`` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = monotonic() + timeout
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -254,11 +251,11 @@ def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator
                     flock(fd, LOCK_EX | LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() >= deadline:
+                    if monotonic() >= deadline:
                         raise TimeoutError(
                             f"{os.fspath(path)}: a writer held this file for more than {timeout:g} s"
                         ) from None
-                    time.sleep(0.002)
+                    sleep(0.002)
             if not _is_current(fd, os.fspath(path)):
                 continue
             try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from replaylab.records.base import Record, check_timestamp
@@ -28,6 +30,16 @@ PositionSide = Literal["LONG", "SHORT"]
 ServiceStatus = Literal["OK", "WARN", "ERROR"]
 
 
+class _StateEventForm(msgspec.Struct, kw_only=True, rename="camel", gc=False):
+    timestamp: datetime
+    symbol: str
+    from_state: str
+    to_state: str
+    event_type: str
+    reason: str
+    free: msgspec.Raw = msgspec.field(name="extra")
+
+
 class StateEvent(Record, kw_only=True):
     """A signal that the state machine handled, or a change of its state; one line of ``events/<symbol>.jsonl``.
 
@@ -43,6 +55,8 @@ class StateEvent(Record, kw_only=True):
     event_type: str
     reason: str
     extra: dict[str, Any]
+
+    quick_form = msgspec.json.Decoder(_StateEventForm).decode
 
     def __post_init__(self) -> None:
         check_timestamp(self.timestamp)
