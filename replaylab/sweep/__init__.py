@@ -8,10 +8,23 @@
     result.best(5)
 """
 
+from replaylab.sweep.comparison import WhatIf, what_if
 from replaylab.sweep.engine import backtest, sweep
 from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.warm import warm_up
 
-__all__ = ["Backtest", "SweepResult", "Tape", "backtest", "make_grid", "pack", "sample", "sweep", "warm_up"]
+__all__ = [
+    "Backtest",
+    "SweepResult",
+    "Tape",
+    "WhatIf",
+    "backtest",
+    "make_grid",
+    "pack",
+    "sample",
+    "sweep",
+    "warm_up",
+    "what_if",
+]
