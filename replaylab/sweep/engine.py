@@ -15,7 +15,9 @@ from tqdm.auto import tqdm
 from replaylab.params import TradingParams
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
+from replaylab.sweep.kernel_chain import run_chain
 from replaylab.sweep.kernel_loop import TRADE, run_loop
+from replaylab.sweep.plan import prepare
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.rules import RAW
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, pack
@@ -88,6 +90,20 @@ def backtest(
 def _session_id(session: Any) -> str | None:
     name = getattr(session, "id", None)
     return name if isinstance(name, str) else None
+
+
+def run_rows(tape: Tape, grid: Grid, base: TradingParams, method: str) -> Array:
+    """Return the raw figures of every row of a grid, by "loop", "index" or "tables"."""
+    arrays = tape.arrays()
+    allowed = allowed_table(tape, grid.regime_sets(base))
+    packed = grid.pack(base)
+    raw = np.zeros((grid.rows, RAW))
+    if method == "loop":
+        run_loop(arrays, allowed, packed, raw, np.empty(0, dtype=TRADE))
+    else:
+        prepared = prepare(tape, allowed, packed, method == "tables")
+        run_chain(arrays, prepared.plan, packed, prepared.keys, raw)
+    return raw
 
 
 def _run(tape: Tape, grid: Grid, base: TradingParams, threads: int, progress: bool) -> Array:

@@ -74,8 +74,8 @@ class Grid:
             codes = self.codes.get(name)
             column, numbers = _numbers(name, values)
             packed[column] = numbers[0] if codes is None else numbers[codes]
-        filters = packed[["allow_long", "allow_short", "regime_set"]]
-        packed["filter"] = np.unique(filters, return_inverse=True)[1]
+        code = packed["allow_long"] + 2 * packed["allow_short"] + 4 * (packed["regime_set"] + 1)
+        packed["filter"] = np.unique(code, return_inverse=True)[1]
         return packed
 
 

@@ -15,7 +15,7 @@ from replaylab.sweep.rules import book_trade, entry_qty
 from replaylab.sweep.tape import KINDS, PRICE, SCORE
 from replaylab.timestamps import NS_PER_DAY
 
-__all__ = ["TRADE", "run_loop"]
+__all__ = ["ACCOUNT", "TRADE", "entry_decided", "realise", "refused", "run_loop"]
 
 TRADE = np.dtype(
     [
@@ -70,7 +70,7 @@ _STATE = np.dtype(
     align=True,
 )
 # The account: open and pending positions, entries of a day, a day's PnL and whether it was ever at its limit.
-_ACCOUNT = np.dtype(
+ACCOUNT = np.dtype(
     [
         ("open", "i8"),
         ("entry_day", "i8"),
@@ -266,7 +266,7 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
     """
     n_symbols = len(tape.price_from) - 1
     state = np.zeros(n_symbols, dtype=_STATE)
-    accounts = np.zeros(1, dtype=_ACCOUNT)
+    accounts = np.zeros(1, dtype=ACCOUNT)
     account = accounts[0]
     for row in range(len(params)):
         p = params[row]

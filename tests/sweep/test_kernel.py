@@ -1,0 +1,104 @@
+"""Tables, index walk and plain loop give the same figures to the bit; figures are those of the trades."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaylab.params import TradingParams
+from replaylab.sweep.engine import run_rows
+from replaylab.sweep.figures import figures
+from replaylab.sweep.grid import Grid, make_grid
+from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.trades import trades_of
+from tests.strategies import RandomSession, make_session, sessions, trading_params
+
+METHODS = ("loop", "index", "tables")
+
+
+def rows_of(several: list[TradingParams]) -> Grid:
+    """A grid whose rows are whole parameter sets."""
+    axes = {name: [getattr(p, name) for p in several] for name in TradingParams.__struct_fields__}
+    codes = {name: np.arange(len(several), dtype=np.int32) for name in axes}
+    return Grid(axes, codes, len(several), {})
+
+
+def all_methods(tape: Tape, grid: Grid) -> list[np.ndarray]:
+    return [run_rows(tape, grid, TradingParams(), method) for method in METHODS]
+
+
+@settings(max_examples=200, deadline=None)
+@given(sessions(), st.lists(trading_params(), min_size=1, max_size=12))
+def test_every_method_gives_the_same_figures_to_the_bit(
+    session: RandomSession, several: list[TradingParams]
+) -> None:
+    tape = pack(session, session.price_source)
+    loop, index, tables = all_methods(tape, rows_of(several))
+    assert np.array_equal(loop, index, equal_nan=True)
+    assert np.array_equal(loop, tables, equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_product_shares_tables_without_mixing_them_up(seed: int) -> None:
+    """Hundreds of combinations that share levels, over a longer session of three symbols."""
+    tape = pack(make_session(seed, 6000, 3))
+    grid = make_grid(
+        {
+            "entry_threshold": [0.2, 0.7],
+            "latency_ms": [0, 1000],
+            "slippage_bps": [0.0, 5.0],
+            "tp1_pct": [0.1, 0.2],
+            "tp1_fraction": [0.0, 0.5, 1.0],
+            "sl_pct": [0.1, 0.5],
+            "break_even_offset_pct": [None, 0.0],
+            "trailing_activation_pct": [None, 0.1],
+            "max_hold_s": [None, 60.0],
+            "exit_threshold": [None, 0.0],
+        }
+    )
+    loop, index, tables = all_methods(tape, grid)
+    assert loop[:, 0].sum() > 10_000
+    assert np.array_equal(loop, index)
+    assert np.array_equal(loop, tables)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sessions(), trading_params())
+def test_figures_are_those_of_the_trades(session: RandomSession, params: TradingParams) -> None:
+    """Recomputed from the trades with numpy, by the formulas of docs/sweep.md."""
+    tape = pack(session, session.price_source)
+    trades, _ = trades_of(tape, params)
+    row = figures(run_rows(tape, rows_of([params]), params, "tables")).row(0, named=True)
+    pnl = trades["realized_pnl"].to_numpy()
+    n = len(pnl)
+    equity = np.cumsum(pnl)
+    peak = np.maximum.accumulate(np.concatenate(([0.0], equity)))
+    expected = {
+        "n_trades": n,
+        "n_wins": int((pnl > 0).sum()),
+        "win_rate": (pnl > 0).mean() if n else None,
+        "gross_pnl": (pnl + trades["fees"].to_numpy()).sum(),
+        "fees": trades["fees"].sum(),
+        "net_pnl": pnl.sum(),
+        "expectancy": pnl.mean() if n else None,
+        "max_drawdown": min(0.0, (equity - peak[1:]).min()) if n else 0.0,
+        "avg_duration_s": trades["duration_seconds"].mean(),
+        "exposure_s": trades["duration_seconds"].sum(),
+    }
+    profit, loss = pnl[pnl > 0].sum(), -pnl[pnl < 0].sum()
+    if profit or loss:
+        expected["profit_factor"] = profit / loss if loss else np.inf
+    else:
+        expected["profit_factor"] = None
+    for name, value in expected.items():
+        same = row[name] is None if value is None else row[name] == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert same, name
+    if n > 1 and pnl.std() > 1e-6:
+        assert row["sharpe_per_trade"] == pytest.approx(pnl.mean() / pnl.std(ddof=1), rel=1e-6)
+    else:
+        assert row["sharpe_per_trade"] is None or pnl.std() > 0
+    counts = {name: row[name] for name in row if name.startswith("n_") and name not in ("n_trades", "n_wins")}
+    by_reason = dict(trades["reason"].value_counts().iter_rows())
+    assert counts == {name: by_reason.get(name[2:].upper(), 0) for name in counts}
