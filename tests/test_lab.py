@@ -1,0 +1,175 @@
+"""The one door: every loader and result through Lab, in polars and in pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pytest
+
+from replaylab import Config, Lab, ScoringParams, TradingParams
+from replaylab.errors import ConfigError, InterlockError, SessionNotFoundError
+from replaylab.importers.synthetic import write_synthetic
+
+RANGE = ("2025-11-18T10:00:00Z", "2025-11-18T10:12:00Z")
+PARAMS = TradingParams(entry_threshold=0.3, tp1_pct=0.05, tp2_pct=0.1, sl_pct=0.05)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve minutes of two symbols, simulated, with one session named "session"."""
+    folder = tmp_path_factory.mktemp("lab") / "data"
+    lab = Lab(folder)
+    write_synthetic(lab.root, seed=5, hours=0.2)
+    lab.run_sim(params=PARAMS, scoring=ScoringParams(interval_ms=500))
+    lab.build_replay_session(*RANGE, ["BTCUSDT", "AIUSDT"], session_id="session")
+    return folder
+
+
+def replayed(lab: Lab) -> Any:
+    engine = lab.engine(PARAMS)
+    engine.start_session("session", speed_factor=float("inf"))
+    engine.wait()
+    assert engine.last_run is not None
+    return engine.last_run
+
+
+TABLES: dict[str, Callable[[Lab], Any]] = {
+    "events": lambda lab: lab.events(),
+    "events of one symbol": lambda lab: lab.events("BTCUSDT", expand=["score"]),
+    "trades": lambda lab: lab.trades(),
+    "orders": lambda lab: lab.orders(),
+    "metrics": lambda lab: lab.metrics(),
+    "market trades": lambda lab: lab.market_trades("BTCUSDT"),
+    "order book": lambda lab: lab.order_book("BTCUSDT"),
+    "rejects": lambda lab: lab.rejects(),
+    "daily summary": lambda lab: lab.daily_summary(),
+    "run trades": lambda lab: replayed(lab).trades,
+    "run orders": lambda lab: replayed(lab).orders,
+    "run events": lambda lab: replayed(lab).events,
+    "sweep": lambda lab: lab.sweep("session", {"sl_pct": [0.1, 0.2]}, progress=False).frame,
+    "sweep best": lambda lab: lab.sweep("session", {"sl_pct": [0.1, 0.2]}, progress=False).best(1),
+    "sweep trades": lambda lab: lab.sweep("session", {"sl_pct": [0.1, 0.2]}, PARAMS, progress=False).trades(
+        0
+    ),
+    "backtest trades": lambda lab: lab.backtest("session", PARAMS).trades,
+    "backtest equity": lambda lab: lab.backtest("session", PARAMS).equity,
+    "features": lambda lab: lab.features("session"),
+    "labels": lambda lab: lab.labels("session"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_what_the_lab_was_asked_for(root: Path, name: str) -> None:
+    """Polars by default, pandas throughout with `frame="pandas"`, with the same columns and rows."""
+    polars, pandas = TABLES[name](Lab(root)), TABLES[name](Lab(root, frame="pandas"))
+    assert isinstance(polars, pl.DataFrame)
+    assert isinstance(pandas, pd.DataFrame)
+    assert list(pandas.columns) == polars.columns
+    assert len(pandas) == polars.height
+
+
+def test_times_are_nanoseconds_in_utc(root: Path) -> None:
+    for frame in (Lab(root).events(), Lab(root).trades(), Lab(root).market_trades()):
+        assert frame.schema["timestamp"] == pl.Datetime("ns", "UTC")
+
+
+def test_a_session_may_be_named_in_three_ways(root: Path) -> None:
+    """Its id, its manifest or a Session."""
+    lab = Lab(root)
+    session = lab.session("session")
+    trades = [lab.backtest(which, PARAMS).trades for which in ("session", session, session.manifest)]
+    assert trades[0].equals(trades[1])
+    assert trades[1].equals(trades[2])
+
+
+def test_an_unknown_session_gets_the_closest_name(root: Path) -> None:
+    with pytest.raises(SessionNotFoundError, match="'session'"):
+        Lab(root).session("sesion")
+
+
+def test_a_missing_root_reads_as_empty_and_says_where_it_looked(tmp_path: Path) -> None:
+    """`Lab("typo")` warns with the absolute path, and makes nothing."""
+    lab = Lab(tmp_path / "typo")
+    with pytest.warns(UserWarning, match=str(tmp_path / "typo")):
+        assert lab.trades().is_empty()
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_simulation_the_replay_and_the_sweep_agree(root: Path) -> None:
+    """The logged trades, a replay of the session and the compiled sweep are the same trades."""
+    lab = Lab(root)
+    logged = lab.trades().sort("timestamp", "symbol")
+    assert logged.height > 3
+    run = replayed(lab).trades.sort("timestamp", "symbol")
+    swept = lab.backtest("session", PARAMS).trades.sort("exit_time", "symbol")
+    for column in (
+        "symbol",
+        "side",
+        "entry_price",
+        "close_price",
+        "qty",
+        "realized_pnl",
+        "mfe",
+        "mae",
+        "reason",
+    ):
+        assert logged[column].to_list() == run[column].to_list() == swept[column].to_list()
+
+
+def test_the_sample_is_a_scratch_copy() -> None:
+    """What is done to one copy is not seen in the next."""
+    first = Lab.sample()
+    first.sessions.delete_session(first.sessions.list_sessions()[0].session_id)
+    assert first.sessions.list_sessions() == []
+    second = Lab.sample()
+    assert len(second.sessions.list_sessions()) == 1
+    assert {"events", "orders", "trades_log", "system"} <= {path.name for path in second.root.path.iterdir()}
+    for name in ("risk", "tpsl", "execution", "health"):
+        assert second.snapshot(name) is not None  # type: ignore[arg-type]
+
+
+def test_replay_mode_keeps_the_live_logs_closed(root: Path) -> None:
+    lab = Lab(root, config=Config(run_mode="REPLAY"))
+    before = lab.events().height
+    with pytest.raises(InterlockError):
+        lab.run_sim()
+    with pytest.raises(InterlockError):
+        lab.logger.log_trade(
+            {
+                "timestamp": "2025-11-18T10:00:00Z",
+                "symbol": "BTCUSDT",
+                "side": "LONG",
+                "entryPrice": 1,
+                "closePrice": 1,
+                "qty": 1,
+                "leverage": 1,
+                "realizedPnl": 0,
+                "mfe": 0,
+                "mae": 0,
+                "durationSeconds": 1,
+                "mode": "LIVE",
+            }
+        )
+    assert replayed(lab).trades.height > 0
+    assert lab.events().height == before
+
+
+def test_the_root_comes_from_config_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPLAYLAB_DATA", str(tmp_path / "environment"))
+    assert Lab().root.path == tmp_path / "environment"
+    assert Lab(config=Config(data_root=str(tmp_path / "config"))).root.path == tmp_path / "config"
+    assert Lab(tmp_path / "named").root.path == tmp_path / "named"
+
+
+def test_an_unknown_frame_library_is_refused() -> None:
+    with pytest.raises(ConfigError, match="polars"):
+        Lab(frame="dask")  # type: ignore[arg-type]
+
+
+def test_reprs_say_what_is_there(root: Path) -> None:
+    assert "BTCUSDT" in Lab(root)._repr_html_()
+    assert str(root) in repr(Lab(root))
