@@ -281,7 +281,7 @@ def _picked(trades: pl.DataFrame, rows: np.ndarray[Any, np.dtype[np.int64]], end
 
 
 def _logged(session: Session) -> pl.DataFrame:
-    """Logged trades with entry and exit times and, where the events tell, the reason of the exit."""
+    """Logged trades with entry and exit times and the reason of the exit, where the log or the events tell it."""
     events = session.events
     held = (pl.col("duration_seconds") * 1e9).round().cast(pl.Int64).cast(pl.Duration("ns"))
     manifest = session.manifest
@@ -300,10 +300,11 @@ def _logged(session: Session) -> pl.DataFrame:
         {
             "symbol": exits["symbol"],
             "exit_time": exits["timestamp"],
-            "reason": pl.Series([_reason(text) for text in exits["payload"]], dtype=pl.String),
+            "said": pl.Series([_reason(text) for text in exits["payload"]], dtype=pl.String),
         }
     ).unique(["symbol", "exit_time"], keep="last")
-    return trades.join(reasons, on=["symbol", "exit_time"], how="left", maintain_order="left")
+    joined = trades.join(reasons, on=["symbol", "exit_time"], how="left", maintain_order="left")
+    return joined.with_columns(reason=pl.coalesce("reason", "said")).drop("said")
 
 
 def _from_payloads(events: pl.DataFrame) -> pl.DataFrame:
@@ -314,6 +315,7 @@ def _from_payloads(events: pl.DataFrame) -> pl.DataFrame:
         "qty": ("qty", pl.Float64),
         "realized_pnl": ("realizedPnl", pl.Float64),
         "duration_seconds": ("durationSeconds", pl.Float64),
+        "reason": ("reason", pl.String),
     }
     records = [orjson.loads(text) for text in events["payload"]]
     columns = {
