@@ -17,17 +17,23 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """A scorer per symbol, and which symbols had market events at the present time."""
 
-    __slots__ = ("_params", "touched")
+    __slots__ = ("_model", "_params", "touched")
 
     def __init__(self, scoring: ScoringParams | ScoreModel | None) -> None:
+        self._model: ScoreModel | None = None
         if scoring is None:
-            scoring = ScoringParams()
-        if not isinstance(scoring, ScoringParams):
+            params = ScoringParams()
+        elif isinstance(scoring, ScoringParams):
+            params = scoring
+        elif hasattr(scoring, "predict"):
+            self._model = scoring
+            params = getattr(scoring, "scoring_params", None) or ScoringParams()
+        else:
             raise ConfigError(
                 f"scoring: expected ScoringParams or an object with predict, found {scoring!r}",
                 field="scoring",
             )
-        self._params = scoring
+        self._params = params
         self.touched: list[SymbolState] = []
 
     def trade(self, state: SymbolState, ts: int, price: float, payload: dict[str, Any]) -> bool:
@@ -42,8 +48,8 @@ class Pipeline:
         return True
 
     def book(self, state: SymbolState, ts: int) -> None:
-        """Take note that a symbol's book has changed."""
-        self._touch(state)
+        """Take a change of a symbol's book."""
+        self._touch(state).book(ts, state.book)
 
     def signals(self, ts: int) -> list[tuple[SymbolState, Signal]]:
         """Return the signals due at the end of ``ts``, by symbol, and forget which symbols were touched."""
@@ -65,7 +71,7 @@ class Pipeline:
             state.touched = True
             self.touched.append(state)
         if state.scorer is None:
-            state.scorer = Scorer(self._params, state.regime)
+            state.scorer = Scorer(self._params, state.regime, self._model)
         return state.scorer
 
 

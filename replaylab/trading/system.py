@@ -125,9 +125,9 @@ class TradingSystem:
         self,
         index: int,
         ts: int,
-        type: str,
+        type: str,  # noqa: A002
         symbol: str | None,
-        payload: dict[str, Any],  # noqa: A002
+        payload: dict[str, Any],
     ) -> None:
         """Take one event of the session; types that the model does not read pass by."""
         handler = self._handlers.get(type)
