@@ -178,7 +178,11 @@ def _frame(
         more = pl.Series("unknown_fields", [], dtype=pl.String).extend_constant(None, len(records))
     else:
         more = pl.Series("unknown_fields", unknown, dtype=pl.String)
-    return pl.DataFrame([*series, more, pl.Series("line", numbers, dtype=pl.Int64)])
+    lines = pl.Series("line", numbers, dtype=pl.Int64)
+    if not schema.keep_text:
+        return pl.DataFrame([*series, more, lines])
+    texts = pl.Series("timestamp_text", [record.timestamp for record in records], dtype=pl.String)
+    return pl.DataFrame([*series, more, lines, texts])
 
 
 def _series(column: Column, values: list[Any], *, checked: bool) -> pl.Series:

@@ -109,11 +109,21 @@ def scan_event_chunks(
 
 
 def scan_event_files(
-    root: RootLike, symbol: str, start: Time = None, end: Time = None, chunk_bytes: int = CHUNK_BYTES
+    root: RootLike,
+    symbol: str,
+    start: Time = None,
+    end: Time = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    *,
+    keep_text: bool = False,
 ) -> Iterator[tuple[Path, Loaded]]:
-    """Yield what ``scan_event_chunks`` yields with the file it comes from: archived parts, then the live file."""
+    """Yield what ``scan_event_chunks`` yields with the file it comes from: archived parts, then the live file.
+
+    ``keep_text`` adds the column ``timestamp_text`` to the rows of the live file.
+    """
     root = DataRoot(root)
-    return scan_log(root, root.events(symbol), EVENTS, window(start, end), chunk_bytes)
+    schema = LogSchema(StateEvent, keep_text=True) if keep_text else EVENTS
+    return scan_log(root, root.events(symbol), schema, window(start, end), chunk_bytes)
 
 
 def load_trades(
@@ -139,19 +149,26 @@ def scan_days(
     start: Time = None,
     end: Time = None,
     symbols: str | Iterable[str] | None = None,
+    *,
+    keep_text: bool = False,
 ) -> Iterator[tuple[Path, Loaded]]:
-    """Yield the files of ``log`` ("trades_log" or "orders"), archived ones too, each with what was chosen of it."""
+    """Yield the files of ``log`` ("trades_log" or "orders"), archived ones too, each with what was chosen of it.
+
+    ``keep_text`` adds the column ``timestamp_text`` to the rows of live files.
+    """
     root = DataRoot(root)
     span = window(start, end)
     wanted = None if symbols is None else _listed(symbols)
     schema = {"trades_log": TRADES, "orders": ORDERS}[log]
+    if keep_text:
+        schema = LogSchema(schema.record, keep_text=True)
     for day in list_days(root, log):
         live = root.path / log / f"day-{day}.jsonl"
         by_file: dict[Path, list[Loaded]] = {}
         for path, loaded in scan_log(root, live, schema, span):
             by_file.setdefault(path, []).append(in_window(loaded, (None, None), wanted))
         for path, parts in by_file.items():
-            yield path, concat(parts, schema.frame)
+            yield path, concat(parts, schema.frame if path == live else schema.archived)
 
 
 def load_replay_events(path: str | os.PathLike[str]) -> Loaded:

@@ -44,10 +44,12 @@ class LogSchema:
     """How the lines of one log become rows.
 
     Reading is kinder than writing in one point: a field that may be null may also be missing, since JavaScript's
-    ``JSON.stringify`` leaves out what is undefined. ``line`` and ``unknown_fields`` follow the record's columns.
+    ``JSON.stringify`` leaves out what is undefined. ``line`` and ``unknown_fields`` follow the record's columns, and
+    ``timestamp_text``, the timestamp as it was written, where ``keep_text`` asks for it.
     """
 
     record: type[Record]
+    keep_text: bool = False
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
@@ -67,7 +69,13 @@ class LogSchema:
     @cached_property
     def frame(self) -> pl.Schema:
         fields = {column.name: _DTYPES[column.kind] for column in self.columns}
-        return pl.Schema({**fields, "unknown_fields": pl.String, "line": pl.Int64})
+        kept = {"timestamp_text": pl.String} if self.keep_text else {}
+        return pl.Schema({**fields, "unknown_fields": pl.String, "line": pl.Int64, **kept})
+
+    @cached_property
+    def archived(self) -> pl.Schema:
+        """The columns of archived parts, which keep times and no texts of them."""
+        return LogSchema(self.record).frame
 
     @cached_property
     def strict(self) -> msgspec.json.Decoder[Any]:

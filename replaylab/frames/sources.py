@@ -80,8 +80,11 @@ def _archived(
 ) -> Iterator[tuple[Path, Loaded]]:
     for path, info in live_parts(root, live, fd):
         outside = _is_outside(info, span)
-        for loaded in read_part(path, info, schema.frame):
-            yield path, replace(loaded, frame=schema.frame.to_frame()) if outside else in_window(loaded, span)
+        for loaded in read_part(path, info, schema.archived):
+            yield (
+                path,
+                replace(loaded, frame=schema.archived.to_frame()) if outside else in_window(loaded, span),
+            )
 
 
 def _is_outside(info: PartInfo, span: Window) -> bool:
