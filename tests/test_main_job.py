@@ -18,7 +18,7 @@ from replaylab.trading.formulas import entry_price
 def replaylab(*arguments: object, data: Path | None = None, check: bool = True) -> str:
     environment = {**os.environ, **({"REPLAYLAB_DATA": str(data)} if data else {})}
     done = subprocess.run(
-        [sys.executable, "-m", "replaylab.cli", *map(str, arguments)],
+        [sys.executable, "-m", "replaylab", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,
@@ -57,8 +57,10 @@ def test_demo_never_replaces_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def play(root: Path, symbol: str, start: str, end: str) -> dict[str, object]:
     """sim, build, replay, sweep: the same job as the demo, by the commands a user types."""
-    replaylab("sim", "--symbols", symbol, "--param", "entry_threshold=0.3", data=root)
-    manifest = json.loads(replaylab("build", start, end, "--symbols", symbol, "--json", data=root))
+    replaylab("sim", "--symbol", symbol, "--param", "entry_threshold=0.3", data=root)
+    manifest = json.loads(
+        replaylab("build", "--from", start, "--to", end, "--symbol", symbol, "--json", data=root)
+    )
     session = manifest["sessionId"]
     replay = json.loads(
         replaylab("replay", session, "--speed", "inf", "--param", "entry_threshold=0.3", "--json", data=root)
