@@ -1,0 +1,156 @@
+"""Watch the replay of a data root from outside, whichever process runs it.
+
+>>> follower = RunFollower("data")                               # doctest: +SKIP
+>>> for name, value in follower.poll().messages(): ...           # doctest: +SKIP
+
+What a replay emits is the session's own events up to its published position; what it decides is in the logs of its
+run. So a screen needs no connection to the replay and cannot slow it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import orjson
+
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayStatus
+from replaylab.replay.status import read_status
+
+__all__ = ["News", "RunFollower"]
+
+_MOST_EVENTS = 500
+_MOST_BYTES = 1 << 20
+Kind = Literal["state", "order", "trade"]
+
+
+@dataclass
+class News:
+    """What happened since the last poll.
+
+    ``events``: emitted session events (plain dicts), the newest of them where there were too many; ``skipped`` says
+    how many were left out. ``records``: ``(kind, record)`` that the run logged. ``began``: a run was found that the
+    follower had not seen, or it went back: what is known of earlier ones no longer holds.
+    """
+
+    status: ReplayStatus
+    changed: bool
+    began: bool = False
+    events: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
+    records: list[tuple[Kind, dict[str, Any]]] = field(default_factory=list)
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        """Yield it as ``("status" | "replay" | "record", plain data)``, status first."""
+        if self.changed:
+            yield "status", self.status
+        if self.events or self.skipped:
+            yield "replay", {"events": self.events, "skipped": self.skipped}
+        for kind, record in self.records:
+            yield "record", {"kind": kind, "record": record}
+
+
+class _Tail:
+    """New complete lines of a file that grows; begins again where the file was made anew or cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._inode: int | None = None
+
+    def lines(self) -> list[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                about = os.fstat(file.fileno())
+                if about.st_ino != self._inode or about.st_size < self._offset:
+                    self._inode, self._offset = about.st_ino, 0
+                file.seek(self._offset)
+                chunk = file.read(_MOST_BYTES)
+        except FileNotFoundError:
+            return []
+        # A line that is being written has no newline yet: it is read next time.
+        whole = chunk[: chunk.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.splitlines()
+
+
+class RunFollower:
+    """Follows the replay of one data root; ``poll`` as often as a screen is drawn. Not for several threads."""
+
+    def __init__(self, root: str | os.PathLike[str] | DataRoot, *, events: bool = True) -> None:
+        self.root = DataRoot(root)
+        self._with_events = events
+        self._last: dict[str, Any] | None = None
+        self._run: tuple[str | None, str | None] = (None, None)
+        self._tails: dict[Path, tuple[Kind, _Tail]] = {}
+        self._file: IO[bytes] | None = None
+        self._index = 0
+
+    def poll(self) -> News:
+        """Return what is new. Reads at most about a megabyte per log, so a poll is short."""
+        status = read_status(self.root)
+        plain = status.to_dict()
+        news = News(status, changed=plain != self._last)
+        self._last = plain
+        run = (status.session_id, status.run_id)
+        if run != self._run or status.current_event_index < self._index:
+            news.began = True
+            self._begin(run)
+        if status.session_id is None or status.run_id is None:
+            return news
+        if self._with_events:
+            self._read_events(status.current_event_index, news)
+        self._read_logs(self.root.run(status.session_id, status.run_id), news)
+        return news
+
+    def close(self) -> None:
+        """Close the session's file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _begin(self, run: tuple[str | None, str | None]) -> None:
+        self.close()
+        self._run = run
+        self._tails = {}
+        self._index = 0
+
+    def _read_events(self, position: int, news: News) -> None:
+        session_id = news.status.session_id
+        if position <= self._index or session_id is None:
+            return
+        if self._file is None:
+            path = self.root.session_events(session_id)
+            if not path.is_file():
+                return
+            self._file = path.open("rb")
+        keep_from = position - _MOST_EVENTS
+        while self._index < position:
+            line = self._file.readline()
+            if not line:
+                break
+            if line.isspace():
+                continue
+            if self._index < keep_from:
+                news.skipped += 1
+            else:
+                news.events.append(orjson.loads(line))
+            self._index += 1
+        self._index = position
+
+    def _read_logs(self, run: DataRoot, news: News) -> None:
+        kinds: tuple[tuple[Kind, Path], ...] = (
+            ("state", run.events_dir),
+            ("order", run.orders_dir),
+            ("trade", run.trades_log_dir),
+        )
+        for kind, folder in kinds:
+            if folder.is_dir():
+                for path in sorted(folder.glob("*.jsonl")):
+                    self._tails.setdefault(path, (kind, _Tail(path)))
+        for kind, tail in self._tails.values():
+            news.records += [(kind, orjson.loads(line)) for line in tail.lines() if line.strip()]

@@ -1,0 +1,75 @@
+"""The extension: its settings, and how it is wired to the server."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Float, Int, Unicode, default
+
+from replaylab.config import Config
+from replaylab.server.handlers import ROUTES
+from replaylab.server.service import Service
+
+__all__ = ["Replaylab", "main"]
+
+
+class Replaylab(ExtensionApp):
+    """Replay sessions over HTTP: ``jupyter replaylab``, ``replaylab serve``, or inside JupyterLab."""
+
+    name = "replaylab"
+    description = "Replay sessions over HTTP, under /api/replay."
+    extension_url = "/api/replay/status"
+    open_browser = False
+    # On its own it serves the API and nothing else: no terminals, no file browser.
+    load_other_extensions = False
+    # In a container the user often is root, and whoever starts this server has chosen to.
+    serverapp_config: dict[str, Any] = {"open_browser": False, "allow_root": True}  # noqa: RUF012  (as in the base)
+
+    data_root = Unicode(help="Data root. Without it: REPLAYLAB_DATA in the environment, else ./data.").tag(
+        config=True
+    )
+    config_path = Unicode(help="replaylab configuration, TOML or JSON; empty for the defaults.").tag(
+        config=True
+    )
+    max_events = Int(
+        5_000_000, help="A build that would hold more events than this is refused with 413."
+    ).tag(config=True)
+    max_waiting_builds = Int(8, help="Further builds are refused with 503 while so many wait.").tag(
+        config=True
+    )
+    start_timeout = Float(60.0, help="Seconds that a replay may take to load its session.").tag(config=True)
+
+    @default("data_root")
+    def _default_data_root(self) -> str:
+        return os.environ.get("REPLAYLAB_DATA") or "data"
+
+    @classmethod
+    def get_extension_package(cls) -> str:
+        # The package above this one must import without Jupyter, so the extension lives here.
+        return "replaylab.server"
+
+    def initialize_settings(self) -> None:
+        config = Config.load(self.config_path) if self.config_path else Config()
+        self.service = Service(
+            self.data_root,
+            config=config,
+            max_events=self.max_events,
+            max_waiting_builds=self.max_waiting_builds,
+            start_timeout=self.start_timeout,
+        )
+        self.settings["replaylab"] = self.service
+        self.log.info("replaylab serves %s", self.service.root)
+
+    def initialize_handlers(self) -> None:
+        self.handlers.extend(ROUTES)
+
+    async def stop_extension(self) -> None:
+        """Stop what this server plays and builds."""
+        await self.service.close()
+
+
+def main() -> None:
+    """Start the server on its own and run until it is interrupted."""
+    Replaylab.launch_instance()  # type: ignore[no-untyped-call]

@@ -1,0 +1,232 @@
+"""The routes of the HTTP API: each reads a request, asks the service and answers. The table is at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import orjson
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from replaylab.errors import ReplaylabError
+from replaylab.records import Record
+from replaylab.server.bodies import (
+    BuildRequest,
+    EmptyRequest,
+    RunRequest,
+    SeekRequest,
+    SpeedRequest,
+    read_body,
+)
+from replaylab.server.service import Service, status_of
+
+__all__ = ["ROUTES"]
+
+R = TypeVar("R", bound=Record)
+# No request of this API is large; a tape is not uploaded here.
+_MAX_BODY = 1 << 20
+_HEARTBEAT_S = 10.0
+_VERBS = ("get", "post", "delete")
+
+
+class ReplayHandler(APIHandler):
+    """What all routes share: the service, JSON answers, and the form of errors."""
+
+    auth_resource = "replaylab"
+    # `run` and `stop` answer {success, message} also when they fail; the others {error}.
+    tells_success = False
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.settings["replaylab"]
+        return service
+
+    def body(self, cls: type[R]) -> R:
+        raw: bytes = self.request.body
+        if len(raw) > _MAX_BODY:
+            raise web.HTTPError(413, f"the body is larger than {_MAX_BODY:,} bytes")
+        if cls is EmptyRequest and not raw.strip():
+            return cls()
+        return read_body(cls, raw)
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Cache-Control", "no-store")
+        self.finish(orjson.dumps(value, default=_plain))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        field = None
+        if isinstance(error, ReplaylabError):
+            status_code, message = status_of(error), str(error)
+            field = getattr(error, "field", None)
+        elif isinstance(error, web.HTTPError):
+            text = error.log_message
+            message = text % error.args if text else HTTPStatus(status_code).phrase
+        else:
+            message = HTTPStatus(status_code).phrase
+        self.set_status(status_code)
+        if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.set_header(
+                "Allow", ", ".join(verb.upper() for verb in _VERBS if verb in type(self).__dict__)
+            )
+        form: dict[str, Any] = (
+            {"success": False, "message": message} if self.tells_success else {"error": message}
+        )
+        self.finish(json.dumps(form | ({"field": field} if field else {})))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        # What replaylab refuses on purpose is the client's to read; a traceback in the log would hide real faults.
+        if isinstance(value, ReplaylabError):
+            self.log.info("%s %s: %s", self.request.method, self.request.path, value)
+        else:
+            super().log_exception(typ, value, tb)
+
+
+class Sessions(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.answer(await self.service.sessions())
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.answer(await self.service.build(self.body(BuildRequest)))
+
+
+class OneSession(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self, session_id: str) -> None:
+        self.answer(await self.service.session(session_id))
+
+    @web.authenticated
+    @authorized
+    async def delete(self, session_id: str) -> None:
+        self.answer(await self.service.delete(session_id))
+
+
+class Run(ReplayHandler):
+    tells_success = True
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.answer(await self.service.run(self.body(RunRequest)))
+
+
+class Stop(ReplayHandler):
+    tells_success = True
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.body(EmptyRequest)
+        self.answer(await self.service.stop())
+
+
+class Status(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.answer(await self.service.status())
+
+
+class Pause(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.body(EmptyRequest)
+        self.answer(await self.service.pause())
+
+
+class Resume(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.body(EmptyRequest)
+        self.answer(await self.service.resume())
+
+
+class Seek(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.answer(await self.service.seek(self.body(SeekRequest).to))
+
+
+class Speed(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.answer(await self.service.set_speed(float(self.body(SpeedRequest).speed_factor)))
+
+
+class Health(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.answer(await self.service.health())
+
+
+class Stream(ReplayHandler):
+    """Server-sent events: ``status`` at each change, ``replay`` for emitted events, ``record`` for what a run logs."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Accel-Buffering", "no")
+        try:
+            async for name, value in self.service.stream(_HEARTBEAT_S):
+                if name == "heartbeat":
+                    self.write(": still here\n\n")
+                else:
+                    self.write(
+                        b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(value, default=_plain))
+                    )
+                await self.flush()
+        except (StreamClosedError, asyncio.CancelledError):
+            # The client went away: there is nobody to answer.
+            return
+
+    def finish(self, *args: Any, **kwargs: Any) -> Any:
+        kind = "text/event-stream" if self.get_status() == HTTPStatus.OK else "application/json"
+        return super().finish(*args, set_content_type=kind, **kwargs)
+
+
+class Nowhere(ReplayHandler):
+    """Other paths below /api/replay: a JSON error instead of Jupyter's page."""
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        await super().prepare()
+        raise web.HTTPError(404, "there is no such path in this API")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+ROUTES = [
+    (r"/api/replay/sessions", Sessions),
+    (r"/api/replay/sessions/(.+)", OneSession),
+    (r"/api/replay/run", Run),
+    (r"/api/replay/stop", Stop),
+    (r"/api/replay/status", Status),
+    (r"/api/replay/pause", Pause),
+    (r"/api/replay/resume", Resume),
+    (r"/api/replay/seek", Seek),
+    (r"/api/replay/speed", Speed),
+    (r"/api/replay/health", Health),
+    (r"/api/replay/stream", Stream),
+    (r"/api/replay(?:/.*)?", Nowhere),
+]

@@ -1,0 +1,268 @@
+"""What the routes do: the store, builds in a worker process, one replay in a process of its own.
+
+Nothing here blocks the event loop: files are read in threads, builds and replays run in other processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import AsyncIterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tornado import web
+
+from replaylab.config import Config
+from replaylab.errors import (
+    InterlockError,
+    LogWriteError,
+    RecordError,
+    ReplayError,
+    ReplaylabError,
+    ReplayRunningError,
+    SessionExistsError,
+    SessionNotFoundError,
+)
+from replaylab.lab import Lab
+from replaylab.params import TradingParams
+from replaylab.paths import DataRoot, safe_name
+from replaylab.records import HealthSnapshot, ReplayManifest, ReplayStatus
+from replaylab.replay.follow import RunFollower
+from replaylab.replay.remote import RemoteReplay
+from replaylab.replay.status import read_status, stop_replay
+from replaylab.server.bodies import BuildRequest, RunRequest
+from replaylab.sessions.sources import known_symbols
+from replaylab.timestamps import iso, now_ns, parse_ns
+
+__all__ = ["Service", "status_of"]
+
+_STREAM_PERIOD_S = 0.2
+_STOP_TIMEOUT_S = 10.0
+
+
+def status_of(error: ReplaylabError) -> int:
+    """Return the HTTP status of an error that replaylab raises on purpose."""
+    if isinstance(error, SessionNotFoundError):
+        return 404
+    if isinstance(error, SessionExistsError | ReplayRunningError | InterlockError | ReplayError):
+        return 409
+    if isinstance(error, LogWriteError):
+        return 507
+    return 400
+
+
+class Service:
+    """One data root, served. Made and closed by the extension."""
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        config: Config,
+        max_events: int,
+        max_waiting_builds: int,
+        start_timeout: float,
+    ) -> None:
+        self.root = DataRoot(root)
+        self._config = config
+        self._lab = Lab(self.root, config=config)
+        self._max_events = max_events
+        self._max_waiting_builds = max_waiting_builds
+        self._start_timeout = start_timeout
+        self._builders: ProcessPoolExecutor | None = None
+        self._waiting_builds = 0
+        self._replay: RemoteReplay | None = None
+        self._turn = asyncio.Lock()
+
+    # Sessions
+
+    async def sessions(self) -> dict[str, Any]:
+        """All manifests, with the time of asking."""
+        manifests = await asyncio.to_thread(self._lab.sessions.list_sessions)
+        return {"timestamp": iso(now_ns()), "sessions": manifests}
+
+    async def session(self, session_id: str) -> ReplayManifest:
+        """One manifest; raises SessionNotFoundError."""
+        safe_name(session_id, "session id")
+        manifest = await asyncio.to_thread(self._lab.sessions.get_session, session_id)
+        if manifest is None:
+            raise SessionNotFoundError(f"there is no session {session_id!r}")
+        return manifest
+
+    async def delete(self, session_id: str) -> dict[str, Any]:
+        """Delete a session and its runs; refused while it is played."""
+        await self.session(session_id)
+        status = await self.status()
+        if status.running and status.session_id == session_id:
+            raise ReplayRunningError(f"session {session_id} is being replayed: stop it first")
+        await asyncio.to_thread(self._lab.sessions.delete_session, session_id)
+        return {"success": True, "message": f"session {session_id} is deleted"}
+
+    async def build(self, request: BuildRequest) -> ReplayManifest:
+        """Build a session in the worker process; 413 beyond the limit of this server, 503 when too many wait."""
+        limit = self._max_events
+        known = await asyncio.to_thread(known_symbols, self.root)
+        for symbol in request.symbols:
+            if symbol not in known:
+                raise web.HTTPError(
+                    404,
+                    f"symbols: there are no logs of {symbol}; there are {', '.join(sorted(known)) or 'none at all'}",
+                )
+        if parse_ns(request.from_) >= parse_ns(request.to):
+            raise RecordError("to: the end of the range must be later than its start", field="to")
+        if request.max_events is not None and request.max_events > limit:
+            raise web.HTTPError(413, f"maxEvents: this server builds at most {limit:,} events")
+        if self._waiting_builds >= self._max_waiting_builds:
+            raise web.HTTPError(503, "too many builds are waiting: try again later")
+        self._waiting_builds += 1
+        try:
+            options = {
+                "include_types": request.include_types,
+                # One more than allowed tells "exactly the limit" from "more than the limit".
+                "max_events": limit + 1 if request.max_events is None else request.max_events,
+                "session_id": request.session_id,
+                "notes": request.notes,
+            }
+            manifest = await self._in_worker(request, options)
+        finally:
+            self._waiting_builds -= 1
+        if request.max_events is None and int(manifest.to_dict().get("totalEvents", 0)) > limit:
+            await asyncio.to_thread(self._lab.sessions.delete_session, manifest.session_id)
+            raise web.HTTPError(
+                413,
+                f"the range holds more than {limit:,} events, the most that this server builds: "
+                "take a shorter range, fewer types or symbols, or give maxEvents",
+            )
+        return manifest
+
+    async def _in_worker(self, request: BuildRequest, options: dict[str, Any]) -> ReplayManifest:
+        if self._builders is None:
+            # Spawned, not forked: a forked copy of a server with threads may hang.
+            context = multiprocessing.get_context("spawn")
+            self._builders = ProcessPoolExecutor(max_workers=1, mp_context=context)
+        job = (str(self.root), request.from_, request.to, request.symbols, options)
+        try:
+            plain = await asyncio.get_running_loop().run_in_executor(self._builders, _build, *job)
+        except BrokenProcessPool:
+            self._builders = None
+            raise web.HTTPError(500, "the build was killed, perhaps for want of memory") from None
+        return ReplayManifest.from_dict(plain)
+
+    # Replay
+
+    async def status(self) -> ReplayStatus:
+        """The replay of this data root, whichever process runs it."""
+        ours = self._ours()
+        return (
+            await asyncio.to_thread(read_status, self.root)
+            if ours is None
+            else await asyncio.to_thread(ours.status)
+        )
+
+    async def run(self, request: RunRequest) -> dict[str, Any]:
+        """Start a replay in a process of its own."""
+        await self.session(request.session_id)
+        params = self._config.trading
+        if request.params:
+            params = TradingParams.from_dict({**params.to_dict(), **request.params})
+        speed = None if request.speed_factor is None else float(request.speed_factor)
+        async with self._turn:
+            if (now := await self.status()).running:
+                raise ReplayRunningError(f"a replay of {now.session_id} is running: stop it first")
+            self._replay = await asyncio.to_thread(
+                lambda: RemoteReplay.start(
+                    self.root,
+                    request.session_id,
+                    speed_factor=speed,
+                    inject_mode=request.inject_mode or "SCORING_ONLY",
+                    loop=request.loop,
+                    params=params,
+                    scoring=self._config.scoring,
+                    run_mode=self._config.run_mode,
+                    timeout=self._start_timeout,
+                )
+            )
+        started = await self.status()
+        return {
+            "success": True,
+            "message": f"replay of {request.session_id} started at {started.speed_factor or speed or 1:g}×",
+        }
+
+    async def stop(self) -> dict[str, Any]:
+        """Stop the replay, also one that another process runs."""
+        async with self._turn:
+            # Through the data root also where the replay is ours: there is one way to stop.
+            success, message = await asyncio.to_thread(stop_replay, self.root, _STOP_TIMEOUT_S)
+            if not success:
+                raise ReplayError(message)
+            if self._replay is not None:
+                await asyncio.to_thread(self._replay.wait, _STOP_TIMEOUT_S)
+        return {"success": True, "message": message}
+
+    async def pause(self) -> dict[str, Any]:
+        return await self._tell("pause", message="paused")
+
+    async def resume(self) -> dict[str, Any]:
+        return await self._tell("resume", message="goes on")
+
+    async def seek(self, to: int | str) -> dict[str, Any]:
+        return await self._tell("seek", to, message=f"is at {to}")
+
+    async def set_speed(self, factor: float) -> dict[str, Any]:
+        return await self._tell("set_speed", factor, message=f"runs at {factor:g}×")
+
+    def _ours(self) -> RemoteReplay | None:
+        return self._replay if self._replay is not None and self._replay.running else None
+
+    async def _tell(self, call: str, *args: Any, message: str) -> dict[str, Any]:
+        async with self._turn:
+            replay = self._ours()
+            if replay is None:
+                elsewhere = (await self.status()).running
+                raise ReplayError(
+                    "the replay was started by another process, where it is steered: from here it can only be stopped"
+                    if elsewhere
+                    else "no replay is running"
+                )
+            await asyncio.to_thread(getattr(replay, call), *args)
+            return {"success": True, "message": f"replay of {replay.session_id} {message}"}
+
+    # Watching
+
+    async def health(self) -> HealthSnapshot:
+        return await asyncio.to_thread(self._lab.health)
+
+    async def stream(self, heartbeat_s: float) -> AsyncIterator[tuple[str, Any]]:
+        """Yield ``("status" | "replay" | "record", value)`` as they come, and a heartbeat where nothing does."""
+        follower = RunFollower(self.root)
+        quiet = 0.0
+        try:
+            while True:
+                news = await asyncio.to_thread(follower.poll)
+                for name, value in news.messages():
+                    quiet = 0.0
+                    yield name, value
+                quiet += _STREAM_PERIOD_S
+                if quiet >= heartbeat_s:
+                    quiet = 0.0
+                    yield "heartbeat", None
+                await asyncio.sleep(_STREAM_PERIOD_S)
+        finally:
+            follower.close()
+
+    async def close(self) -> None:
+        """Stop the replay that this server started and give up builds that wait."""
+        if self._replay is not None:
+            await asyncio.to_thread(self._replay.stop)
+        if self._builders is not None:
+            self._builders.shutdown(wait=False, cancel_futures=True)
+        self._lab.close()
+
+
+def _build(root: str, start: str, end: str, symbols: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Build in the worker process; returns the manifest as plain data, which can be sent back."""
+    from replaylab.sessions import build_replay_session
+
+    return build_replay_session(root, start, end, symbols, **options).to_dict()

@@ -1,0 +1,246 @@
+"""Every route, through Jupyter's own test server: answers, refusals, authentication."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tornado.httpclient import HTTPClientError
+
+import replaylab.server.handlers as handlers
+from replaylab.paths import DataRoot
+from tests.roots import END, START
+
+pytest_plugins = ["pytest_jupyter.jupyter_server"]
+
+CONTRACT = yaml.safe_load(Path(handlers.__file__).with_name("rest-api.yml").read_text())
+SESSION = "a-minute"
+ROUTES = [
+    (verb, path.replace("{sessionId}", SESSION))
+    for path, item in CONTRACT["paths"].items()
+    for verb in ("get", "post", "delete")
+    if verb in item
+] + [("get", "/api/replay/stream")]
+
+
+@pytest.fixture
+def jp_server_config(root: DataRoot) -> dict[str, Any]:
+    return {
+        "ServerApp": {"jpserver_extensions": {"replaylab.server": True}},
+        "Replaylab": {"data_root": str(root), "max_events": 1_000},
+    }
+
+
+@pytest.fixture
+def fetch(jp_fetch: Any) -> Any:
+    async def call(verb: str, *path: str, body: Any = None, raw: bytes | None = None) -> tuple[int, Any]:
+        data = raw if raw is not None else None if body is None else json.dumps(body)
+        if verb == "POST" and data is None:
+            data = ""
+        try:
+            answer = await jp_fetch("api", "replay", *path, method=verb, body=data)
+        except HTTPClientError as error:
+            answer = error.response
+        assert answer.headers["Content-Type"] == "application/json"
+        return answer.code, json.loads(answer.body)
+
+    return call
+
+
+def range_of(**changes: Any) -> dict[str, Any]:
+    return {"from": START, "to": END, "symbols": ["BTCUSDT"], **changes}
+
+
+async def test_sessions_are_listed_with_the_time(fetch: Any) -> None:
+    code, answer = await fetch("GET", "sessions")
+    assert code == 200
+    assert sorted(answer) == ["sessions", "timestamp"]
+    assert [manifest["sessionId"] for manifest in answer["sessions"]] == [SESSION]
+
+
+async def test_one_session_is_its_manifest(fetch: Any, root: DataRoot) -> None:
+    code, answer = await fetch("GET", "sessions", SESSION)
+    assert code == 200
+    assert answer == json.loads(root.manifest(SESSION).read_text())
+
+
+async def test_an_unknown_session(fetch: Any) -> None:
+    for verb in ("GET", "DELETE"):
+        code, answer = await fetch(verb, "sessions", "nope")
+        assert (code, list(answer)) == (404, ["error"])
+    code, answer = await fetch("POST", "run", body={"sessionId": "nope"})
+    assert code == 404
+    assert answer["success"] is False
+    assert "nope" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "trick", ["..%2F..%2Fetc", "%2e%2e", ".hidden", "a%00b", "a%5Cb", "a%2F..%2Fb", "%20", "x" * 300]
+)
+async def test_a_path_trick_in_an_id_is_refused(fetch: Any, trick: str) -> None:
+    for verb in ("GET", "DELETE"):
+        code, answer = await fetch(verb, "sessions", trick)
+        assert code == 400
+        assert "session id" in answer["error"]
+
+
+async def test_build_returns_the_manifest(fetch: Any, root: DataRoot) -> None:
+    """R8.3 with every field of the body."""
+    body = range_of(includeTypes=["SCORING_UPDATE"], maxEvents=7, sessionId="mine", notes="a note")
+    code, answer = await fetch("POST", "sessions", body=body)
+    assert code == 200
+    assert (answer["sessionId"], answer["totalEvents"], answer["notes"]) == ("mine", 7, "a note")
+    assert answer["sourceDateRange"] == {"from": START, "to": END}
+    assert root.session_events("mine").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"from": "yesterday"}, "from"),
+        ({"from": 5}, "from"),
+        ({"to": START}, "to"),
+        ({"symbols": "BTCUSDT"}, "symbols"),
+        ({"symbols": []}, "symbols"),
+        ({"symbols": ["../x"]}, "symbols"),
+        ({"symbols": ["BTCUSDT", 3]}, "symbols.1"),
+        ({"includeTypes": []}, "includeTypes"),
+        ({"maxEvents": -1}, "maxEvents"),
+        ({"maxEvents": 1.5}, "maxEvents"),
+        ({"sessionId": "../../evil"}, "sessionId"),
+        ({"notes": 3}, "notes"),
+        ({"maxevents": 3}, "maxevents"),
+    ],
+)
+async def test_a_bad_body_names_the_field(fetch: Any, change: dict[str, Any], field: str) -> None:
+    code, answer = await fetch("POST", "sessions", body=range_of(**change))
+    assert code == 400
+    assert answer["field"] == field
+    assert field.split(".")[0] in answer["error"]
+
+
+async def test_a_missing_field_is_named(fetch: Any) -> None:
+    code, answer = await fetch("POST", "sessions", body={"from": START, "to": END})
+    assert (code, answer["field"]) == (400, "symbols")
+    code, answer = await fetch("POST", "run", body={})
+    assert (code, answer["field"], answer["success"]) == (400, "sessionId", False)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000])
+async def test_what_is_no_json_object_is_refused(fetch: Any, raw: bytes) -> None:
+    for path in ("sessions", "run", "seek", "speed"):
+        code, answer = await fetch("POST", path, raw=raw)
+        assert code == 400, answer
+
+
+async def test_an_unknown_symbol_is_told_with_those_that_are_there(fetch: Any) -> None:
+    code, answer = await fetch("POST", "sessions", body=range_of(symbols=["XRPUSDT"]))
+    assert code == 404
+    assert "BTCUSDT, ETHUSDT" in answer["error"]
+
+
+async def test_an_existing_id_is_a_conflict(fetch: Any) -> None:
+    code, answer = await fetch("POST", "sessions", body=range_of(sessionId=SESSION))
+    assert code == 409
+    assert SESSION in answer["error"]
+
+
+async def test_a_build_over_the_limit_is_refused_and_leaves_nothing(fetch: Any, root: DataRoot) -> None:
+    """This server builds 1,000 events at most, the minute of both symbols holds 1,202."""
+    code, answer = await fetch("POST", "sessions", body=range_of(maxEvents=1_001))
+    assert (code, "1,000" in answer["error"]) == (413, True)
+    code, answer = await fetch("POST", "sessions", body=range_of(symbols=["BTCUSDT", "ETHUSDT"]))
+    assert (code, "1,000" in answer["error"]) == (413, True)
+    assert [path.name for path in root.sessions_dir.iterdir()] == [SESSION]
+
+
+async def test_a_huge_body_is_refused(fetch: Any) -> None:
+    code, _ = await fetch("POST", "sessions", body=range_of(notes="x" * (2 << 20)))
+    assert code == 413
+
+
+async def test_delete(fetch: Any, root: DataRoot) -> None:
+    code, answer = await fetch("DELETE", "sessions", SESSION)
+    assert (code, answer["success"]) == (200, True)
+    assert not root.session_dir(SESSION).exists()
+
+
+async def test_nothing_to_stop_or_steer(fetch: Any) -> None:
+    code, answer = await fetch("POST", "stop")
+    assert (code, answer) == (409, {"success": False, "message": "no replay is running"})
+    for path, body in (("pause", None), ("resume", {}), ("seek", {"to": 3}), ("speed", {"speedFactor": 2})):
+        code, answer = await fetch("POST", path, body=body)
+        assert (code, answer) == (409, {"error": "no replay is running"})
+
+
+async def test_idle_status_has_the_documented_fields(fetch: Any) -> None:
+    """R7.2's fields, with their types, before anything was played."""
+    code, answer = await fetch("GET", "status")
+    assert code == 200
+    wanted = {
+        "sessionId": None,
+        "running": False,
+        "currentEventIndex": 0,
+        "totalEvents": 0,
+        "startedAt": None,
+        "lastEventTimestamp": None,
+    }
+    assert wanted.items() <= answer.items()
+
+
+async def test_an_unknown_path_answers_in_json(fetch: Any) -> None:
+    code, answer = await fetch("GET", "nowhere")
+    assert (code, list(answer)) == (404, ["error"])
+
+
+async def test_a_wrong_verb_names_the_right_ones(jp_fetch: Any) -> None:
+    with pytest.raises(HTTPClientError) as refused:
+        await jp_fetch("api", "replay", "sessions", method="PUT", body="{}")
+    assert refused.value.code == 405
+    assert refused.value.response is not None
+    assert refused.value.response.headers["Allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(("verb", "path"), ROUTES)
+async def test_nothing_without_authentication(
+    verb: str, path: str, jp_serverapp: Any, http_server_client: Any, jp_base_url: str
+) -> None:
+    """Every verb of every route refuses a client without a token."""
+    body = "{}" if verb == "post" else None
+    url = jp_base_url.rstrip("/") + path
+    with pytest.raises(HTTPClientError) as refused:
+        await http_server_client.fetch(url, method=verb.upper(), body=body)
+    assert refused.value.code == 403
+
+
+def test_every_verb_is_authenticated_and_then_authorized() -> None:
+    """`authenticated` is the outer decorator: nobody is asked for rights before it is known who they are."""
+    source = Path(handlers.__file__).read_text()
+    verbs = (
+        source.count("    async def get(")
+        + source.count("    async def post(")
+        + source.count("    async def delete(")
+    )
+    assert source.count("    @web.authenticated\n    @authorized\n    async def ") == verbs == len(ROUTES)
+
+
+async def test_rights_are_asked_for(jp_serverapp: Any, fetch: Any) -> None:
+    """A user who may read and not execute lists sessions and cannot build or run."""
+
+    class ReadOnly:
+        def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
+            return resource == "replaylab" and action == "read"
+
+    jp_serverapp.web_app.settings["authorizer"] = ReadOnly()
+    assert (await fetch("GET", "sessions"))[0] == 200
+    assert (await fetch("POST", "sessions", body=range_of()))[0] == 403
+    assert (await fetch("DELETE", "sessions", SESSION))[0] == 403
+
+
+def test_the_contract_names_every_route() -> None:
+    told = {path.replace("{sessionId}", "(.+)") for path in CONTRACT["paths"]} | {"/api/replay/stream"}
+    made = {path for path, _ in handlers.ROUTES} - {"/api/replay(?:/.*)?"}
+    assert told == made

@@ -1,0 +1,336 @@
+"""A real server process and a plain HTTP client: the specification's scenarios, and what must not block."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from replaylab.paths import DataRoot
+from replaylab.records import StateEvent, decode_record
+from replaylab.replay import ReplayEngine, read_status, stop_replay
+from replaylab.sessions import SessionStore, build_replay_session
+from tests.roots import END, START, SYMBOLS, signal_root
+from tests.server.conftest import SESSION, free_port, serving, session_root, wait_for
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
+    return session_root(tmp_path_factory.mktemp("served") / "data")
+
+
+@pytest.fixture(scope="module")
+def server(root: DataRoot, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with serving(root, tmp_path_factory.mktemp("log") / "server.log") as made:
+        yield made
+
+
+@pytest.fixture
+def client(server: httpx.Client, root: DataRoot) -> Iterator[httpx.Client]:
+    """The client of the shared server; each test leaves it idle, with the one session."""
+    yield server
+    server.post("/stop")
+    for manifest in server.get("/sessions").json()["sessions"]:
+        if manifest["sessionId"] != SESSION:
+            server.delete(f"/sessions/{manifest['sessionId']}")
+
+
+def status(client: httpx.Client) -> dict[str, Any]:
+    answer = client.get("/status")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def run(client: httpx.Client, **body: Any) -> httpx.Response:
+    return client.post("/run", json={"sessionId": SESSION, **body})
+
+
+def logged(root: DataRoot, run_id: str) -> list[StateEvent]:
+    folder = root.run(SESSION, run_id).events_dir
+    return [
+        decode_record(StateEvent, line)
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in path.read_bytes().splitlines()
+    ]
+
+
+def test_t5_run_scoring_only(client: httpx.Client, root: DataRoot) -> None:
+    """T5: POST run; the state machine receives SCORING_UPDATE events, and they go on while it plays."""
+    answer = run(client, speedFactor=20, injectMode="SCORING_ONLY")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["success"] is True
+    assert "20×" in answer.json()["message"]
+    first = status(client)
+    assert (first["sessionId"], first["running"], first["totalEvents"]) == (SESSION, True, 1202)
+    assert (first["speedFactor"], first["injectMode"]) == (20, "SCORING_ONLY")
+    wait_for(lambda: status(client)["currentEventIndex"] > first["currentEventIndex"] + 100, "progress")
+    wait_for(lambda: not status(client)["running"], "the end")
+    last = status(client)
+    assert last["currentEventIndex"] == 1202
+    events = logged(root, last["runId"])
+    assert sum(event.event_type == "SCORING_UPDATE" for event in events) == 1200
+    assert {event.to_state for event in events} >= {"LONG", "SHORT"}, "the machine acted on what it received"
+
+
+def test_t6_stop(client: httpx.Client, root: DataRoot) -> None:
+    """T6: POST stop; running is false at once, and no more events are emitted."""
+    run(client, speedFactor=2)
+    wait_for(lambda: status(client)["currentEventIndex"] > 10, "progress")
+    began = time.perf_counter()
+    answer = client.post("/stop")
+    assert time.perf_counter() - began < 2
+    assert answer.status_code == 200
+    assert answer.json()["success"] is True
+    stopped = status(client)
+    assert stopped["running"] is False
+    count = len(logged(root, stopped["runId"]))
+    time.sleep(0.5)
+    assert status(client)["currentEventIndex"] == stopped["currentEventIndex"]
+    assert len(logged(root, stopped["runId"])) == count
+    assert client.post("/stop").json() == {"success": False, "message": "no replay is running"}
+
+
+def test_t7_health(client: httpx.Client) -> None:
+    """T7: logging and replay are OK; after a run of a session that does not exist, replay is ERROR."""
+    services = client.get("/health").json()["services"]
+    assert services["logging"]["status"] == "OK"
+    assert services["replay"]["status"] == "OK"
+    assert client.post("/run", json={"sessionId": "does-not-exist"}).status_code == 404
+
+
+def test_running_twice_is_a_conflict(client: httpx.Client) -> None:
+    assert run(client, speedFactor=1).status_code == 200
+    second = run(client, speedFactor=1)
+    assert second.status_code == 409
+    assert second.json()["success"] is False
+    assert SESSION in second.json()["message"]
+    assert client.delete(f"/sessions/{SESSION}").status_code == 409
+    client.post("/stop")
+
+
+def test_steering(client: httpx.Client) -> None:
+    """Pause holds, seek moves while held, speed is in the status, resume goes on."""
+    run(client, speedFactor=1)
+    assert client.post("/pause").json()["success"] is True
+    held = status(client)
+    assert held["paused"] is True
+    time.sleep(0.4)
+    assert status(client)["currentEventIndex"] == held["currentEventIndex"]
+    assert client.post("/seek", json={"to": 600}).status_code == 200
+    assert wait_for(lambda: status(client)["currentEventIndex"] >= 600, "the seek")
+    assert client.post("/seek", json={"to": "2025-11-18T10:00:45Z"}).status_code == 200
+    assert wait_for(lambda: status(client)["currentEventIndex"] >= 900, "the seek by time")
+    assert client.post("/seek", json={"to": 100}).status_code == 200
+    wait_for(lambda: 100 <= status(client)["currentEventIndex"] < 200, "the seek back")
+    assert client.post("/speed", json={"speedFactor": 30}).status_code == 200
+    client.post("/resume")
+    wait_for(lambda: status(client)["speedFactor"] == 30, "the new speed")
+    assert client.post("/speed", json={"speedFactor": "inf"}).status_code == 200
+    wait_for(lambda: not status(client)["running"], "the end")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/speed", {"speedFactor": 0}, "speedFactor"),
+        ("/speed", {"speedFactor": "fast"}, "speedFactor"),
+        ("/speed", {}, "speedFactor"),
+        ("/seek", {"to": -1}, "to"),
+        ("/seek", {"to": None}, "to"),
+        ("/run", {"sessionId": SESSION, "speedFactor": -1}, "speedFactor"),
+        ("/run", {"sessionId": SESSION, "injectMode": "BOTH"}, "injectMode"),
+        ("/run", {"sessionId": SESSION, "params": {"slPct": -1}}, "sl_pct"),
+        ("/run", {"sessionId": SESSION, "params": {"slPc": 1}}, "slPc"),
+    ],
+)
+def test_bad_orders_name_the_field(client: httpx.Client, path: str, body: dict[str, Any], field: str) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["field"] == field
+
+
+def test_a_replay_of_another_process_is_seen_and_stopped(client: httpx.Client, root: DataRoot) -> None:
+    """What a notebook kernel (here: this process) plays is in the status, and POST stop ends it."""
+    engine = ReplayEngine(SessionStore(root))
+    engine.start_session(SESSION, speed_factor=1)
+    try:
+        assert wait_for(lambda: status(client)["running"], "the status")
+        refused = client.post("/pause")
+        assert refused.status_code == 409
+        assert "another process" in refused.json()["error"]
+        assert client.post("/stop").json()["success"] is True
+        assert engine.wait(5)
+        assert status(client)["running"] is False
+    finally:
+        engine.stop()
+
+
+def test_a_replay_of_the_server_is_seen_and_stopped_elsewhere(client: httpx.Client, root: DataRoot) -> None:
+    run(client, speedFactor=1)
+    assert read_status(root).running
+    assert stop_replay(root)[0]
+    assert status(client)["running"] is False
+    assert run(client, speedFactor=1).status_code == 200
+    client.post("/stop")
+
+
+def test_a_killed_replay_does_not_run_forever(client: httpx.Client, root: DataRoot) -> None:
+    run(client, speedFactor=1)
+    os.kill(json.loads(root.replay_status.read_bytes())["pid"], signal.SIGKILL)
+    wait_for(lambda: not status(client)["running"], "the death to be noticed")
+    assert status(client)["error"]
+    assert run(client, speedFactor=1).status_code == 200
+    client.post("/stop")
+
+
+def test_the_end_of_the_server_ends_its_replay(root: DataRoot, tmp_path: Path) -> None:
+    with serving(root, tmp_path / "server.log") as client:
+        run(client, speedFactor=1)
+        assert read_status(root).running
+    wait_for(lambda: not read_status(root).running, "the replay to end with its server")
+
+
+def messages(client: httpx.Client, enough: threading.Event, found: list[tuple[str, Any]]) -> None:
+    with client.stream("GET", "/stream") as stream:
+        assert stream.headers["content-type"] == "text/event-stream"
+        name = ""
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            elif line.startswith("data: "):
+                found.append((name, json.loads(line[6:])))
+            if enough.is_set():
+                return
+
+
+def test_the_stream_tells_status_emitted_events_and_records(client: httpx.Client) -> None:
+    """At a speed that a person can follow nothing is left out: every event of the session comes by, in order."""
+    found: list[tuple[str, Any]] = []
+    enough = threading.Event()
+    listener = threading.Thread(target=messages, args=(client, enough, found))
+    listener.start()
+    run(client, speedFactor=40)
+    try:
+        wait_for(
+            lambda: any(name == "status" and value["currentEventIndex"] == 1202 for name, value in found),
+            "the end",
+        )
+        time.sleep(0.5)
+        enough.set()
+        run(client, speedFactor=40)
+    finally:
+        enough.set()
+        listener.join(20)
+        client.post("/stop")
+    emitted = [event for name, value in found if name == "replay" for event in value["events"]][:1202]
+    assert len(emitted) == 1202
+    assert emitted[0]["type"] == "REGIME_UPDATE"
+    stamps = [event["timestamp"] for event in emitted]
+    assert stamps == sorted(stamps)
+    scores = [
+        v["record"]["extra"]["score"]
+        for n, v in found
+        if n == "record" and v["record"].get("eventType") == "SCORING_UPDATE"
+    ]
+    assert len(scores) >= 1200
+
+
+def polled_during_a_build(root: DataRoot, log: Path) -> tuple[dict[str, Any], float]:
+    """Build all there is while polling status; returns the manifest and the p99 of the waits (seconds)."""
+    with serving(root, log) as client:
+        answers: list[httpx.Response] = []
+        body = {"from": START, "to": "2025-11-19T00:00:00Z", "symbols": list(SYMBOLS), "sessionId": "large"}
+        builder = threading.Thread(
+            target=lambda: answers.append(client.post("/sessions", json=body, timeout=300))
+        )
+        builder.start()
+        waits = []
+        while builder.is_alive():
+            began = time.perf_counter()
+            status(client)
+            waits.append(time.perf_counter() - began)
+            time.sleep(0.005)
+        assert answers[0].status_code == 200, answers[0].text
+        return answers[0].json(), statistics.quantiles(waits, n=100)[98]
+
+
+def test_status_is_answered_while_a_large_session_is_built(tmp_path: Path) -> None:
+    """A client that keeps polling is answered while the worker builds; a blocked loop would wait for all of it."""
+    manifest, p99 = polled_during_a_build(
+        signal_root(tmp_path / "data", per_second=200), tmp_path / "server.log"
+    )
+    assert manifest["totalEvents"] == 24_002
+    assert p99 < 0.5
+
+
+@pytest.mark.stress
+def test_status_is_answered_within_100_ms_during_a_build_of_a_million_events(tmp_path: Path) -> None:
+    root = signal_root(tmp_path / "data", per_second=1_000, seconds=500)
+    manifest, p99 = polled_during_a_build(root, tmp_path / "server.log")
+    assert manifest["totalEvents"] == 1_000_002
+    assert p99 < 0.1
+
+
+def test_serve_on_the_command_line(root: DataRoot, tmp_path: Path) -> None:
+    """`replaylab serve --data DIR --port N --token T`, ended by Ctrl-C."""
+    port = free_port()
+    command = [sys.executable, "-c", "from replaylab.cli import main; main()", "serve"]
+    command += ["--data", str(root), "--port", str(port), "--token", "word"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/replay") as plain:
+                auth = {"Authorization": "token word"}
+
+                def up() -> bool:
+                    try:
+                        return plain.get("/sessions", headers=auth).status_code == 200
+                    except httpx.TransportError:
+                        return False
+
+                wait_for(up, "the server")
+                assert httpx.get(f"{plain.base_url}sessions").status_code == 403
+                wrong = {"Authorization": "token wrong"}
+                assert httpx.get(f"{plain.base_url}sessions", headers=wrong).status_code == 403
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+
+
+def test_two_builds_and_a_replay_at_once(client: httpx.Client, root: DataRoot) -> None:
+    """Builds wait for each other and not for the replay."""
+    run(client, speedFactor=5)
+    results: list[int] = []
+
+    def build(name: str) -> None:
+        body = {"from": START, "to": END, "symbols": ["BTCUSDT"], "sessionId": name}
+        results.append(client.post("/sessions", json=body).status_code)
+
+    threads = [threading.Thread(target=build, args=(f"s{n}",)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [200, 200, 200]
+    assert status(client)["running"] is True
+    client.post("/stop")
+    assert len(client.get("/sessions").json()["sessions"]) == 4
+
+
+def test_a_session_that_was_built_by_hand_is_played(client: httpx.Client, root: DataRoot) -> None:
+    build_replay_session(root, START, END, ["ETHUSDT"], session_id="only-eth")
+    assert client.post("/run", json={"sessionId": "only-eth", "speedFactor": "inf"}).status_code == 200
+    wait_for(lambda: not status(client)["running"], "the end")
+    assert status(client)["totalEvents"] == 601
