@@ -1,0 +1,108 @@
+"""The controls of a replay: what plays, how far it is, how fast, and the buttons that steer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ipywidgets as w
+
+from replaylab.notebook.style import error, note
+from replaylab.records import ReplayStatus
+
+__all__ = ["Controls"]
+
+
+class Controls:
+    """Buttons call ``on_pause``, ``on_step``, ``on_stop`` and ``on_speed``; ``show`` draws a status."""
+
+    def __init__(
+        self,
+        *,
+        on_pause: Callable[[], None],
+        on_step: Callable[[], None],
+        on_stop: Callable[[], None],
+        on_speed: Callable[[float], None],
+    ) -> None:
+        narrow = w.Layout(width="7.5em")
+        self.pause = w.Button(description="Pause", icon="pause", layout=narrow)
+        self.step = w.Button(
+            description="Step", icon="step-forward", layout=narrow, tooltip="one event, then hold"
+        )
+        self.stop = w.Button(description="Stop", icon="stop", layout=narrow, button_style="danger")
+        self.speed = w.FloatLogSlider(
+            description="speed ×",
+            base=10,
+            min=-1,
+            max=4,
+            step=0.05,
+            value=1.0,
+            readout_format=",.4~g",
+            continuous_update=True,
+            layout=w.Layout(width="24em"),
+            style={"description_width": "5em"},
+        )
+        self.progress = w.FloatProgress(min=0, max=1, value=0, layout=w.Layout(width="22em", height="14px"))
+        self.progress.style.bar_color = "#8a2be2"
+        self.where = w.HTML()
+        self.message = w.HTML()
+        self._drawing = False
+        self.pause.on_click(lambda _: on_pause())
+        self.step.on_click(lambda _: on_step())
+        self.stop.on_click(lambda _: on_stop())
+        self._on_speed = on_speed
+        self.speed.observe(lambda change: self._moved(float(change["new"])), names="value")
+        middle = w.Layout(align_items="center", flex_flow="row wrap")
+        self.widget = w.VBox(
+            [
+                w.HBox([self.progress, self.where], layout=middle),
+                w.HBox([self.pause, self.step, self.stop, self.speed, self.message], layout=middle),
+            ]
+        )
+        self.show(ReplayStatus(), steerable=False)
+
+    def _moved(self, value: float) -> None:
+        if not self._drawing:
+            self._on_speed(value)
+
+    def set_speed(self, factor: float) -> None:
+        """Move the slider without telling anybody."""
+        self._drawing = True
+        self.speed.value = min(max(factor, 0.1), 10_000.0)
+        self._drawing = False
+
+    def show(self, status: ReplayStatus, *, steerable: bool) -> None:
+        """Draw a status; a replay of another process can be stopped from here, and not steered."""
+        running = status.running
+        self.stop.disabled = not running
+        self.pause.disabled = not (running and steerable)
+        self.step.disabled = not (running and steerable)
+        self.speed.disabled = running and not steerable
+        self.pause.description, self.pause.icon = ("Resume", "play") if status.paused else ("Pause", "pause")
+        total = max(status.total_events, 1)
+        self.progress.value = min(1.0, status.current_event_index / total) if status.session_id else 0.0
+        self.where.value = self._where(status, steerable)
+
+    def _where(self, status: ReplayStatus, steerable: bool) -> str:
+        if status.session_id is None:
+            return note("nothing plays: choose a session and press Run")
+        parts = [f"{status.current_event_index:,} of {status.total_events:,} events"]
+        if status.last_event_timestamp:
+            parts.append(f"event time {status.last_event_timestamp[:23].rstrip('Z').replace('T', ' ')}")
+        if status.lateness is not None:
+            parts.append(f"lateness p50 {status.lateness.p50:.2f} ms, p99 {status.lateness.p99:.2f} ms")
+        if status.paused:
+            parts.append("paused")
+        if not status.running:
+            parts.append("ended")
+        elif not steerable:
+            parts.append("started elsewhere: it can be stopped from here")
+        text = note(" · ".join(parts))
+        return f"{text} {error(status.error)}" if status.error else text
+
+    def say(self, text: str) -> None:
+        """Show a remark beside the buttons."""
+        self.message.value = note(text)
+
+    def complain(self, text: str) -> None:
+        """Show an error beside the buttons."""
+        self.message.value = error(text)

@@ -1,0 +1,155 @@
+"""What a session contains: counts, density, first rows, rejects, gaps, provenance, prices and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+import polars as pl
+
+from replaylab import plots
+from replaylab.notebook.market import MarketTrack
+from replaylab.notebook.style import cells, error, note, table
+
+__all__ = ["Detail", "DetailView", "describe"]
+
+_ROWS = 8
+_GAPS = 5
+_SYMBOLS_DRAWN = 4
+
+
+@dataclass(frozen=True)
+class Detail:
+    """A session, described: HTML and PNG pictures."""
+
+    html: str
+    pictures: tuple[bytes, ...]
+
+
+def describe(session: Any) -> Detail:
+    """Read a session and return its description. Slow for a large one: call it in a thread."""
+    events: pl.DataFrame = session.events
+    manifest = session.manifest
+    between = manifest.source_date_range
+    parts = [
+        f'<div class="rl-heading">{escape(session.id)}</div>',
+        note(f"{between.from_} to {between.to} · {events.height:,} events · made {manifest.created_at}"),
+        note(f" · {manifest.notes}") if manifest.notes else "",
+        _counts(events),
+        _first_rows(events),
+        _gaps(events),
+        _rejects(session.rejects),
+        _provenance(session.meta),
+    ]
+    pictures = [plots.density(events, "Events over time")] if events.height else []
+    track = MarketTrack(events)
+    scores = _scores(events)
+    for symbol in track.symbols[:_SYMBOLS_DRAWN]:
+        prices = track.frame.filter(pl.col("symbol") == symbol)
+        part = scores.filter(pl.col("symbol") == symbol)
+        if part.height:
+            pictures.append(plots.scores(part, title=symbol, prices=prices))
+    return Detail("".join(parts), tuple(figure._repr_png_() for figure in pictures))
+
+
+def _counts(events: pl.DataFrame) -> str:
+    counts = events.group_by("type", "symbol").len().sort("type", "symbol")
+    rows = [
+        f"{cells((kind, symbol or 'all'))}<td class='num'>{count:,}</td>"
+        for kind, symbol, count in counts.rows()
+    ]
+    return '<div class="rl-heading">Events</div>' + table(
+        ("type", "symbol", "#events"), rows, empty="no events"
+    )
+
+
+def _first_rows(events: pl.DataFrame) -> str:
+    rows = [
+        cells((_time(stamp), kind, symbol or "", payload if len(payload) <= 90 else payload[:87] + "..."))
+        for stamp, kind, symbol, payload in events.head(_ROWS)
+        .select("timestamp", "type", "symbol", "payload")
+        .rows()
+    ]
+    return '<div class="rl-heading">First events</div>' + table(
+        ("time (UTC)", "type", "symbol", "payload"), rows
+    )
+
+
+def _gaps(events: pl.DataFrame) -> str:
+    if events.height < 2:
+        return ""
+    gaps = (
+        events.select(
+            start=pl.col("timestamp").shift(1),
+            seconds=pl.col("timestamp").diff().dt.total_nanoseconds() / 1e9,
+        )
+        .drop_nulls()
+        .sort("seconds", descending=True)
+        .head(_GAPS)
+    )
+    rows = [f"{cells((_time(start),))}<td class='num'>{seconds:,.3f}</td>" for start, seconds in gaps.rows()]
+    return '<div class="rl-heading">Longest gaps</div>' + table(("after (UTC)", "#seconds"), rows)
+
+
+def _rejects(rejects: pl.DataFrame) -> str:
+    if not rejects.height:
+        return ""
+    rows = [cells(row) for row in rejects.head(_ROWS).select("file", "line", "reason").rows()]
+    return f'<div class="rl-heading">{rejects.height:,} lines could not be read</div>' + table(
+        ("file", "line", "reason"), rows
+    )
+
+
+def _provenance(meta: dict[str, Any]) -> str:
+    names = ("file", "bytes", "lines", "rows", "rejects", "taken")
+    sources = [source for source in meta.get("sources") or [] if isinstance(source, dict)]
+    rows = [cells([source.get(name, "") for name in names]) for source in sources]
+    version = meta.get("replaylabVersion", "?")
+    title = '<div class="rl-heading">Where it comes from</div>'
+    if not rows:
+        return title + note("no provenance was kept with this session")
+    return title + table(names, rows) + note(f"replaylab {version}")
+
+
+def _scores(events: pl.DataFrame) -> pl.DataFrame:
+    return (
+        events.filter((pl.col("type") == "SCORING_UPDATE") & pl.col("symbol").is_not_null())
+        .with_columns(score=pl.col("payload").str.json_path_match("$.score").cast(pl.Float64, strict=False))
+        .drop_nulls("score")
+        .select("timestamp", "symbol", "score")
+    )
+
+
+def _time(stamp: Any) -> str:
+    return f"{stamp:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+
+
+class DetailView:
+    """Shows one session; ``show`` takes what ``describe`` returned."""
+
+    def __init__(self) -> None:
+        self.session_id: str | None = None
+        self.text = w.HTML(value=note('choose a session and press "Load into detail"'))
+        self.pictures = w.VBox([])
+        self.widget = w.VBox([self.text, self.pictures])
+
+    def loading(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.text.value = note(f"reading {session_id} ...")
+        self._set_pictures(())
+
+    def show(self, detail: Detail) -> None:
+        self.text.value = detail.html
+        self._set_pictures(detail.pictures)
+
+    def fail(self, problem: Exception) -> None:
+        self.text.value = error(str(problem))
+
+    def _set_pictures(self, pictures: tuple[bytes, ...]) -> None:
+        old = self.pictures.children
+        layout = {"width": "100%", "max_width": "900px"}
+        self.pictures.children = tuple(w.Image(value=png, format="png", layout=layout) for png in pictures)
+        for image in old:
+            image.close()

@@ -1,0 +1,212 @@
+"""The market as it stands in the replay: hotlist, price picture, and what the system did last."""
+
+from __future__ import annotations
+
+from collections import deque
+from html import escape
+from typing import Any
+
+import ipywidgets as w
+import polars as pl
+
+from replaylab import plots
+from replaylab.notebook.hotlist import Hotlist, Row
+from replaylab.notebook.market import MarketTrack
+from replaylab.notebook.style import bar, number, table
+from replaylab.plots.style import LONG, LOSS, SHORT, WIN
+from replaylab.replay.follow import News
+from replaylab.timestamps import parse_ns
+
+__all__ = ["LiveView"]
+
+_LAST = 8
+_TRADE_SCHEMA: dict[str, Any] = {
+    "symbol": pl.String,
+    "side": pl.String,
+    "entry_time": pl.Datetime("ns", "UTC"),
+    "exit_time": pl.Datetime("ns", "UTC"),
+    "entry_price": pl.Float64,
+    "close_price": pl.Float64,
+    "realized_pnl": pl.Float64,
+}
+
+
+class LiveView:
+    """``take`` folds in what is new (any thread), ``draw`` sets the widgets (the event loop)."""
+
+    def __init__(self) -> None:
+        self.hotlist = Hotlist()
+        self.track: MarketTrack | None = None
+        self.position = 0
+        self._changes: deque[dict[str, Any]] = deque(maxlen=_LAST)
+        self._orders: deque[dict[str, Any]] = deque(maxlen=_LAST)
+        self._trades: list[dict[str, Any]] = []
+        self._drawn: tuple[Any, ...] = ()
+
+        self.hot = w.HTML(layout=w.Layout(min_width="44em", flex="1 1 44em"))
+        self.symbol = w.Dropdown(description="picture of", style={"description_width": "6em"})
+        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="900px", display="none"))
+        self.changes, self.orders, self.trades = (w.HTML(layout=w.Layout(flex="1 1 30em")) for _ in range(3))
+        wrap = w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 24px")
+        self.widget = w.VBox(
+            [
+                w.HBox(
+                    [self.hot, w.VBox([self.symbol, self.picture], layout=w.Layout(flex="2 1 40em"))],
+                    layout=wrap,
+                ),
+                w.HBox([self.changes, self.orders, self.trades], layout=wrap),
+            ]
+        )
+        self.draw()
+
+    def begin(self) -> None:
+        """Forget what was known of another run."""
+        self.hotlist = Hotlist()
+        self._changes.clear()
+        self._orders.clear()
+        self._trades.clear()
+        self._drawn = ()
+
+    def take(self, news: News) -> None:
+        """Fold in what a follower saw."""
+        if news.began:
+            self.begin()
+        self.position = news.status.current_event_index
+        for kind, record in news.records:
+            self.hotlist.record(kind, record)
+            if kind == "trade":
+                self._trades.append(record)
+            elif kind == "order":
+                self._orders.append(record)
+            elif record["fromState"] != record["toState"]:
+                self._changes.append(record)
+        if self.track is not None:
+            for symbol in self.track.symbols:
+                self.hotlist.row(symbol).price = (
+                    self.track.price(symbol, self.position) or self.hotlist.row(symbol).price
+                )
+
+    def draw(self) -> None:
+        """Set the tables."""
+        rows = self.hotlist.ranked()
+        self.hot.value = '<div class="rl-heading">Hotlist</div>' + table(
+            ("symbol", "#score", "", "regime", "state", "#last price", "#position", "#PnL"),
+            [_hot_row(row) for row in rows],
+            empty="no signals yet",
+        )
+        names = tuple(sorted(self.hotlist.rows))
+        if names != tuple(self.symbol.options):
+            chosen = self.symbol.value
+            self.symbol.options = names
+            if names:
+                self.symbol.value = chosen if chosen in names else rows[0].symbol
+        self.changes.value = _last(
+            "State changes", ("time", "symbol", "change", "reason"), map(_change, self._changes)
+        )
+        self.orders.value = _last(
+            "Orders", ("time", "symbol", "order", "#price", "status"), map(_order, self._orders)
+        )
+        self.trades.value = _last(
+            "Closed trades", ("time", "symbol", "side", "#PnL", "reason"), map(_trade, self._trades[-_LAST:])
+        )
+
+    def png(self) -> bytes | None:
+        """The price picture, or None where nothing changed since the last one."""
+        symbol = self.symbol.value
+        row = self.hotlist.rows.get(symbol) if symbol else None
+        if row is None or self.track is None:
+            return None
+        now = (symbol, self.position, len(self._trades), tuple(sorted(row.levels)))
+        if now == self._drawn:
+            return None
+        self._drawn = now
+        prices = self.track.until(row.symbol, self.position)
+        trades = [_picture_trade(trade) for trade in self._trades if trade["symbol"] == row.symbol]
+        figure = plots.price_with_trades(
+            prices, pl.DataFrame(trades, schema=_TRADE_SCHEMA, orient="row"), symbol=row.symbol
+        )
+        axes = figure.axes[0]
+        for kind, price in row.levels.values():
+            colour = LOSS if kind == "stop" else WIN
+            axes.axhline(price, color=colour, linewidth=1, linestyle="--")
+            axes.annotate(
+                kind,
+                (1.0, price),
+                xycoords=("axes fraction", "data"),
+                color=colour,
+                fontsize=8,
+                ha="right",
+                va="bottom",
+            )
+        if row.entry_price is not None:
+            axes.axhline(row.entry_price, color=LONG if row.side == "LONG" else SHORT, linewidth=1)
+        return figure._repr_png_()
+
+    def show_picture(self, png: bytes | None) -> None:
+        """Set the picture, where there is a new one."""
+        if png is not None:
+            self.picture.value = png
+            self.picture.layout.display = "block"
+
+
+def _hot_row(row: Row) -> str:
+    side = f"{row.side} {row.qty:,.6g}" if row.side else "–"
+    return (
+        f"<td><b>{escape(row.symbol)}</b></td>"
+        f'<td class="num">{number(row.score, 3, signed=True)}</td><td>{bar(row.score)}</td>'
+        f"<td>{escape(row.regime or '–')}</td><td>{escape(row.state)}</td>"
+        f'<td class="num">{_price(row.price)}</td><td class="num">{escape(side)}</td>'
+        f'<td class="num">{number(row.pnl, 2, signed=True)}</td>'
+    )
+
+
+def _price(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.8g}" if abs(value) < 1 else f"{value:,.2f}"
+
+
+def _clock(text: str) -> str:
+    return escape(text[11:23].rstrip("Z"))
+
+
+def _last(title: str, columns: tuple[str, ...], rows: Any) -> str:
+    newest_first = list(rows)[::-1]
+    return f'<div class="rl-heading">{title}</div>' + table(columns, newest_first)
+
+
+def _change(event: dict[str, Any]) -> str:
+    return (
+        f"<td>{_clock(event['timestamp'])}</td><td>{escape(event['symbol'])}</td>"
+        f"<td>{escape(event['fromState'])} → {escape(event['toState'])}</td><td>{escape(event['reason'])}</td>"
+    )
+
+
+def _order(order: dict[str, Any]) -> str:
+    price = next(
+        (order[name] for name in ("avgFillPrice", "price", "triggerPrice") if order[name] is not None), None
+    )
+    return (
+        f"<td>{_clock(order['timestamp'])}</td><td>{escape(order['symbol'])}</td>"
+        f'<td>{escape(order["side"])} {escape(order["type"])}</td><td class="num">{_price(price)}</td>'
+        f"<td>{escape(order['status'])}</td>"
+    )
+
+
+def _trade(trade: dict[str, Any]) -> str:
+    return (
+        f"<td>{_clock(trade['timestamp'])}</td><td>{escape(trade['symbol'])}</td><td>{escape(trade['side'])}</td>"
+        f'<td class="num">{number(trade["realizedPnl"], 2, signed=True)}</td><td>{escape(trade.get("reason", ""))}</td>'
+    )
+
+
+def _picture_trade(trade: dict[str, Any]) -> tuple[Any, ...]:
+    closed = parse_ns(trade["timestamp"])
+    opened = closed - round(trade["durationSeconds"] * 1e9)
+    return (
+        trade["symbol"],
+        trade["side"],
+        opened,
+        closed,
+        trade["entryPrice"],
+        trade["closePrice"],
+        trade["realizedPnl"],
+    )

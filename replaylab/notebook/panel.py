@@ -1,0 +1,379 @@
+"""The panel: sessions, a replay, and the market that it shows, in one notebook cell.
+
+>>> panel = lab.panel()                    # doctest: +SKIP
+>>> panel                                  # doctest: +SKIP
+
+Every part is a plain Python object (``panel.table``, ``panel.form``, ``panel.controls``, ``panel.live``,
+``panel.detail``) whose buttons can be clicked from code. A click only starts a job or sends a word to the replay;
+the replay runs in a process of its own, and the screen is drawn at most five times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+
+from replaylab.errors import ReplayError, ReplaylabError
+from replaylab.notebook.controls import Controls
+from replaylab.notebook.detail import DetailView, describe
+from replaylab.notebook.form import BuildForm, BuildOrder
+from replaylab.notebook.jobs import Jobs
+from replaylab.notebook.live import LiveView
+from replaylab.notebook.market import MarketTrack
+from replaylab.notebook.style import STYLE, badge, error, health, note
+from replaylab.notebook.table import SessionTable
+from replaylab.params import TradingParams
+from replaylab.records import ReplayManifest, ReplayStatus
+from replaylab.replay.follow import News, RunFollower
+from replaylab.replay.remote import RemoteReplay
+from replaylab.replay.status import stop_replay
+from replaylab.timestamps import to_ns
+
+if TYPE_CHECKING:
+    from replaylab.lab import Lab
+
+__all__ = ["Panel"]
+
+_PERIOD_S = 0.2
+_PICTURE_PERIOD_S = 1.0
+_SLOW_PERIOD_S = 2.0
+OVERVIEW, LOGS, DETAIL = 0, 1, 2
+
+
+class Panel:
+    """The dashboard of a Lab. Shown by being the last line of a cell; ``close()`` ends it.
+
+    ``params``: the trading parameters that Run uses (default: those of the Lab's configuration). Where an event loop
+    runs (in a notebook) the panel redraws itself; elsewhere ``tick()`` does, and ``settle()`` waits for jobs first.
+    """
+
+    def __init__(self, lab: Lab, *, params: TradingParams | None = None) -> None:
+        self.lab = lab
+        self.params = params or lab.config.trading
+        self.replay: RemoteReplay | None = None
+        self.closed = False
+        self._jobs = Jobs()
+        self._follower = RunFollower(lab.root, events=False)
+        self._status = ReplayStatus()
+        self._picture_at = self._slow_at = 0.0
+        self._doomed: str | None = None
+
+        self.table = SessionTable(self._selected)
+        self.form = BuildForm(self._build)
+        self.live = LiveView()
+        self.detail = DetailView()
+        self.controls = Controls(
+            on_pause=self._pause,
+            on_step=lambda: self._tell(lambda replay: replay.step(1)),
+            on_stop=self._stop,
+            on_speed=lambda factor: self._tell(lambda replay: replay.set_speed(factor), quiet=True),
+        )
+        self._build_widgets()
+        self._task: asyncio.Task[None] | None = None
+        self.tick()
+        try:
+            self._task = asyncio.get_running_loop().create_task(self._redraw())
+        except RuntimeError:
+            # No event loop: a script or a test, which calls tick().
+            self._task = None
+
+    def _build_widgets(self) -> None:
+        self.badge = w.HTML()
+        self.run = w.Button(
+            description="Run", icon="play", button_style="success", layout=w.Layout(width="7.5em")
+        )
+        self.load = w.Button(description="Load into detail", icon="search", layout=w.Layout(width="11em"))
+        self.delete = w.Button(description="Delete", icon="trash", layout=w.Layout(width="7.5em"))
+        self.confirm = w.Button(
+            description="Yes, delete", button_style="danger", layout=w.Layout(width="9em")
+        )
+        self.keep = w.Button(description="Keep", layout=w.Layout(width="6em"))
+        self.question = w.HTML()
+        self.asking = w.HBox([self.question, self.confirm, self.keep])
+        self.asking.layout.display = "none"
+        self.mode = w.Dropdown(
+            options=[
+                ("recorded signals", "SCORING_ONLY"),
+                ("decide again from market data", "FULL_DECISION"),
+            ],
+            layout=w.Layout(width="17em"),
+        )
+        self.loop = w.Checkbox(description="loop", indent=False, layout=w.Layout(width="5em"))
+        self.run.on_click(lambda _: self._run())
+        self.load.on_click(lambda _: self._load())
+        self.delete.on_click(lambda _: self._ask_delete())
+        self.confirm.on_click(lambda _: self._delete())
+        self.keep.on_click(lambda _: self._settle_delete(""))
+        actions = w.HBox(
+            [self.run, self.mode, self.loop, self.load, self.delete, self.asking],
+            layout=w.Layout(align_items="center", flex_flow="row wrap"),
+        )
+        sessions = w.VBox(
+            [
+                w.HTML('<div class="rl-heading">Replay sessions</div>'),
+                self.table.widget,
+                actions,
+                self.form.widget,
+            ]
+        )
+        self.tabs = w.Tab(
+            children=[self.live.widget, sessions, self.detail.widget],
+            titles=("Overview", "Logs & Events", "Detail"),
+            selected_index=LOGS,
+        )
+        self.widget = w.VBox([w.HTML(STYLE), self.badge, self.controls.widget, self.tabs])
+        self.widget.add_class("rl-panel")
+        self._selected(None)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.widget._repr_mimebundle_(**options)
+
+    # Redrawing
+
+    def tick(self) -> None:
+        """Look at the data root and redraw, now."""
+        self._draw(*self._gather())
+        self._jobs.collect()
+
+    def settle(self, timeout: float = 60.0) -> bool:
+        """Wait for what clicks have started and redraw; for scripts and tests. Returns whether all ended in time."""
+        done = self._jobs.settle(timeout)
+        self.tick()
+        return done
+
+    async def _redraw(self) -> None:
+        while not self.closed:
+            try:
+                self._draw(*await asyncio.to_thread(self._gather))
+                self._jobs.collect()
+            except (ReplaylabError, OSError, ValueError) as problem:
+                # The panel stays alive: the next look may succeed (a file was just being replaced, say).
+                self.controls.complain(str(problem))
+            await asyncio.sleep(_PERIOD_S)
+
+    def _gather(self) -> tuple[News, bytes | None, dict[str, Any] | None]:
+        """Read and draw what takes time; touches no widget."""
+        news = self._follower.poll()
+        self.live.take(news)
+        now = time.monotonic()
+        png = slow = None
+        if self.tabs.selected_index == OVERVIEW and now - self._picture_at >= _PICTURE_PERIOD_S:
+            self._picture_at = now
+            png = self.live.png()
+        if now - self._slow_at >= _SLOW_PERIOD_S:
+            self._slow_at = now
+            slow = {
+                "manifests": self.lab.sessions.list_sessions(),
+                "health": self.lab.health(),
+                "symbols": self._symbols(),
+                "span": self._span(),
+            }
+        return news, png, slow
+
+    def _draw(self, news: News, png: bytes | None, slow: dict[str, Any] | None) -> None:
+        status = news.status
+        began = status.running and status.session_id != self._status.session_id
+        self._status = status
+        if began or (status.session_id and self.live.track is None and status.running):
+            self._load_track(str(status.session_id))
+        self.controls.show(status, steerable=self.replay is not None and self.replay.running)
+        self.live.draw()
+        self.live.show_picture(png)
+        if slow is not None:
+            self._health = health(
+                (name, service.status, service.message) for name, service in slow["health"].services.items()
+            )
+            self.table.set_manifests(slow["manifests"])
+            self.form.offer(slow["symbols"], slow["span"])
+        self.badge.value = self._badge_text(status) + self._health
+        self.run.disabled = self.table.selected is None or status.running
+
+    _health = ""
+
+    def _badge_text(self, status: ReplayStatus) -> str:
+        if status.running:
+            speed = f" · {status.speed_factor:g}×" if status.speed_factor is not None else ""
+            return badge(f"REPLAY MODE · {status.session_id}{speed}", replay=True)
+        if self.lab.config.run_mode == "REPLAY":
+            return badge("REPLAY MODE · nothing plays", replay=True)
+        return badge("LIVE · no replay runs", replay=False)
+
+    def _symbols(self) -> list[str]:
+        from replaylab import frames, history
+
+        names = {*frames.list_symbols(self.lab.root), *history.symbols(self.lab.root, "trades")}
+        return sorted(names)
+
+    def _span(self) -> tuple[int, int] | None:
+        """First and last moment of the logs and tapes (ns), or None where there are none."""
+        from replaylab import frames, history
+
+        found = [
+            (first, last)
+            for symbol in history.symbols(self.lab.root, "trades")
+            for first, last, _ in [history.coverage(self.lab.root, "trades", symbol) or (None, None, 0)]
+            if first is not None and last is not None
+        ]
+        days = [day for log in ("trades_log", "orders") for day in frames.list_days(self.lab.root, log)]
+        if not found and days:
+            return to_ns(min(days)), to_ns(max(days)) + 86_400_000_000_000 - 1
+        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
+
+    # Clicks
+
+    def _selected(self, session_id: str | None) -> None:
+        for button in (self.load, self.delete):
+            button.disabled = session_id is None
+        self.run.disabled = session_id is None or self._status.running
+        self._settle_delete("")
+        manifest = self.table.manifest(session_id) if session_id else None
+        if manifest is not None and not self._status.running:
+            self.controls.set_speed(manifest.speed_factor)
+
+    def _run(self) -> None:
+        session_id = self.table.selected
+        if session_id is None:
+            return
+        options = {
+            "speed_factor": float(self.controls.speed.value),
+            "inject_mode": self.mode.value,
+            "loop": self.loop.value,
+        }
+        self.run.disabled = True
+        self.controls.say(f"starting {session_id} ...")
+
+        def work() -> RemoteReplay:
+            return RemoteReplay.start(
+                self.lab.root,
+                session_id,
+                params=self.params,
+                scoring=self.lab.config.scoring,
+                run_mode=self.lab.config.run_mode,
+                **options,
+            )
+
+        def done(replay: RemoteReplay, _: list[str]) -> None:
+            self.replay = replay
+            self.controls.say("")
+            self.tabs.selected_index = OVERVIEW
+
+        self._jobs.submit(work, done, self._complain)
+
+    def _pause(self) -> None:
+        paused = self._status.paused
+        self._tell(lambda replay: replay.resume() if paused else replay.pause())
+
+    def _stop(self) -> None:
+        self.controls.stop.disabled = True
+        self._jobs.submit(
+            lambda: stop_replay(self.lab.root), lambda answer, _: self.controls.say(answer[1]), self._complain
+        )
+
+    def _tell(self, word: Callable[[RemoteReplay], None], *, quiet: bool = False) -> None:
+        replay = self.replay
+        if replay is None or not replay.running:
+            if not quiet:
+                self.controls.complain("no replay that was started here is running")
+            return
+        self._jobs.submit(lambda: word(replay), lambda *_: self.controls.say(""), self._complain)
+
+    def _build(self, order: BuildOrder) -> None:
+        self.form.create.disabled = True
+        self.form.say("building ...")
+
+        def work() -> ReplayManifest:
+            return self.lab.build_replay_session(
+                order.start,
+                order.end,
+                order.symbols,
+                include_types=order.include_types,
+                max_events=order.max_events,
+                session_id=order.session_id,
+                notes=order.notes,
+            )
+
+        def done(manifest: ReplayManifest, warnings: list[str]) -> None:
+            self.form.create.disabled = False
+            self.form.result.value = note(f"made {manifest.session_id}") + "".join(
+                f" {error(text)}" for text in warnings
+            )
+            self.table.filter.value = ""
+            self.table.set_manifests(self.lab.sessions.list_sessions())
+            self.table.select(manifest.session_id)
+
+        def failed(problem: Exception) -> None:
+            self.form.create.disabled = False
+            self.form.result.value = ""
+            self.form.refused(problem)
+
+        self._jobs.submit(work, done, failed)
+
+    def _load(self) -> None:
+        session_id = self.table.selected
+        if session_id is None:
+            return
+        self.detail.loading(session_id)
+        self.tabs.selected_index = DETAIL
+        self._jobs.submit(
+            lambda: describe(self.lab.session(session_id)),
+            lambda detail, _: self.detail.show(detail),
+            self.detail.fail,
+        )
+
+    def _load_track(self, session_id: str) -> None:
+        self.live.track = None
+
+        def done(track: MarketTrack | None, _: list[str]) -> None:
+            self.live.track = track
+
+        self._jobs.submit(lambda: MarketTrack.load(self.lab, session_id), done, self._complain)
+
+    def _ask_delete(self) -> None:
+        self._doomed = self.table.selected
+        if self._doomed is not None:
+            self.question.value = note(f"Delete {self._doomed} and its runs?")
+            self.asking.layout.display = "flex"
+
+    def _delete(self) -> None:
+        doomed, self._doomed = self._doomed, None
+        if doomed is None:
+            return
+        if self._status.running and self._status.session_id == doomed:
+            self._settle_delete(error("it is being replayed: stop it first"))
+            return
+
+        def done(_: Any, __: list[str]) -> None:
+            self._settle_delete("")
+            self.table.set_manifests(self.lab.sessions.list_sessions())
+
+        self._jobs.submit(
+            lambda: self.lab.sessions.delete_session(doomed),
+            done,
+            lambda problem: self._settle_delete(error(str(problem))),
+        )
+
+    def _settle_delete(self, message: str) -> None:
+        self._doomed = None
+        self.asking.layout.display = "none"
+        if message:
+            self.controls.message.value = message
+
+    def _complain(self, problem: Exception) -> None:
+        self.controls.complain(str(problem))
+
+    def close(self) -> None:
+        """Stop the replay that was started here and redraw no more."""
+        self.closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self.replay is not None:
+            try:
+                self.replay.stop()
+            except ReplayError as problem:
+                self.controls.complain(str(problem))
+        self._follower.close()
+        self.widget.close()
