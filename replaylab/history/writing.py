@@ -29,7 +29,7 @@ from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
 __all__ = ["Staging", "Written", "write_book", "write_trades"]
 
 # Rows that are merged at once; a day with more is merged in slices of time, so that memory stays bounded.
-_SLICE_ROWS: dict[Kind, int] = {"trades": 2_000_000, "book": 100_000}
+_SLICE_ROWS: dict[Kind, int] = {"trades": 1_000_000, "book": 50_000}
 _ROW_GROUP: dict[Kind, int] = {"trades": 262_144, "book": 16_384}
 _SOURCE = "_source"
 _EXISTING = 2**31 - 1  # sorts after every staged source: what is imported anew wins over what is there
@@ -242,44 +242,51 @@ def _read_slice(
 
 
 def _union(kind: Kind, symbol: str, frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of all sources, each once, in order. Sources come with the one that wins first."""
     if not frames:
         return pl.DataFrame(schema=SCHEMAS[kind])
-    rows = pl.concat(frames, rechunk=False)
+    rows = pl.concat(frames)
     several = rows[_SOURCE].n_unique() > 1
     if kind == "trades":
-        named = rows.filter(pl.col("trade_id").is_not_null())
-        if not named.is_empty():
-            unnamed = rows.filter(pl.col("trade_id").is_null())
-            named = _unique_ids(named, symbol)
-            rows = (
-                named if unnamed.is_empty() else pl.concat([named, _unique_content(kind, unnamed, several)])
-            )
-        else:
+        named = rows["trade_id"].is_not_null()
+        if named.all():
+            rows = _unique_ids(rows, symbol)
+        elif not named.any():
             rows = _unique_content(kind, rows, several)
+        else:
+            rows = pl.concat(
+                [_unique_ids(rows.filter(named), symbol), _unique_content(kind, rows.filter(~named), several)]
+            )
     else:
         rows = _unique_content(kind, rows, several)
     rows = rows.drop(_SOURCE)
-    if several:
-        # Whatever the order of imports, ties come out the same.
-        ties = ["trade_id", "price", "qty", "side"] if kind == "trades" else ["kind"]
-        return rows.sort(["timestamp", "seq", *ties], maintain_order=True, nulls_last=True)
-    return rows if _in_order(rows) else rows.sort(["timestamp", "seq"], maintain_order=True)
+    if _in_order(rows, strictly=several):
+        return rows
+    # Whatever the order of imports, ties come out the same. Within one source they keep its order.
+    ties = (["trade_id", "price", "qty", "side"] if kind == "trades" else ["kind"]) if several else []
+    return rows.sort(["timestamp", "seq", *ties], maintain_order=True, nulls_last=True)
 
 
 def _unique_ids(rows: pl.DataFrame, symbol: str) -> pl.DataFrame:
-    unique = rows.unique("trade_id", keep="first", maintain_order=True)
-    if unique.height == rows.height:
+    # Where the sequence is the id, whole numbers are compared and not texts.
+    key = "seq" if bool((rows["trade_id"] == rows["seq"].cast(pl.String)).all()) else "trade_id"
+    if key == "seq" and bool((rows["seq"].diff() > 0).all()):
         return rows
-    again = rows.filter(pl.col("trade_id").is_duplicated())
-    sameness = pl.struct("price", "qty", "side").n_unique()
-    contrary = again.group_by("trade_id").agg(n=sameness).filter(pl.col("n") > 1).sort("trade_id")
+    first = rows[key].is_first_distinct()
+    if first.all():
+        return rows
+    unique, again = rows.filter(first), rows.filter(~first)
+    columns = [key, "price", "qty", "side"]
+    pairs = again.select(columns).join(unique.select(columns), on=key, how="left", maintain_order="left")
+    differ = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_right")) for name in columns[1:])
+    contrary = pairs.filter(differ)
     if not contrary.is_empty():
-        name = contrary["trade_id"][0]
-        seen = again.filter(pl.col("trade_id") == name).select("timestamp", "price", "qty", "side").rows()
+        one = contrary.row(0, named=True)
+        shown = [tuple(one[f"{name}{end}"] for name in columns[1:]) for end in ("_right", "")]
         raise HistoryError(
-            f"{symbol}: trade id {name} stands for different trades ({len(contrary)} ids do): "
-            f"{seen[0]} and {next(row for row in seen if row != seen[0])}. "
-            "Aggregated trades, or those of another market, belong under a symbol name of their own"
+            f"{symbol}: trade id {one[key]} stands for different trades, and so do {contrary.height - 1} more: price, "
+            f"qty, side are {shown[0]} and {shown[1]}. Aggregated trades, or those of another market, belong under a "
+            "symbol name of their own"
         )
     return unique
 
@@ -288,14 +295,16 @@ def _unique_content(kind: Kind, rows: pl.DataFrame, several: bool) -> pl.DataFra
     if not several:
         return rows
     key = _CONTENT[kind]
-    rows = rows.with_columns(pl.int_range(pl.len()).over([_SOURCE, *key]).alias("_occurrence"))
-    return rows.unique([*key, "_occurrence"], keep="first", maintain_order=True).drop("_occurrence")
+    occurrence = pl.int_range(pl.len()).over([_SOURCE, *key])
+    first = rows.select(pl.struct(*key, occurrence.alias("occurrence")).is_first_distinct().alias("first"))
+    return rows.filter(first["first"])
 
 
-def _in_order(rows: pl.DataFrame) -> bool:
+def _in_order(rows: pl.DataFrame, *, strictly: bool) -> bool:
     time, seq = pl.col("timestamp").to_physical(), pl.col("seq")
     step, tie = time.diff(), seq.diff()
-    return bool(rows.select(((step > 0) | ((step == 0) & (tie >= 0))).all()).item())
+    tied = tie > 0 if strictly else tie >= 0
+    return bool(rows.select(((step > 0) | ((step == 0) & tied)).all()).item())
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from replaylab.errors import HistoryError
 from replaylab.importers.books import SLICE_ROWS, Levels, SymbolRows, levels, positive
 from replaylab.importers.clocks import Clock
 from replaylab.importers.intake import Intake
@@ -106,9 +107,9 @@ def _line(
         return
     try:
         rows = handler(symbols.setdefault(symbol, _Symbol(symbol)), data, number, received, clock, intake)
+    except HistoryError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if type(error).__module__.startswith("replaylab"):
-            raise
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         intake.reject(number, f"{kind}: {what}", text)
         return
@@ -169,7 +170,7 @@ def _depth(
     one.last_exchange = exchange
     one.recent.append((last, bids, asks))
     _release(one, exchange, intake)
-    one.delta(number, exchange, received, bids, asks, last)
+    one.delta(intake.file, number, exchange, received, bids, asks, last)
     return True
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from replaylab.history import level_lists
 from replaylab.importers.intake import Intake
-from replaylab.importers.report import TapeReport
+from replaylab.importers.report import FileReport, TapeReport
 
 __all__ = ["SLICE_ROWS", "BookRows", "KeptBook", "Levels", "SymbolRows", "TradeRows", "levels", "positive"]
 
@@ -157,14 +157,25 @@ class SymbolRows:
         self.trades = TradeRows()
         self.book = BookRows()
         self.early = BookRows()
+        self.early_files: list[FileReport] = []
         self.kept = KeptBook()
         self.left_out = 0
         self.kept_early = 0
 
     def delta(
-        self, line: int, exchange: int | None, received: int | None, bids: Levels, asks: Levels, seq: int
+        self,
+        file: FileReport,
+        line: int,
+        exchange: int | None,
+        received: int | None,
+        bids: Levels,
+        asks: Levels,
+        seq: int,
     ) -> None:
-        rows = self.book if self.kept.known else self.early
+        rows = self.book
+        if not self.kept.known:
+            rows = self.early
+            self.early_files.append(file)
         rows.add(line, exchange, received, "delta", bids, asks, seq)
         self.kept.apply(bids, asks)
 
@@ -178,7 +189,10 @@ class SymbolRows:
     def replace(self, bids: Levels, asks: Levels) -> None:
         """Start the book anew; what waited for that is not needed any more."""
         self.left_out += len(self.early.rows)
-        self.early = BookRows()
+        for file in self.early_files:
+            file.rows_in_lines -= 1
+            file.other += 1
+        self.early, self.early_files = BookRows(), []
         self.kept.replace(bids, asks)
 
     def hand_over(self, intake: Intake, at_least: int = 1) -> None:
@@ -214,4 +228,4 @@ class SymbolRows:
     def _give_up_waiting(self) -> None:
         if self.early.rows:
             self.kept_early += len(self.early.rows)
-            self.book, self.early = self.early, BookRows()
+            self.book, self.early, self.early_files = self.early, BookRows(), []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from replaylab.errors import HistoryError
 from replaylab.importers.books import SLICE_ROWS
 from replaylab.importers.bybit_messages import BybitSymbol, take_message
 from replaylab.importers.clocks import Clock
@@ -49,9 +50,9 @@ def _line(line: bytes, number: int, intake: Intake, symbols: dict[str, BybitSymb
         return
     try:
         rows = take_message(symbols.setdefault(name, BybitSymbol(name)), message, number, None, clock, intake)
+    except HistoryError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if type(error).__module__.startswith("replaylab"):
-            raise
         intake.reject(number, f"no field {error}" if isinstance(error, KeyError) else str(error), line)
         return
     if rows:

