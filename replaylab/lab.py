@@ -361,10 +361,10 @@ class Lab:
 
     def health(self) -> HealthSnapshot:
         """The health of logging, replay and retention; also written to ``system/health_snapshot.json`` by the bot."""
-        from replaylab import archive
+        from replaylab.health import check_health
 
         logger = self.__dict__.get("logger")
-        return archive.check_health(self.root, logger=logger, config=self.config)
+        return check_health(self.root, logger=logger, config=self.config)
 
     def import_history(
         self,

@@ -38,6 +38,7 @@ LAYERS = {
     "testing": 3,
     "replay": 4,
     "notebook": 5,
+    "health": 5,
     "lab": 6,
     "cli": 7,
     "server": 7,

@@ -20,10 +20,11 @@ from replaylab.frames.logs import (
     scan_event_files,
 )
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
-from replaylab.frames.snapshots import load_snapshot
+from replaylab.frames.snapshots import SNAPSHOT_RECORDS, load_snapshot
 
 __all__ = [
     "REJECTS_SCHEMA",
+    "SNAPSHOT_RECORDS",
     "Loaded",
     "list_days",
     "list_symbols",

@@ -57,11 +57,12 @@ def chunks_of(
     *,
     start: int = 0,
     line: int = 1,
+    end: int | None = None,
 ) -> Iterator[Loaded]:
-    """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text each, from byte ``start`` on."""
+    """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text, from byte ``start`` to ``end``."""
     parts: list[Loaded] = []
     size = 0
-    for block in blocks(file, start=start, line=line, size=min(BLOCK_BYTES, chunk_bytes)):
+    for block in blocks(file, start=start, line=line, end=end, size=min(BLOCK_BYTES, chunk_bytes)):
         parts.append(in_window(decode_block(schema, block, name), span))
         size += len(block.data)
         if size >= chunk_bytes:

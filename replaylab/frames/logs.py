@@ -171,10 +171,14 @@ def scan_days(
             yield path, concat(parts, schema.frame if path == live else schema.archived)
 
 
-def load_replay_events(path: str | os.PathLike[str]) -> Loaded:
-    """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON text), unknown_fields, line."""
+def load_replay_events(path: str | os.PathLike[str], *, keep_text: bool = False) -> Loaded:
+    """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON text), unknown_fields, line.
+
+    ``keep_text`` adds ``timestamp_text``, the timestamp as it was written.
+    """
     file = Path(path)
-    return _load(file, REPLAY_EVENTS, str(file))
+    schema = LogSchema(ReplayEvent, keep_text=True) if keep_text else REPLAY_EVENTS
+    return _load(file, schema, str(file))
 
 
 def load_trading_params(root: RootLike) -> Loaded:

@@ -1,0 +1,25 @@
+"""Keep the disk small and the data sound: clean-up, summaries, archive, verify, recover.
+
+>>> from replaylab.archive import run_retention, daily_summary, verify, recover
+"""
+
+from replaylab.archive.daily import daily_summary
+from replaylab.archive.recover import RecoverReport, recover
+from replaylab.archive.retention import last_report, report_path, run_retention
+from replaylab.archive.scheduler import RetentionScheduler
+from replaylab.archive.verify import VerifyReport, verify
+
+runRetentionJob = run_retention  # noqa: N816 - the specification's name
+
+__all__ = [
+    "RecoverReport",
+    "RetentionScheduler",
+    "VerifyReport",
+    "daily_summary",
+    "last_report",
+    "recover",
+    "report_path",
+    "runRetentionJob",
+    "run_retention",
+    "verify",
+]

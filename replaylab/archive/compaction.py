@@ -1,0 +1,153 @@
+"""Logs to zstd Parquet under ``archive/``: smaller by a factor of five to ten, and read by every loader as before."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pyarrow.parquet as pq
+
+from replaylab.frames.archived import METADATA_KEY, PartInfo, archive_folder, part_info, parts_of
+from replaylab.frames.cache import to_table
+from replaylab.frames.fingerprint import Fingerprint, begins_with
+from replaylab.frames.loaded import Loaded, Reject
+from replaylab.logging.atomic import sync_folder
+from replaylab.paths import DataRoot
+
+__all__ = ["PartWriter", "Written", "drop_superseded"]
+
+_LEVEL = 9
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished part: what it takes, and what the text of its lines took."""
+
+    path: Path
+    bytes: int
+    source_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the part is than its lines were."""
+        return self.source_bytes / self.bytes if self.bytes else 0.0
+
+
+class PartWriter:
+    """Writes one part: ``add`` its pieces, then ``finish``; without it nothing stays.
+
+    The part appears under its name only when it is whole, synced, and was read back equal to what went in.
+    """
+
+    def __init__(self, root: DataRoot, live: Path, day: str, schema: pl.Schema) -> None:
+        self._root = root
+        self._live = live
+        self._day = day
+        self._schema = schema
+        self._folder = archive_folder(root, live)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=".tmp", dir=self._folder)
+        os.close(handle)
+        self._temporary = Path(name)
+        self._rows: list[int] = []
+        self._hashes: list[int] = []
+        self._lines = self._blank = 0
+        self._rejects: list[Reject] = []
+        self._first: int | None = None
+        self._last: int | None = None
+        texts = [field for field, kind in schema.items() if kind == pl.String() and field != "extra"]
+        self._writer = pq.ParquetWriter(
+            name,
+            to_table(schema.to_frame()).schema,
+            compression="zstd",
+            compression_level=_LEVEL,
+            use_dictionary=texts,
+        )
+
+    def add(self, loaded: Loaded) -> None:
+        """Add rows and the account of the lines beside them; ``loaded.lines`` counts all of them."""
+        frame = loaded.frame.select(self._schema.names())
+        if frame.height:
+            self._writer.write_table(to_table(frame), row_group_size=frame.height)
+            self._rows.append(frame.height)
+            self._hashes.append(_hash(frame))
+            times = frame["timestamp"].to_physical()
+            low, high = int(str(times.min())), int(str(times.max()))
+            self._first = low if self._first is None else min(low, self._first)
+            self._last = high if self._last is None else max(high, self._last)
+        self._lines += loaded.lines
+        self._blank += loaded.blank
+        self._rejects += loaded.rejects.rows()
+
+    def finish(self, source: Fingerprint, sha256: str, source_bytes: int) -> Written:
+        """Put the part into its place; ``source_bytes`` is what its lines took as text. Raises OSError, ValueError."""
+        rows = sum(self._rows)
+        info = PartInfo(
+            source=self._root.relative(self._live),
+            source_bytes=source_bytes,
+            source_sha256=sha256,
+            fingerprint=source,
+            lines=self._lines,
+            rows=rows,
+            blank=self._blank,
+            rejects=self._rejects,
+            first_ns=self._first,
+            last_ns=self._last,
+        )
+        if info.lines != info.rows + info.blank + len(info.rejects):
+            raise ValueError(
+                f"{self._live}: {info.lines} lines, but rows, rejects and blank lines are others"
+            )
+        self._writer.add_key_value_metadata({METADATA_KEY: msgspec.json.encode(info)})
+        self._writer.close()
+        with self._temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        self._check(info)
+        path = self._place()
+        self._temporary.replace(path)
+        sync_folder(str(self._folder))
+        return Written(path, path.stat().st_size, source_bytes)
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was finished."""
+        self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _check(self, info: PartInfo) -> None:
+        if part_info(self._temporary) != info:
+            raise ValueError(f"{self._temporary}: the part on disk does not say what was written")
+        file = pq.ParquetFile(self._temporary)
+        back = [
+            _hash(pl.DataFrame(pl.from_arrow(file.read_row_group(group))))
+            for group in range(file.num_row_groups)
+        ]
+        if back != self._hashes:
+            raise ValueError(f"{self._temporary}: the rows on disk are not those that were written")
+
+    def _place(self) -> Path:
+        """Return the first free name of the day."""
+        number = 1
+        while True:
+            suffix = "" if number == 1 else f".{number}"
+            path = self._folder / f"day-{self._day}{suffix}.parquet"
+            if not path.exists():
+                return path
+            number += 1
+
+
+def drop_superseded(root: DataRoot, live: Path, fd: int, *, keep: Iterable[Path] = ()) -> None:
+    """Remove parts of lines that the open live file still holds: an earlier clean-up died before it removed those."""
+    kept = set(keep)
+    for path in parts_of(root, live):
+        if path not in kept and begins_with(fd, part_info(path).fingerprint):
+            path.unlink()
+
+
+def _hash(frame: pl.DataFrame) -> int:
+    """Return one number that differs when any value of a frame does."""
+    return hash(tuple(frame.hash_rows(seed=0).to_list()))

@@ -1,0 +1,147 @@
+"""All days at a glance: what summaries say of days that are gone, and the logs of those that are still there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import polars as pl
+
+from replaylab import frames
+from replaylab.archive.summary import Account, SymbolSummary, merge, read_summary, summarise
+from replaylab.frames.fingerprint import begins_with
+from replaylab.frames.loaded import TIMESTAMP
+from replaylab.frames.sources import open_log
+from replaylab.paths import DataRoot
+from replaylab.timestamps import NS_PER_DAY, date_key
+
+__all__ = ["DAILY_SCHEMA", "daily_summary"]
+
+DAILY_SCHEMA = pl.Schema(
+    [
+        ("day", pl.Date()),
+        ("log", pl.String()),
+        ("symbol", pl.String()),
+        ("rows", pl.Int64()),
+        ("rejects", pl.Int64()),
+        ("first_timestamp", TIMESTAMP),
+        ("last_timestamp", TIMESTAMP),
+        ("wins", pl.Int64()),
+        ("losses", pl.Int64()),
+        ("win_rate", pl.Float64()),
+        ("realized_pnl", pl.Float64()),
+        ("fees", pl.Float64()),
+        ("notional_usd", pl.Float64()),
+        ("exit_reasons", pl.String()),
+        ("statuses", pl.String()),
+        ("event_types", pl.String()),
+        ("score_count", pl.Int64()),
+        ("score_mean", pl.Float64()),
+        ("score_min", pl.Float64()),
+        ("score_max", pl.Float64()),
+        ("score_bins", pl.List(pl.Int64())),
+    ]
+)
+Key = tuple[str, str, str | None]
+
+
+def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True) -> pl.DataFrame:
+    """Return a row per day, log and symbol, also of days whose files are gone.
+
+    >>> daily_summary("data").filter(log="trades_log").select("day", "realized_pnl")      # doctest: +SKIP
+
+    ``exit_reasons``, ``statuses`` and ``event_types`` are JSON texts of counts, ``score_bins`` are 20 equal bins of the
+    score over −1 to 1. Lines that could not be read are counted in ``rejects`` of a row without a symbol.
+    ``live=False`` reads the summaries alone, and not the logs that are still there.
+    """
+    place = DataRoot(root)
+    parts: dict[Key, list[SymbolSummary]] = {}
+    rejects: dict[Key, int] = {}
+    for log, day, account in _accounts(place):
+        if live and _is_still_there(place, account):
+            continue
+        for symbol, part in account.symbols.items():
+            parts.setdefault((day, log, symbol), []).append(part)
+        if account.rejects:
+            rejects[day, log, None] = rejects.get((day, log, None), 0) + account.rejects
+    if live:
+        for log, day, symbols, refused in _live(place):
+            for symbol, part in symbols.items():
+                parts.setdefault((day, log, symbol), []).append(part)
+            if refused:
+                rejects[day, log, None] = rejects.get((day, log, None), 0) + refused
+    rows = [_row(key, merge(found), 0) for key, found in parts.items()]
+    rows += [_row(key, SymbolSummary(), count) for key, count in rejects.items()]
+    frame = pl.DataFrame(rows, schema=DAILY_SCHEMA, orient="row") if rows else DAILY_SCHEMA.to_frame()
+    return frame.sort("day", "log", "symbol", nulls_last=True)
+
+
+def _accounts(root: DataRoot) -> Iterator[tuple[str, str, Account]]:
+    for path in sorted(root.summary_dir.glob("**/day-*.json")):
+        summary = read_summary(path)
+        if summary is not None:
+            log = summary.log.split("/")[0]
+            yield from ((log, summary.day, account) for account in summary.accounts)
+
+
+def _is_still_there(root: DataRoot, account: Account) -> bool:
+    file = open_log(root.path / account.file)
+    if file is None:
+        return False
+    with file:
+        return begins_with(file.fileno(), account.fingerprint)
+
+
+def _live(root: DataRoot) -> Iterator[tuple[str, str, dict[str, SymbolSummary], int]]:
+    for log in ("trades_log", "orders"):
+        for path, loaded in frames.scan_days(root, log):
+            if _is_archived(root, path):
+                continue
+            day = path.stem.removeprefix("day-")
+            yield log, day, summarise([loaded.frame]), loaded.rejects.height
+    for symbol in frames.list_symbols(root):
+        for path, loaded in frames.scan_event_files(root, symbol):
+            if _is_archived(root, path):
+                continue
+            days = loaded.frame.with_columns((pl.col("timestamp").to_physical() // NS_PER_DAY).alias("_day"))
+            for (number,), part in days.group_by("_day", maintain_order=True):
+                yield "events", date_key(int(str(number)) * NS_PER_DAY), summarise([part]), 0
+            if loaded.rejects.height:
+                last = days["timestamp"].to_physical().max()
+                stamp = int(str(last)) if last is not None else int(path.stat().st_mtime_ns)
+                yield "events", date_key(stamp), {}, loaded.rejects.height
+
+
+def _is_archived(root: DataRoot, path: Path) -> bool:
+    return path.is_relative_to(root.archive_dir)
+
+
+def _row(key: Key, total: SymbolSummary, rejects: int) -> dict[str, object]:
+    day, log, symbol = key
+    closed = total.wins + total.losses
+    is_trades = log == "trades_log"
+    return {
+        "day": pl.Series([day]).str.to_date()[0],
+        "log": log,
+        "symbol": symbol,
+        "rows": total.rows,
+        "rejects": rejects,
+        "first_timestamp": total.first_ns,
+        "last_timestamp": total.last_ns,
+        "wins": total.wins if is_trades else None,
+        "losses": total.losses if is_trades else None,
+        "win_rate": total.wins / closed if closed else None,
+        "realized_pnl": total.realized_pnl if is_trades else None,
+        "fees": total.fees if is_trades else None,
+        "notional_usd": total.notional_usd if log == "orders" else None,
+        "exit_reasons": orjson.dumps(total.exit_reasons).decode() if total.exit_reasons else None,
+        "statuses": orjson.dumps(total.statuses).decode() if total.statuses else None,
+        "event_types": orjson.dumps(total.event_types).decode() if total.event_types else None,
+        "score_count": total.score_count,
+        "score_mean": total.score_sum / total.score_count if total.score_count else None,
+        "score_min": total.score_min,
+        "score_max": total.score_max,
+        "score_bins": total.score_bins or None,
+    }

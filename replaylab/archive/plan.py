@@ -1,0 +1,162 @@
+"""What a clean-up would do, before it does anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from replaylab import frames
+from replaylab.archive.listing import (
+    DAY_LOGS,
+    archived_parts,
+    day_files,
+    running_session,
+    sessions,
+    symbol_files,
+    tree_bytes,
+)
+from replaylab.archive.rotation import old_lines
+from replaylab.config import RetentionConfig
+from replaylab.paths import DataRoot
+from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
+
+__all__ = ["Plan", "Step", "over_limit", "plan"]
+
+_HOUR = 3_600_000_000_000
+Kind = Literal["day", "events", "session", "market", "part"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file or folder that goes. Of "events" only the lines before ``cutoff_ns`` go, unless that is the whole."""
+
+    kind: Kind
+    path: Path
+    log: str = ""
+    day: str = ""
+    cutoff_ns: int = 0
+    whole: bool = True
+
+
+@dataclass
+class Plan:
+    """Steps in the order in which they are taken; files that stay; what could not be judged."""
+
+    steps: list[Step] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def plan(root: DataRoot, now_ns: int, config: RetentionConfig) -> Plan:
+    """Return what is older than the configuration allows. A file is old by its date, never by its place in a list."""
+    made = Plan()
+    for log, days in (("trades_log", config.trades_log_days), ("orders", config.orders_log_days)):
+        oldest = day_before(now_ns, days)
+        files, links = day_files(root, log)
+        for file in files:
+            if file.day < oldest:
+                made.steps.append(Step("day", file.path, log, file.day))
+            else:
+                made.kept.append(file.path)
+        _leave(made, links)
+    _plan_events(root, parse_ns(day_before(now_ns, config.events_days)), made)
+    _plan_sessions(root, day_before(now_ns, config.replay_sessions_days), made)
+    _plan_market(root, now_ns - config.raw_market_data_hours * _HOUR, made)
+    return made
+
+
+def day_before(now_ns: int, days: int) -> str:
+    """Return the UTC day that lies ``days`` days before; files of earlier days are old."""
+    return date_key(now_ns - days * NS_PER_DAY)
+
+
+def over_limit(root: DataRoot, config: RetentionConfig, now_ns: int, gone: set[Path]) -> Iterator[Step]:
+    """Yield the oldest day files and archived parts while a limit of bytes is not held; ask again after each.
+
+    ``gone`` are files that a dry run only pretends to have removed. Files of today stay.
+    """
+    if config.max_total_bytes is None and config.min_free_bytes is None:
+        return
+    today = date_key(now_ns)
+    candidates = [
+        (file.day, 1, Step("day", file.path, log, file.day))
+        for log in DAY_LOGS
+        for file in day_files(root, log)[0]
+    ]
+    candidates += [(day, 0, Step("part", path, day=day)) for day, path in archived_parts(root)]
+    for day, _, step in sorted(candidates, key=lambda item: (item[0], item[1], str(item[2].path))):
+        if day >= today or step.path in gone or not step.path.exists():
+            continue
+        if excess(root, config, gone) <= 0:
+            return
+        yield step
+
+
+def excess(root: DataRoot, config: RetentionConfig, gone: set[Path]) -> int:
+    """Return by how many bytes a limit is exceeded; 0 or less where all hold."""
+    pretended = sum(tree_bytes(path) for path in gone)
+    found = [0]
+    if config.max_total_bytes is not None:
+        folders = ("events", "trades_log", "orders", "replay", "trades", "orderbook", "archive")
+        total = sum(tree_bytes(root.path / name) for name in folders) - pretended
+        found.append(total - config.max_total_bytes)
+    if config.min_free_bytes is not None and root.path.exists():
+        found.append(config.min_free_bytes - shutil.disk_usage(root.path).free - pretended)
+    return max(found)
+
+
+def _plan_events(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
+    paths, links = symbol_files(root.events_dir, ".jsonl")
+    for path in paths:
+        try:
+            some, whole = old_lines(path, cutoff_ns)
+        except OSError as error:
+            made.problems.append((path, str(error)))
+            made.kept.append(path)
+            continue
+        if some:
+            made.steps.append(Step("events", path, "events", cutoff_ns=cutoff_ns, whole=whole))
+        else:
+            made.kept.append(path)
+    _leave(made, links)
+
+
+def _plan_sessions(root: DataRoot, oldest: str, made: Plan) -> None:
+    found, links = sessions(root)
+    running = running_session(root)
+    for session in found:
+        if session.problem is not None:
+            made.problems.append((session.path, session.problem))
+        if (
+            session.problem is None
+            and session.created_ns is not None
+            and date_key(session.created_ns) < oldest
+            and not session.pinned
+            and session.session_id != running
+        ):
+            made.steps.append(Step("session", session.path))
+        else:
+            made.kept.append(session.path)
+    _leave(made, links)
+
+
+def _plan_market(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
+    loaders = {"orderbook": frames.load_order_book_json, "trades": frames.load_market_trades_json}
+    for folder, load in loaders.items():
+        paths, links = symbol_files(root.path / folder, ".json")
+        for path in paths:
+            # The newest entry says how old the content is; where there is none, the file's own time does.
+            newest = load(root, path.stem).frame["timestamp"].to_physical().max()
+            age = path.stat().st_mtime_ns if newest is None else int(str(newest))
+            if age < cutoff_ns:
+                made.steps.append(Step("market", path))
+            else:
+                made.kept.append(path)
+        _leave(made, links)
+
+
+def _leave(made: Plan, links: list[Path]) -> None:
+    made.problems += [(path, "a symbolic link; it is not followed and left alone") for path in links]

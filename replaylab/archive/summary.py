@@ -1,0 +1,247 @@
+"""What a day's log said, in a few hundred bytes that outlive it.
+
+``summary/<log>/day-YYYY-MM-DD.json`` for trades_log and orders, ``summary/events/<symbol>/day-YYYY-MM-DD.json`` for
+state events. Each holds one account per source, since a day file that was deleted may come back with late lines:
+sources add up, and one whose file is still there (the clean-up died between the two steps) does not count twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import polars as pl
+
+from replaylab.frames.fingerprint import Fingerprint, begins_with
+from replaylab.frames.loaded import Loaded
+from replaylab.logging import write_atomic
+from replaylab.paths import DataRoot
+from replaylab.timestamps import iso, now_ns
+
+__all__ = [
+    "Account",
+    "Summary",
+    "SymbolSummary",
+    "account_of",
+    "add_account",
+    "merge",
+    "merge_symbols",
+    "read_summary",
+    "sha256_of",
+    "summarise",
+    "summary_path",
+]
+
+SCORE_BINS = 20
+_HASH_CHUNK = 1 << 20
+
+
+class SymbolSummary(msgspec.Struct, rename="camel", omit_defaults=True):
+    """One symbol's part of a day. Money in quote currency; ``score_bins`` are 20 equal bins over −1 to 1."""
+
+    rows: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+    wins: int = 0
+    losses: int = 0
+    realized_pnl: float = 0.0
+    fees: float = 0.0
+    notional_usd: float = 0.0
+    exit_reasons: dict[str, int] = {}
+    statuses: dict[str, int] = {}
+    event_types: dict[str, int] = {}
+    score_count: int = 0
+    score_sum: float = 0.0
+    score_min: float | None = None
+    score_max: float | None = None
+    score_bins: list[int] = []
+
+
+class Account(msgspec.Struct, rename="camel"):
+    """What one source file held: every line is a row, a reject or blank."""
+
+    file: str
+    bytes: int
+    sha256: str
+    fingerprint: Fingerprint
+    lines: int
+    rows: int
+    rejects: int
+    blank: int
+    symbols: dict[str, SymbolSummary]
+
+
+class Summary(msgspec.Struct, rename="camel"):
+    """One file under ``summary/``."""
+
+    version: int
+    log: str
+    day: str
+    written_at: str
+    accounts: list[Account]
+
+
+def summary_path(root: DataRoot, log: str, day: str) -> Path:
+    """Return the summary of a day; ``log`` is "trades_log", "orders" or "events/<symbol>"."""
+    return root.summary_dir / log / f"day-{day}.json"
+
+
+def read_summary(path: Path) -> Summary | None:
+    """Return a summary, or None where there is none; raises ValueError for a file that is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Summary)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: not a summary: {error}") from None
+
+
+def add_account(root: DataRoot, log: str, day: str, account: Account, fd: int | None = None) -> None:
+    """Write ``account`` into the summary of its day, synced, and check that the disk holds it.
+
+    An account of the same bytes, or of bytes that the open source ``fd`` still begins with, is replaced. Raises
+    OSError and ValueError; then the source must be kept.
+    """
+    path = summary_path(root, log, day)
+    old = read_summary(path)
+    kept = [
+        known
+        for known in (old.accounts if old else [])
+        if known.sha256 != account.sha256 and not (fd is not None and begins_with(fd, known.fingerprint))
+    ]
+    summary = Summary(1, log, day, iso(now_ns()), [*kept, account])
+    write_atomic(path, msgspec.json.encode(summary) + b"\n")
+    back = read_summary(path)
+    if back is None or back.accounts[-1] != account:
+        raise ValueError(f"{path}: the summary on disk is not what was written")
+
+
+def summarise(frames: Iterable[pl.DataFrame]) -> dict[str, SymbolSummary]:
+    """Return the summaries by symbol of frames of one log: closed trades, orders or state events."""
+    found: dict[str, SymbolSummary] = {}
+    for frame in frames:
+        parts = frame.group_by("symbol", maintain_order=True)
+        found = merge_symbols(found, {str(symbol): _of_one(part) for (symbol,), part in parts})
+    return found
+
+
+def account_of(file: str, content: Fingerprint, sha256: str, loads: Iterable[Loaded]) -> Account:
+    """Return the account of a source from the pieces in which it was loaded."""
+    lines = rows = rejects = blank = 0
+    symbols: dict[str, SymbolSummary] = {}
+    for loaded in loads:
+        lines += loaded.lines
+        rows += loaded.rows
+        rejects += loaded.rejects.height
+        blank += loaded.blank
+        symbols = merge_symbols(symbols, summarise([loaded.frame]))
+    return Account(file, content.size, sha256, content, lines, rows, rejects, blank, symbols)
+
+
+def sha256_of(fd: int, size: int) -> str:
+    """Return the SHA-256 of the first ``size`` bytes of an open file."""
+    digest = hashlib.sha256()
+    place = 0
+    while place < size and (data := os.pread(fd, min(_HASH_CHUNK, size - place), place)):
+        digest.update(data)
+        place += len(data)
+    return digest.hexdigest()
+
+
+def merge(parts: Iterable[SymbolSummary]) -> SymbolSummary:
+    """Return several summaries of one symbol as one."""
+    total = SymbolSummary()
+    for part in parts:
+        total.rows += part.rows
+        total.first_ns = _least(total.first_ns, part.first_ns)
+        total.last_ns = _most(total.last_ns, part.last_ns)
+        total.wins += part.wins
+        total.losses += part.losses
+        total.realized_pnl += part.realized_pnl
+        total.fees += part.fees
+        total.notional_usd += part.notional_usd
+        for name in ("exit_reasons", "statuses", "event_types"):
+            counts = dict(getattr(total, name))
+            for key, count in getattr(part, name).items():
+                counts[key] = counts.get(key, 0) + count
+            setattr(total, name, counts)
+        total.score_count += part.score_count
+        total.score_sum += part.score_sum
+        total.score_min = _least(total.score_min, part.score_min)
+        total.score_max = _most(total.score_max, part.score_max)
+        total.score_bins = [
+            left + right
+            for left, right in zip(
+                total.score_bins or [0] * len(part.score_bins),
+                part.score_bins or [0] * len(total.score_bins),
+                strict=True,
+            )
+        ]
+    return total
+
+
+def merge_symbols(
+    left: dict[str, SymbolSummary], right: dict[str, SymbolSummary]
+) -> dict[str, SymbolSummary]:
+    """Return the summaries of the symbols of both."""
+    return {
+        symbol: merge([side[symbol] for side in (left, right) if symbol in side])
+        for symbol in sorted({*left, *right})
+    }
+
+
+def _of_one(frame: pl.DataFrame) -> SymbolSummary:
+    part = SymbolSummary(rows=frame.height)
+    times = frame["timestamp"].to_physical()
+    part.first_ns, part.last_ns = _whole(times.min()), _whole(times.max())
+    if "realized_pnl" in frame.columns:
+        pnl = frame["realized_pnl"]
+        part.wins, part.losses = int((pnl > 0).sum()), int((pnl < 0).sum())
+        part.realized_pnl = float(pnl.sum())
+        part.fees = float(frame["fees"].fill_null(0).sum())
+        part.exit_reasons = _counts(frame["reason"])
+    elif "notional_usd" in frame.columns:
+        part.notional_usd = float(frame["notional_usd"].sum())
+        part.statuses = _counts(frame["status"])
+    else:
+        part.event_types = _counts(frame["event_type"])
+        _add_scores(part, frame)
+    return part
+
+
+def _add_scores(part: SymbolSummary, frame: pl.DataFrame) -> None:
+    texts = frame.filter(pl.col("event_type") == "SCORING_UPDATE")["extra"].to_list()
+    values = (orjson.loads(text).get("score") for text in texts)
+    found = [
+        float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if not found:
+        return
+    part.score_count, part.score_sum = len(found), sum(found)
+    part.score_min, part.score_max = min(found), max(found)
+    part.score_bins = [0] * SCORE_BINS
+    for value in found:
+        place = int((max(-1.0, min(1.0, value)) + 1.0) / 2.0 * SCORE_BINS)
+        part.score_bins[min(place, SCORE_BINS - 1)] += 1
+
+
+def _counts(series: pl.Series) -> dict[str, int]:
+    known = series.drop_nulls()
+    return dict(sorted(zip(*known.value_counts().get_columns(), strict=True))) if known.len() else {}
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _least(left: Any, right: Any) -> Any:
+    return right if left is None else left if right is None else min(left, right)
+
+
+def _most(left: Any, right: Any) -> Any:
+    return right if left is None else left if right is None else max(left, right)
