@@ -11,7 +11,6 @@ import polars as pl
 
 from replaylab.records import ReplayEvent
 from replaylab.sessions import Session
-from replaylab.sessions.rows import iso_texts
 
 __all__ = ["Block", "EventFeed", "PlayedEvent"]
 
@@ -55,7 +54,7 @@ class Block:
     def event(self, place: int, payload: dict[str, Any]) -> ReplayEvent:
         """Return one event as a record."""
         if self._stamps is None:
-            self._stamps = iso_texts(self.frame["timestamp"].dt.timestamp("ns")).to_list()
+            self._stamps = self.frame["timestamp_text"].to_list()
         return PlayedEvent(
             timestamp=self._stamps[place],
             type=self.types[place],
@@ -69,7 +68,7 @@ class EventFeed:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.frame = session.events
+        self.frame = session.events.with_columns(session.timestamp_texts)
         self.total = self.frame.height
         self.times: npt.NDArray[np.int64] = (
             self.frame["timestamp"].dt.timestamp("ns").to_numpy().astype(np.int64, copy=False)

@@ -23,7 +23,7 @@ import orjson
 import polars as pl
 
 import replaylab
-from replaylab.errors import SessionError, SessionExistsError
+from replaylab.errors import LogReadError, SessionError, SessionExistsError
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
 from replaylab.sessions.initial import InitialState, recorded_params
@@ -38,6 +38,7 @@ from replaylab.timestamps import iso, now_ns
 __all__ = ["build_replay_session"]
 
 _LINES_AT_A_TIME = 50_000
+_TRIES = 4
 IfExists = Literal["error", "reuse", "replace"]
 
 
@@ -81,7 +82,7 @@ def build_replay_session(
         return chosen
     _require_logs(data, options)
     with _building_folder(data) as folder:
-        meta, complaints = _fill(data, options, folder, progress)
+        meta, complaints = _fill_from_whole_logs(data, options, folder, progress)
         manifest.total_events = meta["totalEvents"]
         manifest.event_types = sorted(meta["eventCounts"])
         manifest.session_id = _move_into_place(data, folder, chosen, manifest, meta, session_id, if_exists)
@@ -149,6 +150,19 @@ def _require_logs(root: DataRoot, options: BuildOptions) -> None:
         raise SessionError(
             f"there is no log or market data of {', '.join(missing)} in {root.path}; symbols with some: {there}"
         )
+
+
+def _fill_from_whole_logs(
+    root: DataRoot, options: BuildOptions, folder: Path, progress: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Fill the folder; begin again where retention moved lines of a log away while it was read."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _fill(root, options, folder, progress)
+        except LogReadError:
+            shutil.rmtree(folder)
+            folder.mkdir()
+    return _fill(root, options, folder, progress)
 
 
 def _fill(

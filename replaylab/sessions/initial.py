@@ -26,15 +26,15 @@ class InitialState:
     >>> state.to_dict()["symbols"]["BTCUSDT"]["regime"]               # doctest: +SKIP
     'CALM'
 
-    Pieces may come in any order of time: the latest event (by timestamp, then line) decides.
+    Pieces come in the order in which they were logged, times in any: the latest event decides, of equals the last.
     """
 
     def __init__(self, root: DataRoot, start: int, symbols: Iterable[str]) -> None:
         self._root = root
         self._start = start
         self._symbols = list(symbols)
-        # What is known of a symbol, with the (timestamp, line) that it was known from.
-        self._latest: dict[tuple[str, str], tuple[tuple[int, int], Any]] = {}
+        # What is known of a symbol, with the time that it was known from.
+        self._latest: dict[tuple[str, str], tuple[int, Any]] = {}
 
     def see(self, symbol: str, frame: pl.DataFrame) -> None:
         """Take a frame of state events of one symbol."""
@@ -67,13 +67,13 @@ class InitialState:
             return
         columns = ["ns", "line", "to_state", "extra"]
         newest = rows.with_columns(pl.col("timestamp").dt.timestamp("ns").alias("ns")).select(columns)
-        for ns, line, to_state, extra in newest.sort("ns", "line", descending=True).iter_rows():
+        for ns, _, to_state, extra in newest.sort("ns", "line", descending=True).iter_rows():
             known = self._latest.get((symbol, name))
-            if known is not None and known[0] >= (ns, line):
+            if known is not None and known[0] > ns:
                 return
             value = _usable(name, to_state, extra, ns)
             if value is not None:
-                self._latest[symbol, name] = ((ns, line), value)
+                self._latest[symbol, name] = (ns, value)
                 return
 
     def _value(self, symbol: str, name: str) -> Any:

@@ -75,8 +75,8 @@ class Session:
     def _loaded(self) -> frames.Loaded:
         path = self.root.session_events(self.id)
         if not path.is_file():
-            return frames.Loaded(pl.DataFrame(schema=_EVENT_SCHEMA))
-        loaded = frames.load_replay_events(path)
+            return frames.Loaded(pl.DataFrame(schema={**_EVENT_SCHEMA, "timestamp_text": pl.String}))
+        loaded = frames.load_replay_events(path, keep_text=True)
         if loaded.rejects.height:
             warnings.warn(
                 f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
@@ -87,6 +87,11 @@ class Session:
     @cached_property
     def events(self) -> pl.DataFrame:
         return self._loaded.frame.select(*_EVENT_SCHEMA)
+
+    @property
+    def timestamp_texts(self) -> pl.Series:
+        """The events' timestamps as ``events.jsonl`` has them."""
+        return self._loaded.frame["timestamp_text"]
 
     @property
     def rejects(self) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from replaylab.sessions.rows import SOURCE_RANK, book_payloads, iso_texts, rows_
 from replaylab.sessions.tapes import uncovered
 from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
-__all__ = ["Source", "Sources", "event_chunks", "known_symbols"]
+__all__ = ["Source", "Sources", "known_symbols"]
 
 _HOUR = 3_600_000_000_000
 _HASH_CHUNK = 1 << 20
@@ -45,6 +45,12 @@ class Source:
 
     def __post_init__(self) -> None:
         self.size = self.path.stat().st_size
+
+    def add(self, loaded: frames.Loaded) -> None:
+        """Count what one piece of the file held."""
+        self.lines += loaded.lines
+        self.rows += loaded.rows
+        self.rejects += loaded.rejects.height
 
     def to_dict(self, root: DataRoot) -> dict[str, Any]:
         """Return the account as ``meta.json`` holds it; the hash is of the bytes there were when reading began."""
@@ -93,11 +99,19 @@ class Sources:
     def _state_events(
         self, symbol: str, on_events: Callable[[str, pl.DataFrame], None]
     ) -> Iterator[pl.DataFrame]:
-        for loaded, source in event_chunks(self.root, symbol, self.options.end):
-            if source not in self.files:
-                self.files.append(source)
+        seen: dict[Path, Source] = {}
+        order = 0
+        chunks = frames.scan_event_files(self.root, symbol, None, iso(self.options.end), keep_text=True)
+        for path, loaded in chunks:
+            source = seen.get(path)
+            if source is None:
+                source = seen[path] = self._account(path, "events")
+            source.add(loaded)
             on_events(symbol, loaded.frame)
-            chosen = loaded.frame.filter(_ns() >= self.options.start)
+            # The order over archived parts and the live file is the order in which they were logged.
+            frame = loaded.frame.with_row_index("order", order)
+            order += frame.height
+            chosen = frame.filter(_ns() >= self.options.start)
             if chosen.is_empty():
                 continue
             rank = SOURCE_RANK["events"]
@@ -139,9 +153,8 @@ class Sources:
             if first >= last:
                 continue
             path = self.root.history_dir(kind, symbol) / f"day-{day}.parquet"
-            source = Source(path, f"history {kind}")
+            source = self._account(path, f"history {kind}")
             source.rows = source.lines = int(pl.scan_parquet(path).select(pl.len()).collect().item())
-            self.files.append(source)
             # An hour at a time: a busy day of a liquid market does not fit into the memory that is promised.
             for low in range(first, last, _HOUR):
                 frame = scan(self.root, symbol, low, min(low + _HOUR, last)).collect()
@@ -173,7 +186,9 @@ class Sources:
         names = dict(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))
         start, end = iso(self.options.start), iso(self.options.end)
         offset = 0
-        for path, loaded in frames.scan_days(self.root, log, start, end, self.options.symbols):
+        for path, loaded in frames.scan_days(
+            self.root, log, start, end, self.options.symbols, keep_text=True
+        ):
             frame = loaded.frame
             if not (frame.height or loaded.rejects.height):
                 continue
@@ -185,24 +200,12 @@ class Sources:
             rank = SOURCE_RANK[log]
             yield rows_frame(_times(frame), rank, frame["symbol"], order, event_type, payload, _stamps(frame))
 
-    def _account(self, path: Path, kind: str, loaded: frames.Loaded) -> Source:
+    def _account(self, path: Path, kind: str, loaded: frames.Loaded | None = None) -> Source:
         source = Source(path, kind)
-        source.lines, source.rows, source.rejects = loaded.lines, loaded.rows, loaded.rejects.height
+        if loaded is not None:
+            source.add(loaded)
         self.files.append(source)
         return source
-
-
-def event_chunks(root: DataRoot, symbol: str, end: int) -> Iterator[tuple[frames.Loaded, Source]]:
-    """Yield the state events of one symbol before ``end``, a bounded piece at a time, with their file's account."""
-    path = root.events(symbol)
-    if not path.is_file():
-        return
-    source = Source(path, "events")
-    for loaded in frames.scan_event_chunks(root, symbol, None, iso(end)):
-        source.lines += loaded.lines
-        source.rows += loaded.rows
-        source.rejects += loaded.rejects.height
-        yield loaded, source
 
 
 def known_symbols(root: DataRoot) -> list[str]:
@@ -227,7 +230,9 @@ _STATE_FIELDS = {
 def _event_rows(
     frame: pl.DataFrame, symbol: str, rank: int, kind: str | pl.Series, payload: pl.Series, place: int
 ) -> pl.DataFrame:
-    return rows_frame(_times(frame), rank, symbol, frame["line"] * 2 + place, kind, payload, _stamps(frame))
+    return rows_frame(
+        _times(frame), rank, symbol, frame["order"].cast(pl.Int64) * 2 + place, kind, payload, _stamps(frame)
+    )
 
 
 def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]) -> pl.Series:

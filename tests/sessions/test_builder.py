@@ -366,3 +366,22 @@ def test_an_interrupted_build_leaves_nothing(root: Path, monkeypatch: pytest.Mon
 
 def test_the_specification_name_is_the_same_function() -> None:
     assert buildReplaySession is build_replay_session
+
+
+def test_timestamps_stay_as_they_were_written(tmp_path: Path) -> None:
+    """Whatever form of ISO time a log used, the session repeats it; the order goes by what it means."""
+    texts = [
+        "2025-11-18T10:00:00Z",
+        "2025-11-18T11:00:00.5+01:00",
+        "2025-11-18T10:00:00.600000Z",
+        "2025-11-18 10:00:01",
+    ]
+    log_events(tmp_path, "BTCUSDT", *(state_event(text, score=0.1) for text in reversed(texts)))
+    append(tmp_path / "orders" / "day-2025-11-18.jsonl", order_record("2025-11-18T10:59:59Z"))
+    build_replay_session(
+        tmp_path, TEN, ELEVEN, "BTCUSDT", ["SCORING_UPDATE", "STATE_*", "EXECUTION_*"], session_id="s"
+    )
+    events = lines_of(tmp_path, "s")
+    assert [event["timestamp"] for event in events[:-1:2]] == texts
+    assert [event["payload"]["timestamp"] for event in events[1::2]] == texts
+    assert events[-1]["timestamp"] == events[-1]["payload"]["timestamp"] == "2025-11-18T10:59:59Z"

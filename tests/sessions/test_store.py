@@ -1,0 +1,114 @@
+"""The store: folders are the truth, an index beside them, pins and deletion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from replaylab.errors import RecordError, SessionError, SessionNotFoundError, UnsafeNameError
+from replaylab.records import ReplayManifest
+from replaylab.sessions import SessionStore
+from replaylab.testing import SessionBuilder
+
+
+def make(root: Path, name: str, start: str = "2025-11-18T10:00:00Z") -> None:
+    SessionBuilder(start).score("BTCUSDT", 0.5, at=0).score("ETHUSDT", -0.5, at=1).build(root, name)
+
+
+def test_list_and_get(tmp_path: Path) -> None:
+    store = SessionStore(tmp_path)
+    assert store.list_sessions() == []
+    make(tmp_path, "old", "2025-11-17T10:00:00Z")
+    make(tmp_path, "new")
+    assert [manifest.session_id for manifest in store.list_sessions()] == ["new", "old"]
+    assert store.get_session("nothing") is None
+    manifest = store.get_session("old")
+    assert manifest is not None
+    assert (manifest.symbols, manifest.total_events) == (["BTCUSDT", "ETHUSDT"], 2)
+    with pytest.raises(UnsafeNameError):
+        store.get_session("../old")
+
+
+def test_folders_are_the_truth_and_the_index_follows(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    (tmp_path / "system" / "replay_sessions.json").write_text("{broken")
+    (tmp_path / "replay" / "sessions" / ".building-1-x").mkdir()
+    (tmp_path / "replay" / "sessions" / "no-manifest").mkdir()
+    broken = tmp_path / "replay" / "sessions" / "broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text('{"sessionId": 5}')
+    store = SessionStore(tmp_path)
+    assert [manifest.session_id for manifest in store.list_sessions()] == ["a"]
+    assert "sessionId" in store.unreadable()["broken"]
+    with pytest.raises(SessionError, match="manifest"):
+        store.get_session("broken")
+    make(tmp_path, "b")
+    index = json.loads((tmp_path / "system" / "replay_sessions.json").read_text())
+    assert [session["sessionId"] for session in index["sessions"]] == ["a", "b"]
+
+
+def test_save_a_manifest(tmp_path: Path) -> None:
+    """A manifest may be changed, or come first: then its session has no events yet."""
+    plain = {
+        "sessionId": "mine",
+        "createdAt": "2025-11-18T10:00:00Z",
+        "createdBy": "TEST",
+        "sourceDateRange": {"from": "2025-11-18T10:00:00Z", "to": "2025-11-18T11:00:00Z"},
+        "symbols": ["BTCUSDT"],
+        "eventTypes": [],
+        "speedFactor": 1,
+        "notes": None,
+        "colour": "blue",
+    }
+    store = SessionStore(tmp_path)
+    store.save_session(plain)
+    manifest = store.get_session("mine")
+    assert manifest is not None
+    assert manifest.unknown_fields == {"colour": "blue"}
+    assert store.open("mine").events.height == 0
+    manifest.notes = "looked at"
+    store.save_session(manifest)
+    assert store.list_sessions()[0].notes == "looked at"
+    assert json.loads((tmp_path / "replay/sessions/mine/manifest.json").read_text())["colour"] == "blue"
+    with pytest.raises(RecordError):
+        store.save_session({**plain, "speedFactor": 0})
+
+
+def test_open_says_what_there_is(tmp_path: Path) -> None:
+    store = SessionStore(tmp_path)
+    with pytest.raises(SessionNotFoundError, match="There are none"):
+        store.open("morning")
+    make(tmp_path, "morning")
+    with pytest.raises(SessionNotFoundError, match="Did you mean 'morning'"):
+        store.open("mornign")
+    manifest = store.get_session("morning")
+    assert isinstance(manifest, ReplayManifest)
+    assert store.open(manifest).id == "morning"
+    assert store.open(store.open("morning")).id == "morning"
+
+
+def test_delete_and_pin(tmp_path: Path) -> None:
+    make(tmp_path, "s")
+    store = SessionStore(tmp_path)
+    store.pin("s")
+    assert store.open("s").meta["pin"] is True
+    with pytest.raises(SessionError, match="pinned"):
+        store.delete_session("s")
+    store.pin("s", False)
+    store.delete_session("s")
+    assert store.list_sessions() == []
+    assert json.loads((tmp_path / "system" / "replay_sessions.json").read_text())["sessions"] == []
+    with pytest.raises(SessionNotFoundError):
+        store.delete_session("s")
+
+
+def test_a_damaged_session_says_so_and_plays_the_rest(tmp_path: Path) -> None:
+    make(tmp_path, "s")
+    path = tmp_path / "replay" / "sessions" / "s" / "events.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"timestamp": "2025')
+    session = SessionStore(tmp_path).open("s")
+    with pytest.warns(UserWarning, match="1 lines of"):
+        assert session.events.height == 2
+    assert session.rejects["line"].to_list() == [3]
