@@ -21,7 +21,7 @@ from replaylab.timestamps import iso, to_ns
 SEED = 11
 START, LOGGED_UNTIL = "2025-11-18T10:00:00.000Z", "2025-11-18T11:00:00.000Z"
 HOURS = 1.25  # a quarter of an hour more than the logs: `replaylab sim` has something left to do
-SESSION = ("2025-11-18T10:20:00.000Z", "2025-11-18T10:30:00.000Z")
+SESSION = ("2025-11-18T10:20:00.000Z", "2025-11-18T10:24:00.000Z")
 # A signal every two seconds keeps the sample small; levels near the price give trades of every kind.
 SCORING = ScoringParams(interval_ms=2_000)
 PARAMS = TradingParams(
@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
         write_rolling_files(lab, symbol)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        manifest = lab.build_replay_session(*SESSION, symbols, created_by="TEST", notes="ten minutes of the sample")
+        manifest = lab.build_replay_session(*SESSION, symbols, created_by="TEST", notes="four minutes of the sample")
     # The only texts that would differ from one making to the next.
     manifest.created_at = LOGGED_UNTIL
     lab.sessions.save_session(manifest)
@@ -70,6 +70,10 @@ def main(folder: Path) -> None:
         service.last_update_at = LOGGED_UNTIL
     lab.logger.write_health_snapshot(health).result()
     lab.close()
+    index = lab.root.replay_sessions_index
+    content = orjson.loads(index.read_bytes()) | {"timestamp": LOGGED_UNTIL}
+    index.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    (folder / "history" / ".lock").unlink(missing_ok=True)
 
 
 def write_rolling_files(lab: Lab, symbol: str) -> None:
