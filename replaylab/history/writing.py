@@ -32,7 +32,7 @@ __all__ = ["Staging", "Written", "write_book", "write_trades"]
 _SLICE_ROWS: dict[Kind, int] = {"trades": 1_000_000, "book": 50_000}
 _ROW_GROUP: dict[Kind, int] = {"trades": 262_144, "book": 16_384}
 _SOURCE = "_source"
-_EXISTING = 2**31 - 1  # sorts after every staged source: what is imported anew wins over what is there
+_EXISTING = -1  # the source of what is in the history already; it comes first, and what is there stays
 _CONTENT: dict[Kind, list[str]] = {
     "trades": ["timestamp", "price", "qty", "side", "off_market"],
     "book": ["timestamp", "kind", "seq"],
@@ -149,7 +149,7 @@ class Staging:
                 old = done.get((kind, symbol), Written(0, 0, 0))
                 new = _merge_day(kind, symbol, day, parts, target, merged)
                 done[kind, symbol] = Written(*(a + b for a, b in zip(old, new, strict=True)))
-                if new.added or new.duplicates:
+                if new.added:  # else the file stays as it is, byte for byte
                     ready.append((merged, target))
             for merged, target in ready:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +228,9 @@ def _read_slice(
     frames = []
     time = pl.col("timestamp").dt.timestamp("ns")
     inside = (time >= low) & (time < high)
+    if existing is not None:
+        old = (existing if whole else existing.filter(inside)).collect()
+        frames.append(old.with_columns(pl.lit(_EXISTING, pl.Int32).alias(_SOURCE)))
     for part in parts:
         if part.last < low or part.first >= high:
             continue
@@ -235,9 +238,6 @@ def _read_slice(
         if part.first < low or part.last >= high:
             frame = frame.filter(inside)
         frames.append(frame.with_columns(pl.lit(part.source, pl.Int32).alias(_SOURCE)))
-    if existing is not None:
-        old = (existing if whole else existing.filter(inside)).collect()
-        frames.append(old.with_columns(pl.lit(_EXISTING, pl.Int32).alias(_SOURCE)))
     return frames
 
 
