@@ -36,7 +36,7 @@ class Controls:
             max=4,
             step=0.05,
             value=1.0,
-            readout_format=",.4~g",
+            readout_format=".4g",
             continuous_update=True,
             layout=w.Layout(width="24em"),
             style={"description_width": "5em"},

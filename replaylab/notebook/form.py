@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as w
 
-from replaylab.errors import ReplaylabError, TimeError, UnsafeNameError
+from replaylab.errors import SessionExistsError, TimeError, UnsafeNameError
 from replaylab.notebook.style import error, note
 from replaylab.paths import safe_name
 from replaylab.timestamps import iso, parse_ns
@@ -202,14 +202,16 @@ class BuildForm:
     def refused(self, problem: Exception) -> None:
         """Show why a build was refused, beside the field that the message is about."""
         text = str(problem)
-        by_word = {
-            "session id": "session_id",
-            "symbol": "symbols",
-            "max_events": "max_events",
-            "range": "end",
-        }
-        known = isinstance(problem, ReplaylabError)
-        field = next((name for word, name in by_word.items() if known and word in text), "")
+        if isinstance(problem, SessionExistsError):
+            field = "session_id"
+        else:
+            by_word = {
+                "market data of": "symbols",
+                "symbol": "symbols",
+                "max_events": "max_events",
+                "range": "end",
+            }
+            field = next((name for word, name in by_word.items() if word in text), "")
         self.show_error(field, text)
 
 

@@ -19,6 +19,7 @@ import ipywidgets as w
 
 from replaylab.errors import ReplayError, ReplaylabError
 from replaylab.notebook.controls import Controls
+from replaylab.notebook.coverage import covered
 from replaylab.notebook.detail import DetailView, describe
 from replaylab.notebook.form import BuildForm, BuildOrder
 from replaylab.notebook.jobs import Jobs
@@ -31,7 +32,6 @@ from replaylab.records import ReplayManifest, ReplayStatus
 from replaylab.replay.follow import News, RunFollower
 from replaylab.replay.remote import RemoteReplay
 from replaylab.replay.status import stop_replay
-from replaylab.timestamps import to_ns
 
 if TYPE_CHECKING:
     from replaylab.lab import Lab
@@ -169,8 +169,7 @@ class Panel:
             slow = {
                 "manifests": self.lab.sessions.list_sessions(),
                 "health": self.lab.health(),
-                "symbols": self._symbols(),
-                "span": self._span(),
+                "covered": covered(self.lab.root),
             }
         return news, png, slow
 
@@ -188,7 +187,7 @@ class Panel:
                 (name, service.status, service.message) for name, service in slow["health"].services.items()
             )
             self.table.set_manifests(slow["manifests"])
-            self.form.offer(slow["symbols"], slow["span"])
+            self.form.offer(*slow["covered"])
         self.badge.value = self._badge_text(status) + self._health
         self.run.disabled = self.table.selected is None or status.running
 
@@ -201,27 +200,6 @@ class Panel:
         if self.lab.config.run_mode == "REPLAY":
             return badge("REPLAY MODE · nothing plays", replay=True)
         return badge("LIVE · no replay runs", replay=False)
-
-    def _symbols(self) -> list[str]:
-        from replaylab import frames, history
-
-        names = {*frames.list_symbols(self.lab.root), *history.symbols(self.lab.root, "trades")}
-        return sorted(names)
-
-    def _span(self) -> tuple[int, int] | None:
-        """First and last moment of the logs and tapes (ns), or None where there are none."""
-        from replaylab import frames, history
-
-        found = [
-            (first, last)
-            for symbol in history.symbols(self.lab.root, "trades")
-            for first, last, _ in [history.coverage(self.lab.root, "trades", symbol) or (None, None, 0)]
-            if first is not None and last is not None
-        ]
-        days = [day for log in ("trades_log", "orders") for day in frames.list_days(self.lab.root, log)]
-        if not found and days:
-            return to_ns(min(days)), to_ns(max(days)) + 86_400_000_000_000 - 1
-        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
 
     # Clicks
 

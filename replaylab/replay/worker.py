@@ -8,6 +8,7 @@ outlives the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from replaylab.errors import ReplaylabError
+from replaylab.errors import ReplayError, ReplaylabError
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 
@@ -102,7 +103,9 @@ def _serve(lines: _Lines, out: int) -> None:
                 attempt(partial(getattr(engine, order["call"]), *args))
     except EOFError:
         engine.stop()
-    engine.wait()
+    # A handler's failure is in the published status, for every screen.
+    with contextlib.suppress(ReplayError):
+        engine.wait()
 
 
 def main() -> None:

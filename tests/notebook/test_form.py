@@ -84,5 +84,5 @@ def test_all_wrong_fields_are_shown_at_once(form: BuildForm) -> None:
 
 
 def test_a_refusal_of_the_builder_is_shown_too(form: BuildForm) -> None:
-    form.refused(SessionError("there are no logs of symbol XYZ"))
+    form.refused(SessionError("there is no log or market data of XYZ in data"))
     assert "XYZ" in form.errors["symbols"].value

@@ -1,0 +1,282 @@
+"""The panel, clicked from code: a session is made, played, followed, stopped; nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ipywidgets import Widget
+from matplotlib import _pylab_helpers
+
+from replaylab.config import Config
+from replaylab.lab import Lab
+from replaylab.notebook import Panel
+from replaylab.notebook.panel import DETAIL, LOGS, OVERVIEW
+from replaylab.replay import ReplayEngine
+from replaylab.sessions import build_replay_session
+from tests.roots import END, START, SYMBOLS, signal_root
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    root = signal_root(tmp_path / "data")
+    build_replay_session(root, START, END, list(SYMBOLS), session_id="a-minute", speed_factor=20.0)
+    return Lab(root)
+
+
+@pytest.fixture
+def panel(lab: Lab) -> Iterator[Panel]:
+    made = Panel(lab)
+    yield made
+    made.close()
+
+
+def until(panel: Panel, condition: Callable[[], Any], timeout: float = 30.0) -> None:
+    """Redraw, as the event loop of a notebook would, until a condition holds."""
+    limit = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < limit, f"in vain; message: {panel.controls.message.value}"
+        panel.tick()
+        time.sleep(0.02)
+
+
+def play(panel: Panel, session_id: str = "a-minute") -> None:
+    panel.table.select(session_id)
+    panel.run.click()
+    until(panel, lambda: panel._status.running)
+
+
+def test_idle_is_calm(panel: Panel) -> None:
+    assert "rl-badge calm" in panel.badge.value
+    assert "REPLAY MODE" not in panel.badge.value
+    assert panel.tabs.selected_index == LOGS
+    assert panel.table.visible == ["a-minute"]
+    assert panel.run.disabled, "nothing is chosen yet"
+
+
+def test_run_mode_replay_shows_the_badge(lab: Lab) -> None:
+    """R9.2: also while nothing plays."""
+    panel = Panel(Lab(lab.root, config=Config(run_mode="REPLAY")))
+    assert "rl-badge replay" in panel.badge.value
+    panel.close()
+
+
+def test_choosing_a_session_takes_its_speed(panel: Panel) -> None:
+    panel.table.ids[0].click()
+    assert panel.controls.speed.value == 20.0
+    assert not panel.run.disabled
+
+
+def test_r9_make_run_follow_stop(panel: Panel) -> None:
+    """R9.3: make a session from the form, run it, see badge and hotlist move, stop it, see it stop."""
+    panel.form.start.value, panel.form.end.value = START, "2025-11-18T10:00:40Z"
+    panel.form.session_id.value = "made-here"
+    panel.form.create.click()
+    until(panel, lambda: panel.table.selected == "made-here")
+    panel.controls.speed.value = 20.0
+    panel.run.click()
+    until(panel, lambda: panel.tabs.selected_index == OVERVIEW)
+    until(panel, lambda: "REPLAY MODE · made-here · 20×" in panel.badge.value)
+    until(panel, lambda: "SCORING" not in panel.live.hot.value and "BTCUSDT" in panel.live.hot.value)
+    before = panel.live.hot.value
+    until(panel, lambda: panel.live.hot.value != before)
+    until(panel, lambda: panel.controls.progress.value > 0.1)
+    panel.controls.stop.click()
+    until(panel, lambda: not panel._status.running)
+    assert "rl-badge calm" in panel.badge.value
+    after = panel.controls.where.value
+    assert "ended" in after
+    time.sleep(0.3)
+    panel.tick()
+    assert panel.controls.where.value == after
+
+
+def test_pause_step_speed(panel: Panel) -> None:
+    play(panel)
+    panel.controls.pause.click()
+    until(panel, lambda: panel.controls.pause.description == "Resume")
+    at = panel._status.current_event_index
+    panel.controls.step.click()
+    until(panel, lambda: panel._status.current_event_index == at + 1)
+    panel.controls.speed.value = 100.0
+    until(panel, lambda: panel._status.speed_factor == 100.0)
+    panel.controls.pause.click()
+    until(panel, lambda: not panel._status.running)
+    assert panel._status.current_event_index == 1202
+    assert panel.controls.progress.value == 1.0
+
+
+def test_overview_shows_positions_orders_trades_and_a_picture(panel: Panel) -> None:
+    play(panel)
+    panel.tabs.selected_index = OVERVIEW
+    until(panel, lambda: not panel._status.running and not panel._jobs.busy)
+    until(panel, lambda: bytes(panel.live.picture.value)[:8] == b"\x89PNG\r\n\x1a\n")
+    assert "IDLE → PENDING_ENTRY" in panel.live.changes.value
+    assert "FILLED" in panel.live.orders.value
+    run = panel.lab.root.run("a-minute", panel._status.run_id or "")
+    closed = Lab(run).trades()
+    assert (
+        panel.live.hotlist.row("BTCUSDT").trades + panel.live.hotlist.row("ETHUSDT").trades
+        == closed.height
+        > 0
+    )
+    shown = sum(row.realized_pnl for row in panel.live.hotlist.rows.values())
+    assert shown == pytest.approx(closed["realized_pnl"].sum())
+
+
+def test_a_replay_of_another_process_is_shown_and_stopped(panel: Panel) -> None:
+    """Whichever process plays: here an engine beside the panel."""
+    engine = ReplayEngine(panel.lab.sessions)
+    engine.start_session("a-minute", speed_factor=2.0)
+    try:
+        until(panel, lambda: "REPLAY MODE · a-minute · 2×" in panel.badge.value)
+        until(panel, lambda: "BTCUSDT" in panel.live.hot.value)
+        assert panel.controls.pause.disabled
+        assert panel.run.disabled
+        panel.controls.stop.click()
+        until(panel, lambda: not panel._status.running)
+        assert engine.wait(5)
+    finally:
+        engine.stop()
+
+
+def test_detail(panel: Panel) -> None:
+    panel.table.select("a-minute")
+    panel.load.click()
+    assert panel.tabs.selected_index == DETAIL
+    assert panel.settle()
+    text = panel.detail.text.value
+    for expected in (
+        "SCORING_UPDATE",
+        "1,202 events",
+        "Longest gaps",
+        "events/BTCUSDT.jsonl",
+        "First events",
+    ):
+        assert expected in text
+    assert len(panel.detail.pictures.children) == 3
+    assert all(bytes(image.value).startswith(b"\x89PNG") for image in panel.detail.pictures.children)
+
+
+def test_delete_asks_first(panel: Panel) -> None:
+    panel.table.select("a-minute")
+    panel.delete.click()
+    assert panel.asking.layout.display == "flex"
+    panel.keep.click()
+    assert panel.lab.sessions.get_session("a-minute") is not None
+    panel.delete.click()
+    panel.confirm.click()
+    assert panel.settle()
+    assert panel.lab.sessions.get_session("a-minute") is None
+    assert panel.table.visible == []
+    assert panel.asking.layout.display == "none"
+
+
+def test_a_session_that_is_played_is_not_deleted(panel: Panel) -> None:
+    play(panel)
+    panel.delete.click()
+    panel.confirm.click()
+    assert "stop it first" in panel.controls.message.value
+    assert panel.lab.sessions.get_session("a-minute") is not None
+
+
+def test_a_build_that_fails_says_why_beside_the_field(panel: Panel) -> None:
+    panel.form.session_id.value = "a-minute"
+    panel.form.create.click()
+    assert panel.settle()
+    assert "a-minute" in panel.form.errors["session_id"].value
+    assert not panel.form.create.disabled
+
+
+def test_an_empty_root(tmp_path: Path) -> None:
+    """A folder that is not there yet gives an empty panel, and is not made."""
+    panel = Panel(Lab(tmp_path / "nothing"))
+    assert "no sessions yet" in panel.table.count.value
+    panel.close()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_it_redraws_itself_in_an_event_loop_at_most_five_times_a_second(lab: Lab) -> None:
+    async def story() -> tuple[int, bool]:
+        panel = Panel(lab)
+        draws = 0
+        original = panel._draw
+
+        def counted(*args: Any) -> None:
+            nonlocal draws
+            draws += 1
+            original(*args)
+
+        panel._draw = counted  # type: ignore[method-assign]
+        panel.table.select("a-minute")
+        panel.run.click()
+        limit = time.monotonic() + 20
+        while not panel._status.running and time.monotonic() < limit:
+            await asyncio.sleep(0.05)
+        draws = 0
+        await asyncio.sleep(1.5)
+        seen, running = draws, panel._status.running
+        await asyncio.to_thread(panel.close)
+        return seen, running
+
+    draws, running = asyncio.run(story())
+    assert running
+    assert 2 <= draws <= 8
+
+
+def leftovers() -> dict[str, int]:
+    gc.collect()
+    me = psutil.Process()
+    return {
+        "threads": threading.active_count(),
+        "figures": len(_pylab_helpers.Gcf.figs),
+        "children": len(me.children(recursive=True)),
+        "files": me.num_fds(),
+    }
+
+
+def repeat(lab: Lab, times: int) -> tuple[dict[str, int], dict[str, int], int]:
+    panel = Panel(lab)
+    panel.controls.set_speed(10_000.0)
+
+    def once() -> None:
+        panel.table.select("a-minute")
+        panel.controls.set_speed(10_000.0)
+        play_to_the_end(panel)
+
+    once()
+    before, widgets = leftovers(), len(Widget._instances) if hasattr(Widget, "_instances") else 0
+    for _ in range(times):
+        once()
+    after = leftovers()
+    grown = (len(Widget._instances) if hasattr(Widget, "_instances") else 0) - widgets
+    panel.close()
+    return before, after, grown
+
+
+def play_to_the_end(panel: Panel) -> None:
+    earlier = panel._status.run_id
+    panel.run.click()
+    until(panel, lambda: panel._status.run_id not in (None, earlier) and not panel._status.running)
+    assert panel.settle()
+
+
+def test_runs_leave_nothing_behind(lab: Lab) -> None:
+    """No threads, figures, processes or open files after a few runs; the long form does a hundred."""
+    before, after, grown = repeat(lab, 3)
+    assert after == before
+    assert grown == 0
+
+
+@pytest.mark.stress
+def test_a_hundred_runs_leave_nothing_behind(lab: Lab) -> None:
+    before, after, grown = repeat(lab, 100)
+    assert after == before
+    assert grown == 0
