@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from replaylab.sessions import Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
+    AnySession = str | Session | ReplayManifest
+
 __all__ = ["Lab"]
 
-Moment = str | datetime
+Moment = str | datetime | None
+Symbols = Sequence[str] | str | None
 Frame = Any  # a polars or pandas DataFrame, as the Lab was asked for
-SessionLike = "str | Session | ReplayManifest"
 
 
 class Lab:
@@ -66,9 +68,7 @@ class Lab:
         self._rejects: list[pl.DataFrame] = []
 
     @classmethod
-    def sample(
-        cls, config: Config | None = None, frame: Literal["polars", "pandas"] = "polars"
-    ) -> Self:
+    def sample(cls, config: Config | None = None, frame: Literal["polars", "pandas"] = "polars") -> Self:
         """Open a scratch copy of the sample data root: an hour of a synthetic market, its logs and a session.
 
         The copy is in a new temporary folder (``lab.root``); what is done to it changes nothing else.
@@ -121,9 +121,9 @@ class Lab:
 
     def events(
         self,
-        symbols: Sequence[str] | str | None = None,
-        start: Moment | None = None,
-        end: Moment | None = None,
+        symbols: Symbols = None,
+        start: Moment = None,
+        end: Moment = None,
         expand: Sequence[str] | None = None,
     ) -> Frame:
         """State events; ``extra`` is a JSON text column. ``expand`` gives fields of extra columns of their own."""
@@ -131,56 +131,31 @@ class Lab:
 
         return self._load(frames.load_events(self.root, _names(symbols), start, end, expand=expand))
 
-    def trades(
-        self,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        symbols: Sequence[str] | str | None = None,
-    ) -> Frame:
+    def trades(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
         """The trade log: closed trades by the time they closed."""
         from replaylab import frames
 
         return self._load(frames.load_trades(self.root, start, end, _names(symbols)))
 
-    def orders(
-        self,
-        start: Moment | None = None,
-        end: Moment | None = None,
-        symbols: Sequence[str] | str | None = None,
-    ) -> Frame:
+    def orders(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
         """The order log: a row each time an order was sent or came back."""
         from replaylab import frames
 
         return self._load(frames.load_orders(self.root, start, end, _names(symbols)))
 
-    def metrics(
-        self,
-        symbols: Sequence[str] | str | None = None,
-        start: Moment | None = None,
-        end: Moment | None = None,
-    ) -> Frame:
+    def metrics(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """Feature, scoring and regime snapshots of ``metrics/<symbol>.json``."""
         from replaylab import frames
 
         return self._load(frames.load_metrics(self.root, _names(symbols), start, end))
 
-    def market_trades(
-        self,
-        symbols: Sequence[str] | str | None = None,
-        start: Moment | None = None,
-        end: Moment | None = None,
-    ) -> Frame:
+    def market_trades(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """The tape: imported history, and ``trades/<symbol>.json`` where there is none."""
         from replaylab import sessions
 
         return self._load(sessions.load_tape(self.root, _names(symbols), start, end))
 
-    def order_book(
-        self,
-        symbols: Sequence[str] | str | None = None,
-        start: Moment | None = None,
-        end: Moment | None = None,
-    ) -> Frame:
+    def order_book(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """Order book snapshots and deltas: imported history, and ``orderbook/<symbol>.json`` where there is none."""
         from replaylab import sessions
 
@@ -216,7 +191,7 @@ class Lab:
 
         return SessionStore(self.root)
 
-    def session(self, session: str | Session | ReplayManifest) -> Session:
+    def session(self, session: AnySession) -> Session:
         """Open a session; raises SessionNotFoundError with the closest id."""
         from replaylab.sessions import Session
 
@@ -225,7 +200,7 @@ class Lab:
         return self.sessions.open(session.session_id if isinstance(session, ReplayManifest) else session)
 
     def build_replay_session(
-        self, start: Moment, end: Moment, symbols: Sequence[str] | str, **options: Any
+        self, start: str | datetime, end: str | datetime, symbols: Sequence[str] | str, **options: Any
     ) -> ReplayManifest:
         """Cut a replay session out of the logs; see ``replaylab.build_replay_session`` for the options."""
         from replaylab.sessions import build_replay_session
@@ -236,9 +211,9 @@ class Lab:
 
     def run_sim(
         self,
-        symbols: Sequence[str] | str | None = None,
-        start: Moment | None = None,
-        end: Moment | None = None,
+        symbols: Symbols = None,
+        start: Moment = None,
+        end: Moment = None,
         params: TradingParams | None = None,
         scoring: ScoringParams | Any | None = None,
         **options: Any,
@@ -277,7 +252,7 @@ class Lab:
             **options,
         )
 
-    def fidelity(self, session: str | Session | ReplayManifest, **options: Any) -> Fidelity:
+    def fidelity(self, session: AnySession, **options: Any) -> Fidelity:
         """Replay a session under its recorded parameters and compare every decision with what was logged."""
         from replaylab.replay import fidelity
 
@@ -287,7 +262,7 @@ class Lab:
 
     def sweep(
         self,
-        session: str | Session | ReplayManifest,
+        session: AnySession,
         grid: Any,
         params: TradingParams | None = None,
         **options: Any,
@@ -299,7 +274,7 @@ class Lab:
 
     def backtest(
         self,
-        session: str | Session | ReplayManifest,
+        session: AnySession,
         params: TradingParams | None = None,
         **options: Any,
     ) -> Backtest:
@@ -308,9 +283,7 @@ class Lab:
 
         return backtest(self.session(session), params or self.config.trading, give=self._give, **options)
 
-    def what_if(
-        self, session: str | Session | ReplayManifest, params: TradingParams, **options: Any
-    ) -> WhatIf:
+    def what_if(self, session: AnySession, params: TradingParams, **options: Any) -> WhatIf:
         """Compare the trades that were logged with those that other parameters would have made."""
         from replaylab.sweep import what_if
 
@@ -318,7 +291,7 @@ class Lab:
 
     # Features, labels, datasets
 
-    def features(self, session: str | Session | ReplayManifest, **options: Any) -> Frame:
+    def features(self, session: AnySession, **options: Any) -> Frame:
         """A row per decision time, with only what was known then; see ``replaylab.ml.features``."""
         from replaylab.ml import features
 
@@ -326,7 +299,7 @@ class Lab:
 
     def labels(
         self,
-        session: str | Session | ReplayManifest,
+        session: AnySession,
         tp_pct: float = 0.2,
         sl_pct: float = 0.15,
         max_hold_s: float = 60.0,
@@ -339,7 +312,7 @@ class Lab:
 
     def export_features(
         self,
-        sessions: str | Session | ReplayManifest | Iterable[str | Session | ReplayManifest],
+        sessions: AnySession | Iterable[AnySession],
         path: str | os.PathLike[str],
         **options: Any,
     ) -> Any:
@@ -347,13 +320,12 @@ class Lab:
         from replaylab.ml import export_features
         from replaylab.sessions import Session
 
-        single = isinstance(sessions, str | Session | ReplayManifest)
-        several = [sessions] if single else list(sessions)  # type: ignore[arg-type,list-item]
-        return export_features([self.session(item) for item in several], path, **options)  # type: ignore[arg-type]
+        several = [sessions] if isinstance(sessions, str | Session | ReplayManifest) else sessions
+        return export_features([self.session(item) for item in several], path, **options)
 
     # Operate
 
-    def run_retention(self, now: Moment | None = None, dry_run: bool = False) -> RetentionReport:
+    def run_retention(self, now: Moment = None, dry_run: bool = False) -> RetentionReport:
         """Summarise and delete what is older than ``Config.retention`` says; ``dry_run`` only reports."""
         from replaylab import archive
 
@@ -401,8 +373,5 @@ class Lab:
         return frame if self.frame == "polars" else frame.to_pandas()
 
 
-def _names(symbols: Sequence[str] | str | None) -> list[str] | None:
+def _names(symbols: Symbols) -> list[str] | None:
     return [symbols] if isinstance(symbols, str) else None if symbols is None else list(symbols)
-
-
-_Unused = (Callable, Mapping)

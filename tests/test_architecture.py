@@ -42,9 +42,9 @@ LAYERS = {
     "testing": 5,
     "health": 5,
     "lab": 6,
-    "cli": 7,
-    "server": 7,
     "demo": 7,
+    "cli": 8,
+    "server": 8,
 }
 # Inside the ground floor, modules build on each other in this order.
 GROUND_ORDER = ["errors", "timestamps", "paths", "params", "config", "records"]
