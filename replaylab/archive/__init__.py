@@ -3,6 +3,7 @@
 >>> from replaylab.archive import run_retention, daily_summary, verify, recover
 """
 
+from replaylab.archive.compaction import archived
 from replaylab.archive.daily import daily_summary
 from replaylab.archive.recover import RecoverReport, recover
 from replaylab.archive.retention import last_report, report_path, run_retention
@@ -15,6 +16,7 @@ __all__ = [
     "RecoverReport",
     "RetentionScheduler",
     "VerifyReport",
+    "archived",
     "daily_summary",
     "last_report",
     "recover",

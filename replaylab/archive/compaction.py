@@ -12,16 +12,25 @@ import msgspec
 import polars as pl
 import pyarrow.parquet as pq
 
-from replaylab.frames.archived import METADATA_KEY, PartInfo, archive_folder, part_info, parts_of
+from replaylab.frames.archived import (
+    METADATA_KEY,
+    PartInfo,
+    archive_folder,
+    is_superseded,
+    part_info,
+    parts_of,
+    pending_mark,
+)
 from replaylab.frames.cache import to_table
-from replaylab.frames.fingerprint import Fingerprint, begins_with
+from replaylab.frames.fingerprint import Fingerprint
 from replaylab.frames.loaded import Loaded, Reject
 from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 
-__all__ = ["PartWriter", "Written", "drop_superseded"]
+__all__ = ["PartWriter", "Written", "archived", "drop_superseded", "settle_parts"]
 
 _LEVEL = 9
+_GROUP_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,8 @@ class PartWriter:
         handle, name = tempfile.mkstemp(prefix=".part-", suffix=".tmp", dir=self._folder)
         os.close(handle)
         self._temporary = Path(name)
-        self._rows: list[int] = []
+        self._waiting: list[pl.DataFrame] = []
+        self._rows = 0
         self._hashes: list[int] = []
         self._lines = self._blank = 0
         self._rejects: list[Reject] = []
@@ -73,9 +83,7 @@ class PartWriter:
         """Add rows and the account of the lines beside them; ``loaded.lines`` counts all of them."""
         frame = loaded.frame.select(self._schema.names())
         if frame.height:
-            self._writer.write_table(to_table(frame), row_group_size=frame.height)
-            self._rows.append(frame.height)
-            self._hashes.append(_hash(frame))
+            self._waiting.append(frame)
             times = frame["timestamp"].to_physical()
             low, high = int(str(times.min())), int(str(times.max()))
             self._first = low if self._first is None else min(low, self._first)
@@ -83,17 +91,27 @@ class PartWriter:
         self._lines += loaded.lines
         self._blank += loaded.blank
         self._rejects += loaded.rejects.rows()
+        if sum(frame.height for frame in self._waiting) >= _GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._waiting:
+            frame = pl.concat(self._waiting)
+            self._waiting = []
+            self._writer.write_table(to_table(frame), row_group_size=frame.height)
+            self._rows += frame.height
+            self._hashes.append(_hash(frame))
 
     def finish(self, source: Fingerprint, sha256: str, source_bytes: int) -> Written:
         """Put the part into its place; ``source_bytes`` is what its lines took as text. Raises OSError, ValueError."""
-        rows = sum(self._rows)
+        self._write_group()
         info = PartInfo(
             source=self._root.relative(self._live),
             source_bytes=source_bytes,
             source_sha256=sha256,
             fingerprint=source,
             lines=self._lines,
-            rows=rows,
+            rows=self._rows,
             blank=self._blank,
             rejects=self._rejects,
             first_ns=self._first,
@@ -109,6 +127,8 @@ class PartWriter:
             os.fsync(file.fileno())
         self._check(info)
         path = self._place()
+        pending_mark(path).touch()
+        sync_folder(str(self._folder))
         self._temporary.replace(path)
         sync_folder(str(self._folder))
         return Written(path, path.stat().st_size, source_bytes)
@@ -144,10 +164,35 @@ def drop_superseded(root: DataRoot, live: Path, fd: int, *, keep: Iterable[Path]
     """Remove parts of lines that the open live file still holds: an earlier clean-up died before it removed those."""
     kept = set(keep)
     for path in parts_of(root, live):
-        if path not in kept and begins_with(fd, part_info(path).fingerprint):
+        if path not in kept and is_superseded(path, part_info(path), fd):
             path.unlink()
+            pending_mark(path).unlink(missing_ok=True)
+
+
+def settle_parts(paths: Iterable[Path]) -> None:
+    """Say that the rows of parts are no longer in their log."""
+    for path in paths:
+        pending_mark(path).unlink(missing_ok=True)
+        sync_folder(str(path.parent))
 
 
 def _hash(frame: pl.DataFrame) -> int:
     """Return one number that differs when any value of a frame does."""
     return hash(tuple(frame.hash_rows(seed=0).to_list()))
+
+
+def archived(root: DataRoot | str | os.PathLike[str]) -> pl.DataFrame:
+    """Return every part of the archive: path, source, rows, source_bytes, bytes, and how many times smaller it is.
+
+    >>> archived("data").select("path", "ratio")                              # doctest: +SKIP
+    """
+    place = DataRoot(root)
+    rows = []
+    for path in sorted(place.archive_dir.glob("**/day-*.parquet")):
+        info, size = part_info(path), path.stat().st_size
+        rows.append(
+            (place.relative(path), info.source, info.rows, info.source_bytes, size, info.source_bytes / size)
+        )
+    columns = ("path", pl.String()), ("source", pl.String()), ("rows", pl.Int64())
+    sizes = ("source_bytes", pl.Int64()), ("bytes", pl.Int64()), ("ratio", pl.Float64())
+    return pl.DataFrame(rows, schema=pl.Schema([*columns, *sizes]), orient="row")

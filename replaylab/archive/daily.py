@@ -60,7 +60,7 @@ def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True)
     parts: dict[Key, list[SymbolSummary]] = {}
     rejects: dict[Key, int] = {}
     for log, day, account in _accounts(place):
-        if live and _is_still_there(place, account):
+        if live and account.pending and _is_still_there(place, account):
             continue
         for symbol, part in account.symbols.items():
             parts.setdefault((day, log, symbol), []).append(part)

@@ -19,11 +19,11 @@ from typing import BinaryIO
 
 import orjson
 
-from replaylab.archive.compaction import PartWriter, drop_superseded
+from replaylab.archive.compaction import PartWriter, drop_superseded, settle_parts
 from replaylab.archive.listing import refuse_unsafe, running_session
 from replaylab.archive.plan import Plan, Step, excess, over_limit, plan
 from replaylab.archive.rotation import rotate_events
-from replaylab.archive.summary import account_of, add_account, sha256_of, summarise
+from replaylab.archive.summary import account_of, add_account, settle_accounts, sha256_of, summarise
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
 from replaylab.frames.files import chunks_of
@@ -112,7 +112,7 @@ def _apply(root: DataRoot, now: int, config: RetentionConfig, made: Plan, report
         except (OSError, ValueError, ReplaylabError) as error:
             _log.warning("clean-up of %s failed: %s", step.path, error)
             errors.append((step.path, str(error)))
-            kept.add(step.path)
+            (kept if step.path.exists() else deleted).add(step.path)
             return
         (deleted if gone else kept).add(step.path)
         if gone:
@@ -166,6 +166,7 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
         again = summarise(loaded.frame for loaded in _loads(file, schema, name, size))
         if again != account.symbols or sha256_of(fd, size) != sha256:
             raise ValueError(f"{name}: the summary is not that of the file; it is kept")
+        parts = []
         if archive:
             writer = PartWriter(root, step.path, step.day, schema.frame)
             try:
@@ -174,7 +175,8 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
                 written = writer.finish(content, sha256, size)
             finally:
                 writer.discard()
-            drop_superseded(root, step.path, fd, keep=[written.path])
+            parts.append(written.path)
+            drop_superseded(root, step.path, fd, keep=parts)
             _log.info("%s: archived, %.1f times smaller", name, written.ratio)
         with rotate_lock(step.path) as current:
             grown = os.fstat(current).st_size != size or not begins_with(current, content)
@@ -184,6 +186,8 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
                 )
             step.path.unlink()
     sync_folder(str(step.path.parent))
+    settle_parts(parts)
+    settle_accounts(root, step.log, step.day)
 
 
 def _loads(file: BinaryIO, schema: LogSchema, name: str, size: int) -> Iterator[Loaded]:

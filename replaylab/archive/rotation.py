@@ -18,8 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replaylab.archive.compaction import PartWriter, drop_superseded
-from replaylab.archive.summary import Account, SymbolSummary, add_account, merge_symbols, sha256_of, summarise
+from replaylab.archive.compaction import PartWriter, drop_superseded, settle_parts
+from replaylab.archive.summary import (
+    Account,
+    SymbolSummary,
+    add_account,
+    merge_symbols,
+    settle_accounts,
+    sha256_of,
+    summarise,
+)
 from replaylab.errors import RetentionError
 from replaylab.frames.decode import decode_block
 from replaylab.frames.fingerprint import Fingerprint, begins_with, fingerprint
@@ -104,6 +112,7 @@ def rotate_events(root: DataRoot, symbol: str, cutoff_ns: int, *, archive: bool)
             done.archived_bytes = days.finish(fd, symbol, content, sha256)
             done.days = days.names
             _replace(path, fd, content, kept, draft, done)
+        days.settle(symbol)
     return done
 
 
@@ -138,6 +147,7 @@ class _Days:
         self._path = path
         self._archive = archive
         self._days: dict[str, _Day] = {}
+        self._written: list[Path] = []
 
     @property
     def names(self) -> list[str]:
@@ -181,9 +191,16 @@ class _Days:
             for _, day in sorted(self._days.items())
             if day.part is not None
         ]
+        self._written = [part.path for part in written]
         if written:
-            drop_superseded(self._root, self._path, fd, keep=[part.path for part in written])
+            drop_superseded(self._root, self._path, fd, keep=self._written)
         return sum(part.bytes for part in written)
+
+    def settle(self, symbol: str) -> None:
+        """Say that the old lines are no longer in the log."""
+        settle_parts(self._written)
+        for name in self._days:
+            settle_accounts(self._root, f"events/{symbol}", name)
 
     def discard(self) -> None:
         for day in self._days.values():

@@ -32,6 +32,7 @@ __all__ = [
     "merge",
     "merge_symbols",
     "read_summary",
+    "settle_accounts",
     "sha256_of",
     "summarise",
     "summary_path",
@@ -63,7 +64,10 @@ class SymbolSummary(msgspec.Struct, rename="camel", omit_defaults=True):
 
 
 class Account(msgspec.Struct, rename="camel"):
-    """What one source file held: every line is a row, a reject or blank."""
+    """What one source file held: every line is a row, a reject or blank.
+
+    While ``pending``, its lines may still be in the source too: the account is written before they are removed.
+    """
 
     file: str
     bytes: int
@@ -74,6 +78,7 @@ class Account(msgspec.Struct, rename="camel"):
     rejects: int
     blank: int
     symbols: dict[str, SymbolSummary]
+    pending: bool = True
 
 
 class Summary(msgspec.Struct, rename="camel"):
@@ -101,24 +106,30 @@ def read_summary(path: Path) -> Summary | None:
         raise ValueError(f"{path}: not a summary: {error}") from None
 
 
-def add_account(root: DataRoot, log: str, day: str, account: Account, fd: int | None = None) -> None:
+def add_account(root: DataRoot, log: str, day: str, account: Account, fd: int) -> None:
     """Write ``account`` into the summary of its day, synced, and check that the disk holds it.
 
-    An account of the same bytes, or of bytes that the open source ``fd`` still begins with, is replaced. Raises
-    OSError and ValueError; then the source must be kept.
+    A pending account of lines that the open source ``fd`` still holds is replaced. Raises OSError and ValueError; then
+    the source must be kept.
     """
     path = summary_path(root, log, day)
     old = read_summary(path)
     kept = [
         known
         for known in (old.accounts if old else [])
-        if known.sha256 != account.sha256 and not (fd is not None and begins_with(fd, known.fingerprint))
+        if not (known.pending and begins_with(fd, known.fingerprint))
     ]
-    summary = Summary(1, log, day, iso(now_ns()), [*kept, account])
-    write_atomic(path, msgspec.json.encode(summary) + b"\n")
-    back = read_summary(path)
-    if back is None or back.accounts[-1] != account:
-        raise ValueError(f"{path}: the summary on disk is not what was written")
+    _write(path, Summary(1, log, day, iso(now_ns()), [*kept, account]))
+
+
+def settle_accounts(root: DataRoot, log: str, day: str) -> None:
+    """Say that the lines of the accounts of a day are no longer in their sources."""
+    path = summary_path(root, log, day)
+    summary = read_summary(path)
+    if summary is not None:
+        for account in summary.accounts:
+            account.pending = False
+        _write(path, summary)
 
 
 def summarise(frames: Iterable[pl.DataFrame]) -> dict[str, SymbolSummary]:
@@ -193,6 +204,12 @@ def merge_symbols(
         symbol: merge([side[symbol] for side in (left, right) if symbol in side])
         for symbol in sorted({*left, *right})
     }
+
+
+def _write(path: Path, summary: Summary) -> None:
+    write_atomic(path, msgspec.json.encode(summary) + b"\n")
+    if read_summary(path) != summary:
+        raise ValueError(f"{path}: the summary on disk is not what was written")
 
 
 def _of_one(frame: pl.DataFrame) -> SymbolSummary:

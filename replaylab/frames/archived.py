@@ -3,8 +3,8 @@
 ``archive/trades_log/day-YYYY-MM-DD.parquet``, ``archive/orders/...`` and, by symbol,
 ``archive/events/<symbol>/day-YYYY-MM-DD.parquet``; a second part of the same day is ``day-YYYY-MM-DD.2.parquet``. The
 rows are those of the loaders. What is not a row (rejects, blank lines) is counted and kept in the metadata of the
-file, under the key ``replaylab``, together with the fingerprint of the log that the rows came from: while that log is
-still there, the part is not read.
+file, under the key ``replaylab``, together with the fingerprint of the log that the rows came from. Until the rows are
+gone from that log, a file ``<part>.pending`` stands beside the part: then a part whose log is still there is not read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ __all__ = [
     "archive_folder",
     "archived_days",
     "archived_symbols",
+    "is_superseded",
     "live_parts",
     "part_info",
     "parts_of",
+    "pending_mark",
     "read_part",
 ]
 
@@ -92,19 +94,26 @@ def archived_symbols(root: DataRoot) -> set[str]:
 def part_info(path: Path) -> PartInfo:
     """Return what a part says about itself; raises LogReadError for a file that is no such part."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_metadata(path).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=PartInfo)
     except (KeyError, msgspec.MsgspecError, OSError, ValueError) as error:
         raise LogReadError(f"{path}: not an archived log: {error}") from None
 
 
-def live_parts(root: DataRoot, live: Path, fd: int | None) -> list[tuple[Path, PartInfo]]:
-    """Return the parts that are to be read beside the open live file.
+def pending_mark(part: Path) -> Path:
+    """Return the file that says that the rows of a part may still be in its log too."""
+    return part.with_name(f"{part.name}.pending")
 
-    A crash between writing a part and removing its source leaves both: then the source counts.
-    """
+
+def is_superseded(part: Path, info: PartInfo, fd: int) -> bool:
+    """Tell whether the open live file still holds the rows of a part: a clean-up died before it removed them."""
+    return pending_mark(part).exists() and begins_with(fd, info.fingerprint)
+
+
+def live_parts(root: DataRoot, live: Path, fd: int | None) -> list[tuple[Path, PartInfo]]:
+    """Return the parts that are to be read beside the open live file."""
     parts = [(path, part_info(path)) for path in parts_of(root, live)]
-    return [(path, info) for path, info in parts if fd is None or not begins_with(fd, info.fingerprint)]
+    return [(path, info) for path, info in parts if fd is None or not is_superseded(path, info, fd)]
 
 
 def read_part(path: Path, info: PartInfo, schema: pl.Schema) -> Iterator[Loaded]:
