@@ -47,11 +47,6 @@ class RunRecorder:
         self._event_lines: dict[str, list[bytes]] = {}
 
     @property
-    def waiting(self) -> bool:
-        """Whether there are records that are not written yet."""
-        return bool(self._ordered)
-
-    @property
     def digest(self) -> str:
         """SHA-256 in hex over all records so far."""
         self._hash_waiting()
@@ -90,7 +85,7 @@ class RunRecorder:
 
     def flush(self) -> None:
         """Write what waits. Raises LogWriteError."""
-        if not self._ordered:
+        if not self._size:
             return
         self._hash_waiting()
         try:
