@@ -43,7 +43,7 @@ def parse_ns(text: str) -> int:
     except ValueError as error:
         raise TimeError(f"expected an ISO time, found {text!r}: {error}") from None
     if not _MIN_YEAR <= moment.year <= _MAX_YEAR:
-        raise TimeError(f"{text!r} is outside the years {_MIN_YEAR} to {_MAX_YEAR}")
+        raise TimeError(f"expected a time in the years {_MIN_YEAR} to {_MAX_YEAR}, found {text!r}")
     return _datetime_ns(moment) + (int(fraction.ljust(9, "0")) if fraction else 0)
 
 

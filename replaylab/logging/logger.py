@@ -38,7 +38,7 @@ from replaylab.records import (
     encode_record,
 )
 from replaylab.records.base import check_timestamp
-from replaylab.timestamps import date_key, iso, parse_ns
+from replaylab.timestamps import date_key, iso, to_ns
 
 __all__ = ["Logger"]
 
@@ -131,7 +131,7 @@ class Logger:
             record = _with_date_key(record)
         line = self._encode(TradeLogRecord, record)
         self._check_live("log_trade")
-        day = record.date_key if isinstance(record, TradeLogRecord) else record["dateKey"]
+        day = record.date_key if isinstance(record, TradeLogRecord) else str(record["dateKey"])
         path = self._day_paths.get(("trades_log", day)) or self._day_path("trades_log", day)
         return self._append(StreamType.TRADE_LOG, path, line)
 
@@ -344,7 +344,8 @@ def _with_date_key(record: Plain) -> Plain:
     return {"timestamp": record["timestamp"], "dateKey": day, **record}
 
 
-def _utc_day(timestamp: str) -> str:
-    if timestamp.endswith("Z"):
+def _utc_day(timestamp: Any) -> str:
+    if type(timestamp) is str and timestamp[-1] == "Z":
         return timestamp[:10]
-    return date_key(parse_ns(timestamp))
+    # With an offset, or a datetime: the encoder writes those as ISO text.
+    return date_key(to_ns(timestamp))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from replaylab.errors import RecordError
 from replaylab.records.base import Record, check_timestamp
 from replaylab.timestamps import parse_ns
 
@@ -222,9 +223,10 @@ class HealthSnapshot(Record, kw_only=True):
 
 
 def _check_day(day: str) -> None:
-    if len(day) != 10:
-        raise ValueError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"')
     try:
-        parse_ns(day)
+        if len(day) == 10:
+            parse_ns(day)
+            return
     except ValueError:
-        raise ValueError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"') from None
+        pass
+    raise RecordError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"', field="dateKey")

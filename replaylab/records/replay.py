@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, field
 
+from replaylab.errors import RecordError
 from replaylab.records.base import Record, check_timestamp
 from replaylab.timestamps import iso, now_ns
 
@@ -42,8 +43,8 @@ class SourceDateRange(Record, kw_only=True, rename={"from_": "from"}):
     to: str
 
     def __post_init__(self) -> None:
-        check_timestamp(self.from_, "sourceDateRange.from")
-        check_timestamp(self.to, "sourceDateRange.to")
+        check_timestamp(self.from_, "from")
+        check_timestamp(self.to, "to")
 
 
 class ReplayManifest(Record, kw_only=True):
@@ -62,7 +63,9 @@ class ReplayManifest(Record, kw_only=True):
     def __post_init__(self) -> None:
         check_timestamp(self.created_at, "createdAt")
         if not self.speed_factor > 0:
-            raise ValueError(f"speedFactor: expected a number above 0, found {self.speed_factor}")
+            raise RecordError(
+                f"speedFactor: expected a number above 0, found {self.speed_factor}", field="speedFactor"
+            )
 
 
 class Lateness(Record, kw_only=True):

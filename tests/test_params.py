@@ -1,0 +1,86 @@
+"""Parameters: checked when made, named when wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from replaylab.errors import ConfigError
+from replaylab.params import ScoringParams, TradingParams
+
+NUMBERS = [
+    name
+    for name in TradingParams.__struct_fields__
+    if name not in ("allow_long", "allow_short", "allowed_regimes")
+]
+
+
+def test_defaults_are_valid_and_round_trip_in_both_spellings():
+    params = TradingParams()
+    plain = params.to_dict()
+    assert "slPct" in plain
+    assert TradingParams.from_dict(plain) == params
+    assert TradingParams.from_dict({"sl_pct": 0.5}) == TradingParams.from_dict({"slPct": 0.5})
+    assert ScoringParams.from_dict(ScoringParams().to_dict()) == ScoringParams()
+
+
+def test_an_unknown_parameter_is_refused_with_the_closest_one():
+    with pytest.raises(ConfigError, match="Did you mean 'entry_threshold'") as caught:
+        TradingParams.from_dict({"entry_treshold": 0.5})
+    assert caught.value.field == "entry_treshold"
+    with pytest.raises(ConfigError, match="sl_pct"):
+        TradingParams().replace(slpct=0.5)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "0.5", True, [1], object()])
+def test_every_number_refuses_what_is_no_finite_number(name, bad):
+    with pytest.raises(ConfigError) as caught:
+        TradingParams(**{name: bad})
+    assert caught.value.field == name
+    assert f"TradingParams.{name}: expected " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "bound"),
+    [
+        ("entry_threshold", -0.1, "≥ 0"),
+        ("tp1_fraction", 1.1, "≤ 1"),
+        ("slippage_bps", 10_000, "≤ 9999"),
+        ("leverage", 0, "> 0"),
+        ("notional_usd", 0, "> 0"),
+        ("max_open_positions", 1.5, "a whole number"),
+        ("max_trades_per_day", -1, "≥ 0"),
+        ("max_daily_loss_usd", 0, "> 0"),
+        ("latency_ms", -1, "≥ 0"),
+        ("tp2_pct", 0.1, "tp1_pct"),
+        ("allowed_regimes", "CALM", "a list of regime names"),
+        ("allow_long", 1, "True or False"),
+    ],
+)
+def test_a_parameter_out_of_bounds_names_its_bound(name, bad, bound):
+    with pytest.raises(ConfigError) as caught:
+        TradingParams(**{name: bad})
+    assert caught.value.field == name
+    assert bound in str(caught.value)
+    assert repr(bad) in str(caught.value)
+
+
+def test_values_from_numpy_grids_become_plain_numbers():
+    params = TradingParams(sl_pct=np.float32(0.5), max_open_positions=np.int64(3), allow_long=np.bool_(False))
+    assert (params.sl_pct, params.max_open_positions, params.allow_long) == (0.5, 3, False)
+    kinds: list[Any] = [type(params.sl_pct), type(params.max_open_positions), type(params.allow_long)]
+    assert kinds == [float, int, bool]
+
+
+def test_parameters_are_immutable_and_replace_makes_a_checked_copy():
+    params = TradingParams()
+    with pytest.raises(AttributeError):
+        params.sl_pct = 1.0
+    assert params.replace(sl_pct=1).sl_pct == 1.0
+    assert params.sl_pct == TradingParams().sl_pct
+    with pytest.raises(ConfigError):
+        params.replace(sl_pct=-1)
