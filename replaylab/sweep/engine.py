@@ -102,7 +102,7 @@ def run_rows(tape: Tape, grid: Grid, base: TradingParams, method: str) -> Array:
         run_loop(arrays, allowed, packed, raw, np.empty(0, dtype=TRADE))
     else:
         prepared = prepare(tape, allowed, packed, method == "tables")
-        run_chain(arrays, prepared.plan, packed, prepared.keys, raw)
+        run_chain(prepared.plan, packed, prepared.keys, raw)
     return raw
 
 

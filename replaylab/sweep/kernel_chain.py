@@ -23,9 +23,10 @@ from replaylab.timestamps import NS_PER_DAY
 __all__ = ["run_chain"]
 
 _NEVER = 2**62
-# What a symbol is doing: looking for its next entry, in a trade (before its entry fill, before TP1, before its exit),
-# or done for good.
-SEEK, FILL, PART, EXIT, DONE = 0, 1, 2, 3, 4
+# What a symbol is doing: looking for its next entry, about to enter, in a trade (before its entry fill, before TP1,
+# before its exit), or done for good. The stages before the exit are stopped at only where a daily loss counts.
+SEEK, ENTER, FILL, PART, EXIT, DONE = 0, 1, 2, 3, 4, 5
+_UNKNOWN = -1
 _CHAIN = np.dtype(
     [
         ("phase", "i8"),
@@ -35,8 +36,9 @@ _CHAIN = np.dtype(
         ("t1", "i8"),
         ("x", "i8"),
         ("reason", "i8"),
-        ("entry", "f8"),
         ("direction", "f8"),
+        ("entry", "f8"),
+        ("qty", "f8"),
     ],
     align=True,
 )
@@ -63,316 +65,119 @@ def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
 
 
 @inlined
-def towards(tape: Any, plan: Any, start: Any, end: Any, level: Any, direction: Any) -> Any:
-    """First price event in [start, end) with dir·(p − level) ≥ 0."""
+def towards(
+    price: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, level: Any, direction: Any
+) -> Any:
+    """First price event in [start, end) with dir·(p − level) ≥ 0, else end."""
     if direction > 0.0:
-        return first_ge(tape.price, plan.price_high, plan.price_offsets, start, end, level)
-    return first_le(tape.price, plan.price_low, plan.price_offsets, start, end, level)
+        return first_ge(price, high, offsets, start, end, level)
+    return first_le(price, low, offsets, start, end, level)
 
 
 @inlined
-def target_touch(tape: Any, plan: Any, row: Any, c: Any, q: Any, end: Any, level: Any, direction: Any) -> Any:
-    if row < 0:
-        return towards(tape, plan, q + 1, end, level, direction)
-    known = plan.target[row, c]
-    if known == 0:
-        known = towards(tape, plan, q + 1, end, level, direction) + 1
-        plan.target[row, c] = known
-    return known - 1
+def first_beyond(
+    score: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, threshold: Any, direction: Any
+) -> Any:
+    """First score in [start, end) with dir·score < threshold: at or beyond the number next to it."""
+    if direction > 0.0:
+        return first_le(score, low, offsets, start, end, np.nextafter(threshold, -np.inf))
+    return first_ge(score, high, offsets, start, end, np.nextafter(-threshold, np.inf))
 
 
 @inlined
-def stop_touch(tape: Any, plan: Any, row: Any, c: Any, q: Any, end: Any, level: Any, direction: Any) -> Any:
-    if row < 0:
-        return towards(tape, plan, q + 1, end, level, -direction)
-    known = plan.stop[row, c]
-    if known == 0:
-        known = towards(tape, plan, q + 1, end, level, -direction) + 1
-        plan.stop[row, c] = known
-    return known - 1
-
-
-@inlined
-def even_touch(tape: Any, plan: Any, row: Any, c: Any, t1: Any, end: Any, level: Any, direction: Any) -> Any:
-    """First touch of the break-even stop after TP1: the second stage, shared by all that have this TP1."""
-    if row < 0:
-        return towards(tape, plan, t1 + 1, end, level, -direction)
-    known = plan.even[row, c]
-    if known == 0:
-        known = towards(tape, plan, t1 + 1, end, level, -direction) + 1
-        plan.even[row, c] = known
-    return known - 1
-
-
-@inlined
-def trail_touch(tape: Any, plan: Any, row: Any, c: Any, q: Any, end: Any, s: Any, p: Any) -> Any:
-    known = 0
-    if row >= 0:
-        known = plan.trail[row, c]
-    if known == 0:
-        known = 1 + first_trailing(
-            tape.price,
-            plan.price_high,
-            plan.price_low,
-            plan.price_offsets,
-            q,
-            end,
-            s.entry,
-            s.direction,
-            p.trailing_activation_pct,
-            p.trailing_distance_pct,
-        )
-        if row >= 0:
-            plan.trail[row, c] = known
-    return known - 1
-
-
-@inlined
-def hold_touch(tape: Any, plan: Any, row: Any, c: Any, q: Any, end: Any, p: Any) -> Any:
-    known = 0
-    if row >= 0:
-        known = plan.hold[row, c]
-    if known == 0:
-        known = 1 + first_at_least(tape.price_ts, q + 1, end, tape.price_ts[q] + p.max_hold_ns)
-        if row >= 0:
-            plan.hold[row, c] = known
-    return known - 1
-
-
-@inlined
-def leave_touch(tape: Any, plan: Any, row: Any, c: Any, k: Any, q: Any, end: Any, s: Any, p: Any) -> Any:
-    """Where the first score or risk exit is due, times two, plus one for a risk exit."""
-    if row >= 0:
-        known = plan.leave[row, c]
-        if known != 0:
-            return known - 1
-    index = tape.price_index[q]
-    decided = _NEVER
-    ts = 0
-    risk = 0
-    if not np.isnan(p.exit_threshold):
-        last = tape.score_from[k + 1]
-        at = first_at_least(tape.score_index, tape.score_from[k], last, index + 1)
-        # dir·score < threshold, as ≤ the next number below it.
-        if s.direction > 0.0:
-            level = np.nextafter(p.exit_threshold, -np.inf)
-            at = first_le(tape.score, plan.score_low, plan.score_offsets, at, last, level)
-        else:
-            level = np.nextafter(-p.exit_threshold, np.inf)
-            at = first_ge(tape.score, plan.score_high, plan.score_offsets, at, last, level)
-        if at < last:
-            decided = tape.score_index[at]
-            ts = tape.score_ts[at]
-    last = tape.force_from[k + 1]
-    at = first_at_least(tape.force_index, tape.force_from[k], last, index + 1)
-    if at < last and tape.force_index[at] < decided:
-        decided = tape.force_index[at]
-        ts = tape.force_ts[at]
-        risk = 1
-    due = end
-    if decided < _NEVER:
-        due = first_at_least(tape.price_index, q + 1, end, decided + 1)
-        due = first_at_least(tape.price_ts, due, end, ts + p.latency_ns)
-    if row >= 0:
-        plan.leave[row, c] = 2 * due + risk + 1
-    return 2 * due + risk
-
-
-@inlined
-def trailing_stop(tape: Any, plan: Any, s: Any, p: Any, until: Any) -> Any:
-    """The trailing stop that the prices before ``until`` raised; NaN while it is not active."""
-    if s.direction > 0.0:
-        best = range_max(tape.price, plan.price_high, plan.price_offsets, s.q, until)
-    else:
-        best = range_min(tape.price, plan.price_low, plan.price_offsets, s.q, until)
-    if rules.trailing_active(best, s.entry, s.direction, p.trailing_activation_pct):
-        return rules.trailing_price(best, s.direction, p.trailing_distance_pct)
+def trailing_stop(
+    price: Any, high: Any, low: Any, offsets: Any, q: Any, until: Any, entry: Any, direction: Any, p: Any
+) -> Any:
+    """The trailing stop that the prices in [q, until) raised; NaN while it is not active."""
+    rising = direction > 0.0
+    best = range_max(price, high, offsets, q, until) if rising else range_min(price, low, offsets, q, until)
+    if rules.trailing_active(best, entry, direction, p.trailing_activation_pct):
+        return rules.trailing_price(best, direction, p.trailing_distance_pct)
     return np.nan
 
 
 @inlined
-def find_exit(tape: Any, plan: Any, s: Any, p: Any, key: Any, k: Any) -> None:
-    """Set the trade's exit (``x``, ``reason``) and TP1 (``t1``, −1: not filled) from its entry at ``q``."""
-    c, q, direction, entry = s.cand, s.q, s.direction, s.entry
-    end = tape.price_from[k + 1]
-    base = rules.stop_price(entry, direction, p.sl_pct)
-    base_reason = rules.STOP_LOSS
-    base_touch = stop_touch(tape, plan, key.stop, c, q, end, base, direction)
-    trails = not np.isnan(p.trailing_activation_pct)
-    trail = trail_touch(tape, plan, key.trail, c, q, end, s, p) if trails else end
-    market = end
-    market_reason = rules.TIMEOUT
-    if p.max_hold_ns >= 0:
-        market = hold_touch(tape, plan, key.hold, c, q, end, p)
-    if not np.isnan(p.exit_threshold) or tape.force_from[k + 1] > tape.force_from[k]:
-        leave = leave_touch(tape, plan, key.leave, c, k, q, end, s, p)
-        # At one event the time is up first.
-        if leave >> 1 < market:
-            market = leave >> 1
-            market_reason = rules.SCORE_EXIT + (leave & 1)
-    s.t1 = -1
-    if p.tp1_fraction > 0.0:
-        level = rules.target_price(entry, direction, p.tp1_pct)
-        t1 = target_touch(tape, plan, key.tp1, c, q, end, level, direction)
-        # At one event the stop comes before TP1, and TP1 before a market exit.
-        if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
-            s.t1 = t1
-            if p.tp1_fraction == 1.0:
-                s.x = t1
-                s.reason = rules.TP1
-                return
-            even = rules.break_even_price(entry, direction, p.break_even_offset_pct)
-            if rules.tightens(even, base, direction):
-                raised = trailing_stop(tape, plan, s, p, t1) if trails else np.nan
-                if np.isnan(raised) or rules.tightens(even, raised, direction):
-                    base = even
-                    base_reason = rules.BREAK_EVEN
-                    base_touch = even_touch(tape, plan, key.even, c, t1, end, even, direction)
-    stop = min(base_touch, trail)
-    if p.tp1_fraction == 0.0 or s.t1 >= 0:
-        level = rules.target_price(entry, direction, p.tp2_pct)
-        t2 = target_touch(tape, plan, key.tp2, c, q, end, level, direction)
-        if t2 < end and t2 < stop and t2 <= market:
-            s.x = t2
-            s.reason = rules.TP2
-            return
-    if stop < end and stop <= market:
-        s.x = stop
-        s.reason = base_reason
-        if trail < base_touch or (
-            trail == base_touch and rules.tightens(trailing_stop(tape, plan, s, p, stop), base, direction)
-        ):
-            s.reason = rules.TRAILING
-    elif market < end:
-        s.x = market
-        s.reason = market_reason
-    else:
-        s.x = end - 1
-        s.reason = rules.SESSION_END
-
-
-@inlined
-def entry_from(plan: Any, row: Any, has_table: Any, c: Any, end: Any, threshold: Any) -> Any:
-    """First candidate in [c, end) at which this combination may enter, else end."""
-    if c >= end:
-        return end
-    if has_table:
-        return plan.next_entry[row, c]
-    return first_ge(plan.strength[row], plan.strength_high[row], plan.strength_offsets, c, end, threshold)
-
-
-@inlined
-def seek_after(tape: Any, plan: Any, s: Any, p: Any, k: Any) -> Any:
-    """First candidate after the cooldown that follows the exit at ``x``."""
-    c = plan.next_cand[s.x]
-    if p.cooldown_ns > 0:
-        c = first_at_least(plan.cand_ts, c, plan.cand_from[k + 1], tape.price_ts[s.x] + p.cooldown_ns)
-    return c
-
-
-@inlined
-def enter(tape: Any, plan: Any, s: Any, p: Any, key: Any, k: Any, losses: Any) -> None:
-    """Take the entry at ``cand``: find its fill and its exit."""
-    c = s.cand
-    end = tape.price_from[k + 1]
-    q = plan.cand_after[c]
-    if p.latency_ns > 0:
-        q = first_at_least(tape.price_ts, q, end, plan.cand_ts[c] + p.latency_ns)
-    if q >= end:
-        # Pending until the session ends.
-        s.phase = DONE
-        s.action = _NEVER
-        return
-    s.q = q
-    s.direction = plan.cand_direction[c]
-    s.entry = rules.entry_price(tape.price[q], s.direction, p.slippage_bps)
-    find_exit(tape, plan, s, p, key, k)
-    s.phase = FILL if losses else EXIT
-    s.action = tape.price_index[q if losses else s.x]
-
-
-@inlined
-def settle(tape: Any, s: Any, p: Any, account: Any, raw: Any) -> None:
-    """Book the trade that exits now, and its last fill on its day."""
-    direction, entry = s.direction, s.entry
-    qty = entry_qty(p, entry)
+def settle(s: Any, p: Any, price: Any, ts: Any, duration: Any, losses: Any, account: Any, raw: Any) -> None:
+    """Book the trade that exits now at an event with ``price``, and its last fill on its day."""
+    direction, entry, qty = s.direction, s.entry, s.qty
     left = qty
     gross = 0.0
     fees = rules.fee(entry, qty, p.taker_fee_bps)
-    ts = tape.price_ts[s.x]
     if s.t1 >= 0:
-        price = rules.target_price(entry, direction, p.tp1_pct)
+        fill = rules.target_price(entry, direction, p.tp1_pct)
         part = rules.tp1_qty(qty, p.tp1_fraction)
-        gross += rules.gross_pnl(price, entry, part, direction)
-        fees += rules.fee(price, part, p.maker_fee_bps)
+        gross += rules.gross_pnl(fill, entry, part, direction)
+        fees += rules.fee(fill, part, p.maker_fee_bps)
         left = rules.remaining_qty(qty, part)
     if s.reason != rules.TP1:
         if s.reason == rules.TP2:
-            price = rules.target_price(entry, direction, p.tp2_pct)
-            cost = rules.fee(price, left, p.maker_fee_bps)
+            fill = rules.target_price(entry, direction, p.tp2_pct)
+            cost = rules.fee(fill, left, p.maker_fee_bps)
         else:
-            price = rules.market_exit_price(tape.price[s.x], direction, p.slippage_bps)
-            cost = rules.fee(price, left, p.taker_fee_bps)
-        last = rules.gross_pnl(price, entry, left, direction)
+            fill = rules.market_exit_price(price, direction, p.slippage_bps)
+            cost = rules.fee(fill, left, p.taker_fee_bps)
+        last = rules.gross_pnl(fill, entry, left, direction)
         gross += last
         fees += cost
-        if s.reason != rules.SESSION_END:
+        if losses and s.reason != rules.SESSION_END:
             realise(account, p, ts, rules.realized_pnl(last, cost))
-    book_trade(raw, gross, fees, ts - tape.price_ts[s.q], s.reason)
+    book_trade(raw, gross, fees, duration, s.reason)
 
 
 @inlined
-def advance(tape: Any, s: Any, p: Any, account: Any) -> None:
+def advance(s: Any, p: Any, ticks: Any, account: Any) -> None:
     """Book the entry's fee or TP1's part on the day of its event, for the daily loss; go to the next action."""
-    qty = entry_qty(p, s.entry)
     if s.phase == FILL:
-        realise(account, p, tape.price_ts[s.q], -rules.fee(s.entry, qty, p.taker_fee_bps))
-        s.phase = EXIT
-        if s.t1 >= 0:
-            s.phase = PART
-            s.action = tape.price_index[s.t1]
+        realise(account, p, ticks[s.q].ts, -rules.fee(s.entry, s.qty, p.taker_fee_bps))
+        s.phase = PART if s.t1 >= 0 else EXIT
     else:
-        price = rules.target_price(s.entry, s.direction, p.tp1_pct)
-        part = rules.tp1_qty(qty, p.tp1_fraction)
-        gross = rules.gross_pnl(price, s.entry, part, s.direction)
-        cost = rules.fee(price, part, p.maker_fee_bps)
-        realise(account, p, tape.price_ts[s.t1], rules.realized_pnl(gross, cost))
+        fill = rules.target_price(s.entry, s.direction, p.tp1_pct)
+        part = rules.tp1_qty(s.qty, p.tp1_fraction)
+        gross = rules.gross_pnl(fill, s.entry, part, s.direction)
+        cost = rules.fee(fill, part, p.maker_fee_bps)
+        realise(account, p, ticks[s.t1].ts, rules.realized_pnl(gross, cost))
         s.phase = EXIT
-    if s.phase == EXIT:
-        s.action = tape.price_index[s.x]
+    s.action = ticks[s.t1 if s.phase == PART else s.x].index
 
 
 @inlined
-def after_refusal(tape: Any, plan: Any, state: Any, s: Any, p: Any, account: Any, k: Any) -> Any:
-    """First candidate at which the limit that refused ``cand`` can have changed its mind."""
-    ts = plan.cand_ts[s.cand]
-    end = plan.cand_from[k + 1]
-    if p.max_open_positions >= 0 and account.open >= p.max_open_positions:
-        # Not before one of the open positions closes.
-        free = _NEVER
-        for other in range(len(state)):
-            o = state[other]
-            if FILL <= o.phase <= EXIT and o.reason != rules.SESSION_END:
-                free = min(free, tape.price_index[o.x])
-        return first_at_least(plan.cand_index, s.cand + 1, end, free)
-    tomorrow = (ts // NS_PER_DAY + 1) * NS_PER_DAY
-    return first_at_least(plan.cand_ts, s.cand + 1, end, tomorrow)
+def first_close(state: Any, ticks: Any) -> Any:
+    """Index of the first close of an open position; a close at the session's end frees nothing."""
+    free = _NEVER
+    for k in range(len(state)):
+        o = state[k]
+        if FILL <= o.phase <= EXIT and o.reason != rules.SESSION_END:
+            free = min(free, ticks[o.x].index)
+    return free
 
 
 @compiled
-def run_chain(tape: Any, plan: Any, params: Any, keys: Any, raw: Any) -> None:
-    """Run every row of ``params`` with its table rows ``keys``; figures into the rows of ``raw``."""
-    n_symbols = len(tape.price_from) - 1
+def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
+    """Run every row of ``params`` with its table rows ``keys``; figures into the rows of ``raw``.
+
+    All in one body on purpose: a call that carries the plan's arrays costs more than what it would do.
+    """
+    ticks, price, price_ts, price_index = plan.ticks, plan.price, plan.price_ts, plan.price_index
+    price_from, high, low, offsets = plan.price_from, plan.price_high, plan.price_low, plan.price_offsets
+    cands, cand_ts, cand_index, cand_from = plan.cands, plan.cand_ts, plan.cand_index, plan.cand_from
+    score_index, score_from, force_from = plan.score_index, plan.score_from, plan.force_from
+    force_index = plan.force_index
+    table = plan.table
+    tables = len(table) > 0
+    n_symbols = len(price_from) - 1
     state = np.zeros(n_symbols, dtype=_CHAIN)
     accounts = np.zeros(1, dtype=ACCOUNT)
     account = accounts[0]
-    has_table = len(plan.next_entry) > 0
     for row in range(len(params)):
         p = params[row]
         key = keys[row]
         figures = raw[row]
+        strength = plan.strength[0 if tables else key.entry_set]
+        strength_high = plan.strength_high[0 if tables else key.entry_set]
         losses = not np.isnan(p.max_daily_loss_usd)
         limited = losses or p.max_open_positions >= 0 or p.max_trades_per_day >= 0
+        leaves = not np.isnan(p.exit_threshold)
+        trails = not np.isnan(p.trailing_activation_pct)
         if p.max_open_positions == 0 or p.max_trades_per_day == 0:
             continue
         account.open = 0
@@ -382,57 +187,226 @@ def run_chain(tape: Any, plan: Any, params: Any, keys: Any, raw: Any) -> None:
         for k in range(n_symbols):
             s = state[k]
             s.phase = SEEK
-            s.cand = entry_from(
-                plan, key.entry_set, has_table, plan.cand_from[k], plan.cand_from[k + 1], p.entry_threshold
-            )
-            s.action = -1
+            s.cand = cand_from[k]
+            s.action = _UNKNOWN
         while True:
-            # Whose action comes first in the session? Without limits an entry is nobody else's business: at once.
-            k = -1
+            chosen = -1
             earliest = _NEVER
-            for other in range(n_symbols):
-                o = state[other]
-                if o.phase == SEEK and o.action == -1:
-                    if o.cand >= plan.cand_from[other + 1]:
-                        o.phase = DONE
-                        o.action = _NEVER
-                    elif limited:
-                        o.action = plan.cand_index[o.cand]
-                    else:
-                        enter(tape, plan, o, p, key, other, losses)
-                if o.action < earliest:
-                    earliest = o.action
-                    k = other
-            if k < 0:
+            for k in range(n_symbols):
+                s = state[k]
+                if s.action == _UNKNOWN:
+                    c = s.cand
+                    if s.phase == SEEK:
+                        last = cand_from[k + 1]
+                        if c < last:
+                            if tables:
+                                c = np.int64(table[key.entry_set, c])
+                            else:
+                                c = first_ge(
+                                    strength, strength_high, plan.strength_offsets, c, last, p.entry_threshold
+                                )
+                            s.cand = c
+                        if c >= last:
+                            s.phase = DONE
+                            s.action = _NEVER
+                        elif limited:
+                            s.action = cand_index[c]
+                        else:
+                            # Without limits an entry is nobody else's business: at once.
+                            s.phase = ENTER
+                    if s.phase == ENTER:
+                        end = price_from[k + 1]
+                        cand = cands[c]
+                        q = np.int64(cand.after)
+                        if p.latency_ns > 0:
+                            q = first_at_least(price_ts, q, end, cand.ts + p.latency_ns)
+                        if q >= end:
+                            # Pending until the session ends.
+                            s.phase = DONE
+                            s.action = _NEVER
+                            continue
+                        direction = cand.direction
+                        entry = rules.entry_price(ticks[q].price, direction, p.slippage_bps)
+                        s.q = q
+                        s.direction = direction
+                        s.entry = entry
+                        s.qty = entry_qty(p, entry)
+                        # The first stop.
+                        base = rules.stop_price(entry, direction, p.sl_pct)
+                        base_reason = rules.STOP_LOSS
+                        known: Any = np.int64(table[key.stop, c]) if tables else 0
+                        if known == 0:
+                            known = towards(price, high, low, offsets, q + 1, end, base, -direction) + 1
+                            if tables:
+                                table[key.stop, c] = known
+                        base_touch = known - 1
+                        # The trailing stop: it does not depend on the others, only which is hit first does.
+                        trail = end
+                        if trails:
+                            known = np.int64(table[key.trail, c]) if tables else 0
+                            if known == 0:
+                                activation, distance = p.trailing_activation_pct, p.trailing_distance_pct
+                                known = 1 + first_trailing(
+                                    price, high, low, offsets, q, end, entry, direction, activation, distance
+                                )
+                                if tables:
+                                    table[key.trail, c] = known
+                            trail = known - 1
+                        # Market exits: the time that is up, and the first score or risk exit to be submitted.
+                        market = end
+                        market_reason = rules.TIMEOUT
+                        if p.max_hold_ns >= 0:
+                            known = np.int64(table[key.hold, c]) if tables else 0
+                            if known == 0:
+                                known = 1 + first_at_least(price_ts, q + 1, end, price_ts[q] + p.max_hold_ns)
+                                if tables:
+                                    table[key.hold, c] = known
+                            market = known - 1
+                        if leaves or force_from[k + 1] > force_from[k]:
+                            known = np.int64(table[key.leave, c]) if tables else 0
+                            if known == 0:
+                                # Twice the position where it is due, plus one for a risk exit, plus one.
+                                index = price_index[q]
+                                decided: Any = _NEVER
+                                due_ts = 0
+                                risk = 0
+                                if leaves:
+                                    last = score_from[k + 1]
+                                    at = first_at_least(score_index, score_from[k], last, index + 1)
+                                    at = first_beyond(
+                                        plan.score,
+                                        plan.score_high,
+                                        plan.score_low,
+                                        plan.score_offsets,
+                                        at,
+                                        last,
+                                        p.exit_threshold,
+                                        direction,
+                                    )
+                                    if at < last:
+                                        decided = np.int64(score_index[at])
+                                        due_ts = plan.score_ts[at] + p.latency_ns
+                                last = force_from[k + 1]
+                                at = first_at_least(force_index, force_from[k], last, index + 1)
+                                if at < last and force_index[at] < decided:
+                                    decided = np.int64(force_index[at])
+                                    due_ts = plan.force_ts[at] + p.latency_ns
+                                    risk = 1
+                                due = end
+                                if decided < _NEVER:
+                                    due = first_at_least(price_index, q + 1, end, decided + 1)
+                                    due = first_at_least(price_ts, due, end, due_ts)
+                                known = 2 * due + risk + 1
+                                if tables:
+                                    table[key.leave, c] = known
+                            # At one event the time is up first.
+                            if (known - 1) >> 1 < market:
+                                market = (known - 1) >> 1
+                                market_reason = rules.SCORE_EXIT + ((known - 1) & 1)
+                        # TP1, and the second stage that it starts. At one event: stop, TP1, TP2, market exit.
+                        s.t1 = -1
+                        s.x = -1
+                        if p.tp1_fraction > 0.0:
+                            known = np.int64(table[key.tp1, c]) if tables else 0
+                            if known == 0:
+                                level = rules.target_price(entry, direction, p.tp1_pct)
+                                known = towards(price, high, low, offsets, q + 1, end, level, direction) + 1
+                                if tables:
+                                    table[key.tp1, c] = known
+                            t1 = known - 1
+                            if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
+                                s.t1 = t1
+                                even = rules.break_even_price(entry, direction, p.break_even_offset_pct)
+                                if p.tp1_fraction == 1.0:
+                                    s.x = t1
+                                    s.reason = rules.TP1
+                                elif rules.tightens(even, base, direction):
+                                    raised = np.nan
+                                    if trails:
+                                        raised = trailing_stop(
+                                            price, high, low, offsets, q, t1, entry, direction, p
+                                        )
+                                    if np.isnan(raised) or rules.tightens(even, raised, direction):
+                                        base = even
+                                        base_reason = rules.BREAK_EVEN
+                                        known = np.int64(table[key.even, c]) if tables else 0
+                                        if known == 0:
+                                            known = 1 + towards(
+                                                price, high, low, offsets, t1 + 1, end, even, -direction
+                                            )
+                                            if tables:
+                                                table[key.even, c] = known
+                                        base_touch = known - 1
+                        stop = min(base_touch, trail)
+                        if s.x < 0 and (p.tp1_fraction == 0.0 or s.t1 >= 0):
+                            known = np.int64(table[key.tp2, c]) if tables else 0
+                            if known == 0:
+                                level = rules.target_price(entry, direction, p.tp2_pct)
+                                known = towards(price, high, low, offsets, q + 1, end, level, direction) + 1
+                                if tables:
+                                    table[key.tp2, c] = known
+                            t2 = known - 1
+                            if t2 < end and t2 < stop and t2 <= market:
+                                s.x = t2
+                                s.reason = rules.TP2
+                        if s.x < 0:
+                            if stop < end and stop <= market:
+                                s.x = stop
+                                s.reason = base_reason
+                                # Both stops at once: the tighter one had been moved last.
+                                if trail < base_touch or (
+                                    trail == base_touch
+                                    and rules.tightens(
+                                        trailing_stop(
+                                            price, high, low, offsets, q, stop, entry, direction, p
+                                        ),
+                                        base,
+                                        direction,
+                                    )
+                                ):
+                                    s.reason = rules.TRAILING
+                            elif market < end:
+                                s.x = market
+                                s.reason = market_reason
+                            else:
+                                s.x = end - 1
+                                s.reason = rules.SESSION_END
+                        s.phase = FILL if losses else EXIT
+                        s.action = ticks[q if losses else s.x].index
+                if s.action < earliest:
+                    earliest = s.action
+                    chosen = k
+            if chosen < 0:
                 break
-            s = state[k]
-            if s.phase == SEEK:
-                ts = plan.cand_ts[s.cand]
-                if refused(account, p, ts):
-                    c = after_refusal(tape, plan, state, s, p, account, k)
-                    s.cand = entry_from(
-                        plan, key.entry_set, has_table, c, plan.cand_from[k + 1], p.entry_threshold
-                    )
-                    s.action = -1
-                else:
-                    entry_decided(account, ts)
-                    enter(tape, plan, s, p, key, k, losses)
-            elif s.phase == EXIT:
-                settle(tape, s, p, account, figures)
+            s = state[chosen]
+            if s.phase == EXIT:
+                tick = ticks[s.x]
+                settle(s, p, tick.price, tick.ts, tick.ts - ticks[s.q].ts, losses, account, figures)
                 if s.reason == rules.SESSION_END:
                     s.phase = DONE
                     s.action = _NEVER
                 else:
                     account.open -= 1
                     s.phase = SEEK
-                    s.action = -1
-                    s.cand = entry_from(
-                        plan,
-                        key.entry_set,
-                        has_table,
-                        seek_after(tape, plan, s, p, k),
-                        plan.cand_from[k + 1],
-                        p.entry_threshold,
+                    s.action = _UNKNOWN
+                    s.cand = tick.next_cand
+                    if p.cooldown_ns > 0:
+                        s.cand = first_at_least(
+                            cand_ts, s.cand, cand_from[chosen + 1], tick.ts + p.cooldown_ns
+                        )
+            elif s.phase == SEEK:
+                ts = cand_ts[s.cand]
+                s.action = _UNKNOWN
+                if not refused(account, p, ts):
+                    entry_decided(account, ts)
+                    s.phase = ENTER
+                elif p.max_open_positions >= 0 and account.open >= p.max_open_positions:
+                    # Not before one of the open positions closes.
+                    s.cand = first_at_least(
+                        cand_index, s.cand + 1, cand_from[chosen + 1], first_close(state, ticks)
                     )
+                else:
+                    tomorrow = (ts // NS_PER_DAY + 1) * NS_PER_DAY
+                    s.cand = first_at_least(cand_ts, s.cand + 1, cand_from[chosen + 1], tomorrow)
             else:
-                advance(tape, s, p, account)
+                advance(s, p, ticks, account)

@@ -22,37 +22,49 @@ __all__ = ["KEYS", "Plan", "Prepared", "prepare", "table_bytes"]
 
 Array = npt.NDArray[Any]
 
-# Rows of the tables that a combination uses; −1: no table, search instead.
-KEYS = np.dtype(
-    [(name, "i4") for name in ("entry_set", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")]
-)
+# The table rows that a combination uses; −1: no table, search instead. ``entry_set`` without tables: a row of
+# ``strength``.
+TABLES = ("entry_set", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")
+KEYS = np.dtype([(name, "i4") for name in TABLES])
+
+# What a chain reads of one price event, and of one candidate: together, so that it costs one trip to memory.
+# ``next_cand``: the first candidate at or after the event. ``after``: the first price event after the candidate.
+TICK = np.dtype([("price", "f8"), ("ts", "i8"), ("index", "i4"), ("next_cand", "i4")], align=True)
+CANDIDATE = np.dtype([("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("after", "i4")], align=True)
 
 
 class Plan(NamedTuple):
-    """Arrays for the kernel. ``cand_*`` by candidate, tables by [row, candidate] with 0 = not yet known."""
+    """Arrays for the kernel. ``table`` is [row, candidate]; 0 = not yet known, else a position + 1.
 
+    The first rows of ``table`` are different: per entry set the next candidate that passes.
+    """
+
+    ticks: Array
+    price: Array
+    price_ts: Array
+    price_index: Array
+    price_from: Array
     price_high: Array
     price_low: Array
     price_offsets: Array
+    score: Array
+    score_ts: Array
+    score_index: Array
+    score_from: Array
     score_high: Array
     score_low: Array
     score_offsets: Array
-    cand_index: Array
+    force_ts: Array
+    force_index: Array
+    force_from: Array
+    cands: Array
     cand_ts: Array
-    cand_direction: Array
-    cand_after: Array
+    cand_index: Array
     cand_from: Array
-    next_cand: Array
     strength: Array
     strength_high: Array
     strength_offsets: Array
-    next_entry: Array
-    target: Array
-    stop: Array
-    trail: Array
-    hold: Array
-    leave: Array
-    even: Array
+    table: Array
 
 
 @dataclass(frozen=True)
@@ -72,56 +84,61 @@ def prepare(tape: Tape, allowed: Array, params: Array, tables: bool) -> Prepared
     strength = np.ascontiguousarray(eligible[:, at])
     n = len(at)
     cand_from = np.searchsorted(at, tape.score_from).astype(np.int64)
-    cand_index = tape.score_index[at]
-    next_cand = np.empty(len(tape.price), dtype=np.int32)
-    cand_after = np.empty(n, dtype=np.int32)
-    _follow(tape.price_index, tape.price_from, cand_index, cand_from, next_cand, cand_after)
+    cand_index, cand_ts = tape.score_index[at], tape.score_ts[at]
+    cands = np.empty(n, dtype=CANDIDATE)
+    cands["ts"], cands["index"], cands["direction"] = cand_ts, cand_index, np.sign(tape.score[at])
+    ticks = np.empty(len(tape.price), dtype=TICK)
+    _follow(tape.price, tape.price_ts, tape.price_index, tape.price_from, cand_from, ticks, cands)
     price_high, price_low, price_offsets = build_levels(tape.price)
     scores = tape.score if np.isfinite(params["exit_threshold"]).any() else np.empty(0)
     score_high, score_low, score_offsets = build_levels(scores)
     parts = [build_levels(row) for row in strength]
-    keys, rows = _keys(params)
-    if not tables:
-        # The row of ``strength`` to search; no other table.
-        keys = np.full(len(params), -1, dtype=KEYS)
-        keys["entry_set"] = np.searchsorted(filters, params["filter"])
-        rows = {}
-    next_entry = np.empty((rows.get("entry_set", 0), n), dtype=np.int32)
     if tables:
+        keys, rows, sets = _keys(params)
+        table = np.zeros((rows, n), dtype=np.int32)
         first = np.unique(keys["entry_set"], return_index=True)[1]
         threshold_of = np.ascontiguousarray(params["entry_threshold"][first])
         _fill_next(
-            strength, np.searchsorted(filters, params["filter"][first]), threshold_of, cand_from, next_entry
+            strength, np.searchsorted(filters, params["filter"][first]), threshold_of, cand_from, table[:sets]
         )
-    table = {
-        name: np.zeros((rows.get(name, 0), n), dtype=np.int32)
-        for name in ("target", "stop", "trail", "hold", "leave", "even")
-    }
+    else:
+        keys = np.full(len(params), -1, dtype=KEYS)
+        keys["entry_set"] = np.searchsorted(filters, params["filter"])
+        table = np.zeros((0, 0), dtype=np.int32)
     plan = Plan(
+        ticks=ticks,
+        price=tape.price,
+        price_ts=tape.price_ts,
+        price_index=tape.price_index,
+        price_from=tape.price_from,
         price_high=price_high,
         price_low=price_low,
         price_offsets=price_offsets,
+        score=tape.score,
+        score_ts=tape.score_ts,
+        score_index=tape.score_index,
+        score_from=tape.score_from,
         score_high=score_high,
         score_low=score_low,
         score_offsets=score_offsets,
+        force_ts=tape.force_ts,
+        force_index=tape.force_index,
+        force_from=tape.force_from,
+        cands=cands,
+        cand_ts=cand_ts,
         cand_index=cand_index,
-        cand_ts=tape.score_ts[at],
-        cand_direction=np.sign(tape.score[at]),
-        cand_after=cand_after,
         cand_from=cand_from,
-        next_cand=next_cand,
         strength=strength,
         strength_high=np.stack([part[0] for part in parts]),
         strength_offsets=parts[0][2],
-        next_entry=next_entry,
-        **table,
+        table=table,
     )
     return Prepared(plan, keys)
 
 
 def table_bytes(params: Array, candidates: int) -> int:
     """Return the bytes of all tables for these combinations."""
-    return 4 * candidates * sum(_keys(params)[1].values())
+    return 4 * candidates * _keys(params)[1]
 
 
 def _strength(tape: Tape, allowed: Array, row: Any) -> Array:
@@ -135,30 +152,34 @@ def _strength(tape: Tape, allowed: Array, row: Any) -> Array:
     return strength
 
 
-def _keys(params: Array) -> tuple[Array, dict[str, int]]:
-    """Number the distinct levels: a table's row for each."""
+def _keys(params: Array) -> tuple[Array, int, int]:
+    """Number the distinct levels, a table's row for each; return also the rows in all and those of entry sets."""
     keys = np.full(len(params), -1, dtype=KEYS)
-    rows = {}
-    keys["entry_set"], rows["entry_set"] = _number(params["filter"], params["entry_threshold"])
+    everyone = np.ones(len(params), dtype=bool)
     late = _number(params["latency_ns"])[0]
     fill = _number(late, params["slippage_bps"])[0]
     # Both targets are levels of one table.
-    both = np.concatenate([params["tp1_pct"], params["tp2_pct"]])
-    codes, rows["target"] = _number(np.tile(fill, 2), both)
-    keys["tp1"], keys["tp2"] = codes[: len(params)], codes[len(params) :]
-    keys["stop"], rows["stop"] = _number(fill, params["sl_pct"])
+    targets, n_targets = _number(np.tile(fill, 2), np.concatenate([params["tp1_pct"], params["tp2_pct"]]))
+    tp1, tp2 = targets[: len(params)], targets[len(params) :]
     activation, offset = params["trailing_activation_pct"], params["break_even_offset_pct"]
+    trails = np.isfinite(activation)
+    _, sets = _number(params["filter"], params["entry_threshold"])
+    rows = 0
     for key, used, columns in (
-        ("trail", np.isfinite(activation), (fill, activation, params["trailing_distance_pct"])),
+        ("entry_set", everyone, (params["filter"], params["entry_threshold"])),
+        ("stop", everyone, (fill, params["sl_pct"])),
+        ("trail", trails, (fill, activation, params["trailing_distance_pct"])),
         ("hold", params["max_hold_ns"] >= 0, (late, params["max_hold_ns"])),
-        ("leave", np.ones(len(params), dtype=bool), (late, params["exit_threshold"])),
-        ("even", np.isfinite(offset), (keys["tp1"], offset)),
+        ("leave", everyone, (late, params["exit_threshold"])),
+        ("even", np.isfinite(offset), (tp1, offset)),
     ):
-        codes, rows[key] = _number(*(column[used] for column in columns))
+        codes, count = _number(*(column[used] for column in columns))
         column = np.full(len(params), -1, dtype=np.int32)
-        column[used] = codes
+        column[used] = codes + rows
         keys[key] = column
-    return keys, rows
+        rows += count
+    keys["tp1"], keys["tp2"] = tp1 + rows, tp2 + rows
+    return keys, rows + n_targets, sets
 
 
 def _number(*columns: Array) -> tuple[Array, int]:
@@ -174,20 +195,26 @@ def _number(*columns: Array) -> tuple[Array, int]:
 
 @compiled
 def _follow(
-    price_index: Any, price_from: Any, cand_index: Any, cand_from: Any, next_cand: Any, cand_after: Any
+    price: Any, price_ts: Any, price_index: Any, price_from: Any, cand_from: Any, ticks: Any, cands: Any
 ) -> None:
-    """Per price event the first candidate at or after it; per candidate the first price event after it."""
+    """Fill ``ticks``, and ``after`` of ``cands``: one walk along both."""
     for k in range(len(price_from) - 1):
         c = cand_from[k]
         for x in range(price_from[k], price_from[k + 1]):
-            while c < cand_from[k + 1] and cand_index[c] < price_index[x]:
+            while c < cand_from[k + 1] and cands[c].index < price_index[x]:
+                cands[c].after = x
                 c += 1
-            next_cand[x] = c
-        x = price_from[k]
-        for c in range(cand_from[k], cand_from[k + 1]):
-            while x < price_from[k + 1] and price_index[x] <= cand_index[c]:
-                x += 1
-            cand_after[c] = x
+            ticks[x].price = price[x]
+            ticks[x].ts = price_ts[x]
+            ticks[x].index = price_index[x]
+            ticks[x].next_cand = c
+            # A score at a price event's own index comes after that price.
+            if c < cand_from[k + 1] and cands[c].index == price_index[x]:
+                cands[c].after = x + 1
+        while c < cand_from[k + 1]:
+            if price_from[k + 1] > price_from[k] and cands[c].index > price_index[price_from[k + 1] - 1]:
+                cands[c].after = price_from[k + 1]
+            c += 1
 
 
 @compiled
