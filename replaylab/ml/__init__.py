@@ -12,10 +12,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replaylab.ml.clocks import time_grid as time_grid
+    from replaylab.ml.clocks import value_bars as value_bars
+    from replaylab.ml.columns import Column as Column
+    from replaylab.ml.columns import describe as describe
+    from replaylab.ml.dataset import features as features
     from replaylab.ml.horizons import fixed_horizon as fixed_horizon
     from replaylab.ml.horizons import mark_outs as mark_outs
     from replaylab.ml.horizons import meta_labels as meta_labels
     from replaylab.ml.labelling import labels as labels
+    from replaylab.ml.leaks import Baseline as Baseline
+    from replaylab.ml.leaks import Finding as Finding
+    from replaylab.ml.leaks import check_duplicates as check_duplicates
+    from replaylab.ml.leaks import check_label_times as check_label_times
+    from replaylab.ml.leaks import check_no_lookahead as check_no_lookahead
+    from replaylab.ml.leaks import check_splits as check_splits
+    from replaylab.ml.leaks import shuffled_baseline as shuffled_baseline
     from replaylab.ml.splits import CombinatorialPurgedCV as CombinatorialPurgedCV
     from replaylab.ml.splits import PurgedKFold as PurgedKFold
     from replaylab.ml.splits import WalkForward as WalkForward
@@ -23,27 +35,51 @@ if TYPE_CHECKING:
     from replaylab.ml.weights import return_weights as return_weights
 
 _HOMES = {
+    "Baseline": "leaks",
+    "Column": "columns",
     "CombinatorialPurgedCV": "splits",
+    "Finding": "leaks",
     "PurgedKFold": "splits",
     "WalkForward": "splits",
     "average_uniqueness": "weights",
+    "check_duplicates": "leaks",
+    "check_label_times": "leaks",
+    "check_no_lookahead": "leaks",
+    "check_splits": "leaks",
+    "describe": "columns",
+    "features": "dataset",
     "fixed_horizon": "horizons",
     "labels": "labelling",
     "mark_outs": "horizons",
     "meta_labels": "horizons",
     "return_weights": "weights",
+    "shuffled_baseline": "leaks",
+    "time_grid": "clocks",
+    "value_bars": "clocks",
 }
 
 __all__ = [
+    "Baseline",
+    "Column",
     "CombinatorialPurgedCV",
+    "Finding",
     "PurgedKFold",
     "WalkForward",
     "average_uniqueness",
+    "check_duplicates",
+    "check_label_times",
+    "check_no_lookahead",
+    "check_splits",
+    "describe",
+    "features",
     "fixed_horizon",
     "labels",
     "mark_outs",
     "meta_labels",
     "return_weights",
+    "shuffled_baseline",
+    "time_grid",
+    "value_bars",
 ]
 
 

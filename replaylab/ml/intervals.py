@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from replaylab.errors import DatasetError
 
-__all__ = ["duration_ns", "interval_arrays", "time_ns"]
+__all__ = ["duration_ns", "duration_text_ns", "interval_arrays", "time_ns"]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -90,3 +91,14 @@ def interval_arrays(t_start: Any, t_end: Any) -> tuple[Int64, Int64]:
 
 def _missing(name: str, count: int) -> DatasetError:
     return DatasetError(f"{name} is missing in {count} rows: drop the rows whose label is null first")
+
+
+_UNITS = {"ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
+
+
+def duration_text_ns(text: str) -> int:
+    """Return nanoseconds of a duration such as "500ms", "1s", "5m", "1h"; raises DatasetError for anything else."""
+    match = re.fullmatch(r"([1-9]\d*)(ms|s|m|h)", text) if isinstance(text, str) else None
+    if match is None:
+        raise DatasetError(f'expected a duration such as "500ms", "1s", "5m", "1h", found {text!r}')
+    return int(match[1]) * _UNITS[match[2]]
