@@ -56,11 +56,13 @@ def _service(status: str, message: str | None, when: str) -> dict[str, Any]:
 
 
 def _replay(root: DataRoot, moment: int) -> Judged:
-    status = read_status(root)
     try:
+        status = read_status(root)
         when = iso(root.replay_status.stat().st_mtime_ns)
     except FileNotFoundError:
         return "OK", None, iso(moment)
+    except OSError as error:
+        return "WARN", f"the replay status cannot be read: {error}", iso(moment)
     if status.error is not None:
         return "ERROR", status.error, when
     if status.session_id is None:

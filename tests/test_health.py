@@ -1,0 +1,190 @@
+"""T7: the health of logging, replay and retention, each state by a real cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from replaylab.archive import run_retention
+from replaylab.config import Config, LoggingConfig, RetentionConfig
+from replaylab.errors import LogWriteError
+from replaylab.health import check_health
+from replaylab.logging import Logger
+from replaylab.logging.disk import Disk
+from replaylab.paths import DataRoot
+from replaylab.records import HealthSnapshot, ReplayStatus
+from replaylab.replay.status import publish, read_status
+from tests.archive.roots import event, trade, write_lines, write_session
+
+
+def status_of(snapshot: HealthSnapshot, service: str) -> tuple[str, str | None]:
+    found = snapshot.services[service]
+    return found.status, found.message
+
+
+def test_t7_an_empty_root_is_well(tmp_path: Path) -> None:
+    snapshot = check_health(tmp_path)
+    assert {name: service.status for name, service in snapshot.services.items()} == {
+        "logging": "OK",
+        "replay": "OK",
+        "retention": "OK",
+    }
+    assert HealthSnapshot.from_dict(snapshot.to_dict()).to_dict() == snapshot.to_dict()
+
+
+def test_t7_logging_is_ok_after_good_writes(tmp_path: Path) -> None:
+    with Logger(DataRoot(tmp_path)) as logger:
+        logger.log_state_event("BTCUSDT", event("2025-11-18")).result()
+        assert status_of(check_health(tmp_path, logger), "logging") == ("OK", None)
+
+
+def test_t7_logging_warns_when_a_write_fails_and_recovers(tmp_path: Path) -> None:
+    """A folder stands where the file should be: the write fails for real."""
+    root = DataRoot(tmp_path)
+    blocker = root.events("BTCUSDT")
+    blocker.mkdir(parents=True)
+    with Logger(root) as logger:
+        with pytest.raises(LogWriteError):
+            logger.log_state_event("BTCUSDT", event("2025-11-18")).result()
+        status, message = status_of(check_health(root, logger), "logging")
+        assert status == "WARN"
+        assert "BTCUSDT.jsonl" in str(message)
+        blocker.rmdir()
+        logger.log_state_event("BTCUSDT", event("2025-11-18")).result()
+        assert status_of(check_health(root, logger), "logging")[0] == "OK"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_t7_logging_warns_when_the_disk_is_full(tmp_path: Path) -> None:
+    """The log is a link to /dev/full, which answers every write with "No space left on device"."""
+    root = DataRoot(tmp_path)
+    root.events_dir.mkdir(parents=True)
+    root.events("BTCUSDT").symlink_to("/dev/full")
+    with Logger(root) as logger:
+        with pytest.raises(LogWriteError, match="No space left"):
+            logger.log_state_event("BTCUSDT", event("2025-11-18")).result()
+        status, message = status_of(check_health(root, logger), "logging")
+        assert status == "WARN"
+        assert "No space left on device" in str(message)
+
+
+def test_t7_logging_warns_when_lines_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    gate = threading.Event()
+    real = os.write
+
+    class Stalled(Disk):
+        @staticmethod
+        def write(fd: int, data: bytes) -> int:  # type: ignore[override]
+            gate.wait(10)
+            return real(fd, data)
+
+    config = LoggingConfig(queue=True, queue_size=2, overflow="drop")
+    logger = Logger(DataRoot(tmp_path), config, disk=Stalled())
+    try:
+        for second in range(20):
+            logger.log_state_event("BTCUSDT", event("2025-11-18", second))
+        status, message = status_of(check_health(tmp_path, logger), "logging")
+        assert status == "WARN"
+        assert "dropped" in str(message)
+    finally:
+        gate.set()
+        logger.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_t7_logging_is_in_error_when_the_root_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert status_of(check_health(tmp_path), "logging")[0] == "ERROR"
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_t7_logging_is_in_error_when_the_root_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file", encoding="utf-8")
+    assert status_of(check_health(tmp_path / "data"), "logging")[0] == "ERROR"
+
+
+def played(root: DataRoot, **fields: object) -> None:
+    publish(root, ReplayStatus.from_dict({"sessionId": "s1", **fields}))
+
+
+def test_t7_replay_is_ok_while_and_after_it_plays(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    folder = write_session(tmp_path, "s1", "2025-11-18")
+    for running in (True, False):
+        played(root, running=running, lateness={"p50": 0.1, "p99": 1.0, "max": 2.0})
+        assert status_of(check_health(root), "replay") == ("OK", None)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    # A session that was played may be deleted afterwards.
+    assert status_of(check_health(root), "replay")[0] == "OK"
+
+
+def test_t7_replay_warns_of_lateness_and_rejects(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    folder = write_session(tmp_path, "s1", "2025-11-18")
+    played(root, running=True, lateness={"p50": 80.0, "p99": 250.0, "max": 900.0})
+    assert status_of(check_health(root), "replay") == (
+        "WARN",
+        "events were late: p99 250 ms, up to 100 ms is fine",
+    )
+    played(root, running=True)
+    write_lines(folder / "meta.json", {"sources": [{"file": "events/B.jsonl", "rejects": 3}]})
+    status, message = status_of(check_health(root), "replay")
+    assert status == "WARN"
+    assert "3 lines" in str(message)
+
+
+def test_t7_replay_is_in_error_when_the_session_does_not_exist(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    played(root, running=True)
+    assert status_of(check_health(root), "replay") == ("ERROR", "replay session 's1' does not exist")
+
+
+def test_t7_replay_is_in_error_when_its_process_was_killed(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    write_session(tmp_path, "s1", "2025-11-18")
+    code = (
+        "import os, signal, sys\n"
+        "from replaylab.paths import DataRoot\n"
+        "from replaylab.records import ReplayStatus\n"
+        "from replaylab.replay.status import publish\n"
+        "publish(DataRoot(sys.argv[1]), ReplayStatus(session_id='s1', running=True))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert not read_status(root).running
+    assert status_of(check_health(root), "replay")[0] == "ERROR"
+
+
+def test_retention_reports_its_last_run_and_its_errors(tmp_path: Path) -> None:
+    write_lines(tmp_path / "trades_log/day-2025-01-01.jsonl", trade("2025-01-01"))
+    run_retention(tmp_path, now="2025-11-18")
+    assert status_of(check_health(tmp_path), "retention") == ("OK", "1 deleted, 0 kept")
+    write_lines(tmp_path / "trades_log/day-2025-01-02.jsonl", trade("2025-01-02"))
+    write_lines(tmp_path / "summary/trades_log/day-2025-01-02.json", "{broken")
+    run_retention(tmp_path, now="2025-11-18")
+    status, message = status_of(check_health(tmp_path), "retention")
+    assert status == "WARN"
+    assert "day-2025-01-02.jsonl" in str(message)
+
+
+def test_a_daily_clean_up_that_is_overdue_is_told(tmp_path: Path) -> None:
+    run_retention(tmp_path)
+    report = tmp_path / "system/retention_report.json"
+    long_ago = report.stat().st_mtime - 3 * 86_400
+    os.utime(report, (long_ago, long_ago))
+    config = Config(retention=RetentionConfig(daily_at="03:30"))
+    assert status_of(check_health(tmp_path, config=config), "retention")[0] == "WARN"
+    assert status_of(check_health(tmp_path), "retention")[0] == "OK"
+    report.write_text(json.dumps([]), encoding="utf-8")
+    assert status_of(check_health(tmp_path), "retention")[0] == "WARN"
