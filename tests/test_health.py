@@ -12,13 +12,15 @@ import pytest
 
 from replaylab.archive import run_retention
 from replaylab.config import Config, LoggingConfig, RetentionConfig
-from replaylab.errors import LogWriteError
+from replaylab.errors import LogWriteError, SessionNotFoundError
 from replaylab.health import check_health
 from replaylab.logging import Logger
 from replaylab.logging.disk import Disk
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, ReplayStatus
+from replaylab.replay import ReplayEngine
 from replaylab.replay.status import publish, read_status
+from replaylab.sessions import SessionStore
 from tests.archive.roots import event, trade, write_lines, write_session
 
 
@@ -148,6 +150,21 @@ def test_t7_replay_is_in_error_when_the_session_does_not_exist(tmp_path: Path) -
     root = DataRoot(tmp_path)
     played(root, running=True)
     assert status_of(check_health(root), "replay") == ("ERROR", "replay session 's1' does not exist")
+
+
+def test_t7_replay_is_in_error_after_a_session_was_asked_for_that_is_not_there(tmp_path: Path) -> None:
+    """Until a session is played again."""
+    root = DataRoot(tmp_path)
+    write_session(tmp_path, "s1", "2025-11-18")
+    engine = ReplayEngine(SessionStore(root))
+    with pytest.raises(SessionNotFoundError):
+        engine.start_session("s2")
+    status, message = status_of(check_health(root), "replay")
+    assert status == "ERROR"
+    assert "'s2'" in str(message)
+    engine.start_session("s1", float("inf"))
+    assert engine.wait(20)
+    assert status_of(check_health(root), "replay")[0] == "OK"
 
 
 def test_t7_replay_is_in_error_when_its_process_was_killed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from replaylab.replay.feed import EventFeed
 from replaylab.replay.player import Player
 from replaylab.replay.run import ReplayRun
 from replaylab.replay.running import Running
-from replaylab.replay.status import ReplayLock, clear_stop_request, read_status, stop_replay
+from replaylab.replay.status import ReplayLock, clear_stop_request, publish_failure, read_status, stop_replay
 from replaylab.replay.targets import HandlerTarget, SystemTarget, Target, check_inject_mode, price_sources
 from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import to_ns
@@ -134,7 +134,11 @@ class ReplayEngine:
         if self._run is not None and not self._run.over.is_set():
             raise ReplayError("this engine is playing already; stop() it first")
         if session_id is not None:
-            self.load_session(session_id)
+            try:
+                self.load_session(session_id)
+            except SessionError as error:
+                publish_failure(self.root, str(session_id), error)
+                raise
         if self._session is None:
             raise SessionError("no session is loaded: name one")
         if overload not in ("stretch", "skip"):

@@ -27,6 +27,7 @@ __all__ = [
     "ReplayLock",
     "clear_stop_request",
     "publish",
+    "publish_failure",
     "read_status",
     "request_stop",
     "stop_replay",
@@ -85,6 +86,24 @@ def publish(root: DataRoot, status: ReplayStatus) -> None:
     }
     # A status is worth nothing after a crash of the machine: no sync.
     write_atomic(root.replay_status, orjson.dumps(plain, option=orjson.OPT_INDENT_2) + b"\n", sync=False)
+
+
+def publish_failure(root: RootLike, session_id: str, error: Exception) -> None:
+    """Let health say that the replay that was asked for last could not start; says nothing while another one runs.
+
+    The caller raises the error anyway, so a root that cannot be written, or is not there, is left alone.
+    """
+    data = DataRoot(root)
+    if not data.path.is_dir():
+        return
+    lock = ReplayLock(data)
+    try:
+        lock.acquire()
+        publish(data, ReplayStatus(session_id=session_id, error=str(error)))
+    except (OSError, ReplayRunningError):
+        return
+    finally:
+        lock.release()
 
 
 def read_status(root: RootLike) -> ReplayStatus:
