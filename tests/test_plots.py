@@ -64,6 +64,13 @@ def pictures() -> dict[str, Figure]:
     steps = pl.DataFrame(
         {"in_sample": [1.0, 2.0], "out_of_sample": [0.5, -1.0], "test_start": [START, START]}
     )
+    decisions = pl.DataFrame(
+        {
+            "timestamp": [START] * 3,
+            "symbol": ["BTCUSDT", "BTCUSDT", "AIUSDT"],
+            "status": ["identical", "missing", "cut_off"],
+        }
+    )
     axes = ["sl_pct", "tp2_pct", "max_hold_s"]
     return {
         "price_with_trades": plots.price_with_trades(prices(), trades(), "title"),
@@ -77,6 +84,7 @@ def pictures() -> dict[str, Figure]:
         "walk_forward": plots.walk_forward(steps),
         "density": plots.density(events),
         "scores": plots.scores(scores, 0.6),
+        "fidelity": plots.fidelity(decisions),
     }
 
 

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replaylab.plots.fidelity import fidelity as fidelity
     from replaylab.plots.sessions import density as density
     from replaylab.plots.sessions import scores as scores
     from replaylab.plots.style import Picture as Picture
@@ -33,6 +34,7 @@ _HOMES = {
     "equity": "trades",
     "excursions": "trades",
     "exit_reasons": "trades",
+    "fidelity": "fidelity",
     "heatmap": "sweeps",
     "overfitting": "sweeps",
     "parallel_coordinates": "sweeps",
@@ -48,6 +50,7 @@ __all__ = [
     "equity",
     "excursions",
     "exit_reasons",
+    "fidelity",
     "heatmap",
     "overfitting",
     "parallel_coordinates",

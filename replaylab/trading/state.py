@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from replaylab.errors import ConfigError
 from replaylab.features import OrderBook
 from replaylab.trading.positions import Position
 from replaylab.trading.risk import RiskEngine
 from replaylab.trading.rules import Rules
 from replaylab.trading.scoring import Scorer
+from replaylab.trading.sources import PRICE_SOURCES, initial_book
 
-__all__ = ["COOLDOWN", "IDLE", "LONG", "PENDING_ENTRY", "SHORT", "SymbolState", "entry_refusal"]
+__all__ = [
+    "COOLDOWN",
+    "IDLE",
+    "LONG",
+    "PENDING_ENTRY",
+    "SHORT",
+    "SymbolState",
+    "SymbolStates",
+    "entry_refusal",
+]
 
 IDLE = "IDLE"
 PENDING_ENTRY = "PENDING_ENTRY"
@@ -59,6 +73,45 @@ class SymbolState:
         self.score: float | None = None
         self.scorer: Scorer | None = None
         self.touched = False
+
+
+class SymbolStates(dict[str, SymbolState]):
+    """The state of each symbol; one seen for the first time starts from the session's initial state.
+
+    Raises ConfigError for an unknown price source.
+    """
+
+    def __init__(self, sources: Mapping[str, str], initial_state: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        for symbol, source in sources.items():
+            if source not in PRICE_SOURCES:
+                raise ConfigError(
+                    f"price_sources[{symbol!r}]: expected one of {', '.join(PRICE_SOURCES)}, found {source!r}",
+                    field="price_sources",
+                )
+        self.sources = dict(sources)
+        # What a RISK_UPDATE for every symbol said last: it holds for symbols first seen later, too.
+        self.blocked_by_default = False
+        self._initial_state = initial_state
+        known = (initial_state or {}).get("symbols")
+        self._known: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
+        for symbol in sorted({*self.sources, *self._known}):
+            self[symbol]
+
+    def __missing__(self, symbol: str) -> SymbolState:
+        book = initial_book(self._initial_state, symbol)
+        state = SymbolState(symbol, self.sources.get(symbol), self.blocked_by_default, book)
+        before = self._known.get(symbol)
+        if isinstance(before, Mapping):
+            regime, blocked = before.get("regime"), before.get("tradingBlocked")
+            state.regime = regime if isinstance(regime, str) else None
+            state.blocked = blocked if isinstance(blocked, bool) else state.blocked
+        self[symbol] = state
+        return state
+
+    def sorted(self) -> list[SymbolState]:
+        """Return the states by name of symbol."""
+        return [self[symbol] for symbol in sorted(self)]
 
 
 def entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:

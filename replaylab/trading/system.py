@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import usable_number, usable_price
+from replaylab.features import OrderBook, usable_number, usable_price
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent, StateEvent
 from replaylab.timestamps import parse_ns
@@ -30,8 +30,7 @@ from replaylab.trading.risk import RiskEngine
 from replaylab.trading.rules import Rules
 from replaylab.trading.scoring import ScoreModel
 from replaylab.trading.snapshots import NEVER, Snapshots
-from replaylab.trading.sources import PRICE_SOURCES, initial_book
-from replaylab.trading.state import COOLDOWN, IDLE, SymbolState, entry_refusal
+from replaylab.trading.state import COOLDOWN, IDLE, PENDING_ENTRY, SymbolState, SymbolStates, entry_refusal
 
 __all__ = ["InjectMode", "TradingSystem"]
 
@@ -97,19 +96,9 @@ class TradingSystem:
         self._now = -NEVER
         self._index = -1
         self._handled = 0
-        self._initial_state = initial_state
-        self._blocked_by_default = False
-        self._sources = dict(price_sources or {})
-        for symbol, source in self._sources.items():
-            if source not in PRICE_SOURCES:
-                raise ConfigError(
-                    f"price_sources[{symbol!r}]: expected one of {', '.join(PRICE_SOURCES)}, found {source!r}",
-                    field="price_sources",
-                )
-        self._states: dict[str, SymbolState] = {}
-        known = (initial_state or {}).get("symbols")
-        for symbol in sorted({*self._sources, *(known if isinstance(known, Mapping) else ())}):
-            self._new_state(symbol)
+        self._warming = False
+        self._warm_books: set[str] = set()
+        self._states = SymbolStates(price_sources or {}, initial_state)
         full = self._pipeline is not None
         self._handlers: dict[str, Callable[[int, int, str, dict[str, Any]], None]] = {
             "SCORING_UPDATE": self._compare_scoring if full else self._on_scoring,
@@ -133,11 +122,8 @@ class TradingSystem:
         handler = self._handlers.get(type)
         if handler is None:
             return
-        # Signals are computed once per distinct time, after all market events that bear it.
         if ts != self._now:
-            if self._pipeline is not None and self._pipeline.touched:
-                self._compute_signals()
-            self._now = ts
+            self._move_to(ts)
         self._index = index
         if symbol is not None and isinstance(payload, dict):
             handler(index, ts, symbol, payload)
@@ -160,20 +146,74 @@ class TradingSystem:
             if self._pipeline.touched:
                 self._compute_signals()
             self.agreement.close()
-        self._execution.end([self._states[name] for name in sorted(self._states)], self._now)
+        self._execution.end(self._states.sorted(), self._now)
         if self._snapshots is not None and self._now > -NEVER:
             self._snapshots.write(self._now, self._states.values())
+
+    # Starting in the middle: what a log shows to have stood before the first event.
+
+    def warm_up(self, ts: int, kind: str, symbol: str, payload: dict[str, Any]) -> None:
+        """Take a market event from before the session, in order: the scoring engine learns, nothing is decided.
+
+        Only in FULL_DECISION does it do anything. The book is then that of these events, not the initial one.
+        """
+        pipeline = self._pipeline
+        if pipeline is None or kind not in ("MARKET_TRADE", "MARKET_BOOK"):
+            return
+        if pipeline.touched and ts != self._now:
+            pipeline.signals(self._now)
+        self._now = ts
+        self._warming = True
+        state = self._states[symbol]
+        if state.scorer is None:
+            # Without the regime at the session's start: it is what these events lead to.
+            state.scorer = pipeline.new_scorer(None)
+        if kind == "MARKET_BOOK":
+            if symbol not in self._warm_books:
+                self._warm_books.add(symbol)
+                state.book = OrderBook()
+            if state.book.apply(payload):
+                pipeline.book(state, ts)
+                if state.source == "book":
+                    state.last_price = state.book.mid() or state.last_price
+        elif payload.get("offMarket") is not True:
+            price = usable_price(payload.get("price"))
+            if price is not None:
+                pipeline.trade(state, ts, price, payload)
+                if state.source == "trade":
+                    state.last_price = price
+
+    def hold(self, symbol: str, *, in_position: bool = True) -> None:
+        """Keep a symbol from entering until ``release``; ``in_position`` counts it as open under the limits."""
+        state = self._states[symbol]
+        state.state = PENDING_ENTRY
+        state.pending = 1.0
+        state.pending_due = NEVER
+        if in_position:
+            self._risk.open_count += 1
+
+    def release(self, symbol: str, ts: int, *, in_position: bool = True) -> None:
+        """End a hold just before the events of ``ts``; a position that closed then is followed by its cooldown."""
+        self._move_to(ts)
+        state = self._states[symbol]
+        state.pending = 0.0
+        state.state = IDLE
+        if in_position:
+            self._risk.position_gone()
+            state.cooldown_end = ts + self._rules.cooldown_ns
+            if self._rules.cooldown_ns > 0:
+                state.state = COOLDOWN
 
     # What comes out.
 
     def views(self) -> list[dict[str, Any]]:
         """Return one plain dict per symbol, sorted by name: what a hotlist shows of it now."""
-        return [view(self._states[name]) for name in sorted(self._states)]
+        return [view(state) for state in self._states.sorted()]
 
     # Signals.
 
     def _on_scoring(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        state = self._states.get(symbol) or self._new_state(symbol)
+        state = self._states[symbol]
         if state.source == "score":
             price = usable_price(payload.get("price"))
             if price is not None:
@@ -224,7 +264,7 @@ class TradingSystem:
         if not isinstance(regime, str):
             self._skip("REGIME_UPDATE")
             return
-        state = self._states.get(symbol) or self._new_state(symbol)
+        state = self._states[symbol]
         before = self._leave_cooldown(state, ts)
         state.regime = regime
         if self._recorder is not None:
@@ -233,12 +273,12 @@ class TradingSystem:
     def _on_risk_for_all(self, index: int, ts: int, payload: dict[str, Any]) -> None:
         blocked = risk_flag(payload, "tradingBlocked")
         if blocked is not None:
-            self._blocked_by_default = blocked
+            self._states.blocked_by_default = blocked
         for name in sorted(self._states):
             self._on_risk(index, ts, name, payload)
 
     def _on_risk(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        state = self._states.get(symbol) or self._new_state(symbol)
+        state = self._states[symbol]
         before = self._leave_cooldown(state, ts)
         blocked = risk_flag(payload, "tradingBlocked")
         reason = "risk"
@@ -257,7 +297,7 @@ class TradingSystem:
     # Market data.
 
     def _on_trade(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        state = self._states.get(symbol) or self._new_state(symbol)
+        state = self._states[symbol]
         if self._pipeline is None and state.source != "trade":
             return
         if payload.get("offMarket") is True:
@@ -272,7 +312,7 @@ class TradingSystem:
             self._execution.on_price(state, index, ts, price)
 
     def _on_book(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        state = self._states.get(symbol) or self._new_state(symbol)
+        state = self._states[symbol]
         if self._pipeline is None and state.source != "book":
             return
         if not state.book.apply(payload):
@@ -286,6 +326,17 @@ class TradingSystem:
                 self._execution.on_price(state, index, ts, mid)
 
     # Deciding again: signals from market data.
+
+    def _move_to(self, ts: int) -> None:
+        """Let time pass: signals are computed once per distinct time, after all market events that bear it."""
+        if ts != self._now:
+            if self._pipeline is not None and self._pipeline.touched:
+                if self._warming:
+                    self._pipeline.signals(self._now)
+                else:
+                    self._compute_signals()
+            self._warming = False
+            self._now = ts
 
     def _compute_signals(self) -> None:
         pipeline = self._pipeline
@@ -311,23 +362,6 @@ class TradingSystem:
         self.agreement.record(ts, "REGIME_UPDATE", symbol, payload)
 
     # Helpers.
-
-    def _new_state(self, symbol: str) -> SymbolState:
-        state = SymbolState(
-            symbol,
-            self._sources.get(symbol),
-            self._blocked_by_default,
-            initial_book(self._initial_state, symbol),
-        )
-        known = (self._initial_state or {}).get("symbols")
-        entry = known.get(symbol) if isinstance(known, Mapping) else None
-        if isinstance(entry, Mapping):
-            regime = entry.get("regime")
-            state.regime = regime if isinstance(regime, str) else None
-            if isinstance(entry.get("tradingBlocked"), bool):
-                state.blocked = bool(entry["tradingBlocked"])
-        self._states[symbol] = state
-        return state
 
     def _leave_cooldown(self, state: SymbolState, ts: int) -> str:
         before = state.state
