@@ -119,7 +119,9 @@ def _read_one(
                     f"{path.name}: without a side the rows must run forwards in time (tick rule)"
                 )
             sides = tick_rule(prices, last_price, last_side)
-            last_price, last_side = prices[-1], sides[-1]
+            known = prices.filter(prices > 0)
+            last_price = float(known[-1]) if len(known) else last_price
+            last_side = sides[-1]
             intake.note(f"{path.name}: no side column, sides by the tick rule")
         intake.trades(
             intake.symbol,

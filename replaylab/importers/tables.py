@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,17 +116,17 @@ def side_of(frame: pl.DataFrame) -> pl.Expr:
 def tick_rule(price: pl.Series, last_price: float | None, last_side: str | None) -> pl.Series:
     """Return sides by the tick rule: BUY after a rise, SELL after a fall, as before at the same price.
 
-    Before the first move there is no side. Source: C. M. C. Lee and M. J. Ready, "Inferring trade direction from
-    intraday data", Journal of Finance 46 (1991).
+    Before the first move there is no side. A price that is missing or not above 0 moves nothing.
+    Source: C. M. C. Lee and M. J. Ready, "Inferring trade direction from intraday data", Journal of Finance 46 (1991).
     """
+    price = price.set(~(price > 0).fill_null(False), None).fill_null(strategy="forward")
+    if last_price is not None:
+        price = price.fill_null(last_price)
     before = price.shift(1, fill_value=last_price)
     step = pl.when(price > before).then(pl.lit("BUY")).when(price < before).then(pl.lit("SELL"))
     sides = pl.select(step.otherwise(pl.lit(None, dtype=pl.String)).alias("side"))["side"]
-    return (
-        sides.fill_null(strategy="forward").fill_null(last_side)
-        if last_side
-        else sides.fill_null(strategy="forward")
-    )
+    sides = sides.fill_null(strategy="forward")
+    return sides if last_side is None else sides.fill_null(last_side)
 
 
 def parse_times(values: pl.Series, clock: Clock, lines: pl.Series, file: str) -> pl.Series:
@@ -320,6 +320,8 @@ def _take(
         return block.data.split(b"\n")[line - block.first_line].decode("utf-8", "replace")
 
     frame = _reject_unknown_sides(frame, layout, intake, table, text)
+    if table.numbered:
+        frame = _reject_unnumbered(frame, intake, text)
     if frame.is_empty():
         return
     lines = frame["line"]
@@ -335,8 +337,6 @@ def _take(
         if "received" in frame.columns
         else pl.Series([None], dtype=pl.Int64).new_from_index(0, frame.height)
     )
-    sequence = frame["id"].cast(pl.Int64, strict=False) if table.numbered and "id" in frame.columns else None
-    numbered = sequence is not None and sequence.null_count() == 0
     off_market = (
         (pl.col("kind").fill_null("").str.to_uppercase() != "MARKET")
         if "kind" in frame.columns
@@ -351,19 +351,17 @@ def _take(
         side_of(frame).alias("side"),
         (pl.col("id") if "id" in frame.columns else pl.lit(None, dtype=pl.String)).alias("trade_id"),
         off_market.alias("off_market"),
-        (sequence if sequence is not None and numbered else -lines if state.backwards else lines).alias(
-            "seq"
-        ),
+        (frame["id"].cast(pl.Int64) if table.numbered else -lines if state.backwards else lines).alias("seq"),
         *(["symbol"] if "symbol" in frame.columns else []),
     )
     if "side" not in frame.columns and "maker" not in frame.columns:
         trades = _with_tick_rule(trades, file, intake, state)
     for symbol, rows in _by_symbol(trades, file, intake, table):
-        intake.trades(symbol, rows, backwards=state.backwards, numbered=numbered, text=text)
+        intake.trades(symbol, rows, backwards=state.backwards, numbered=table.numbered, text=text)
 
 
 def _reject_unknown_sides(
-    frame: pl.DataFrame, layout: _Layout, intake: Intake, table: TradeTable, text: object
+    frame: pl.DataFrame, layout: _Layout, intake: Intake, table: TradeTable, text: Callable[[int], str]
 ) -> pl.DataFrame:
     column = "side" if "side" in frame.columns else "maker" if "maker" in frame.columns else None
     if column is None:
@@ -374,9 +372,17 @@ def _reject_unknown_sides(
         return frame
     expected = "a buy or sell" if column == "side" else "true or false"
     for line, found in frame.filter(~known).select("line", column).iter_rows():
-        raw = text(line) if callable(text) else ""
-        intake.reject(line, f"{layout.shown(column)} must be {expected}, found {found!r}", raw)
+        intake.reject(line, f"{layout.shown(column)} must be {expected}, found {found!r}", text(line))
     return frame.filter(known)
+
+
+def _reject_unnumbered(frame: pl.DataFrame, intake: Intake, text: Callable[[int], str]) -> pl.DataFrame:
+    good = frame["id"].cast(pl.Int64, strict=False).is_not_null()
+    if good.all():
+        return frame
+    for line, found in frame.filter(~good).select("line", "id").iter_rows():
+        intake.reject(line, f"the id must be a whole number, found {found!r}", text(line))
+    return frame.filter(good)
 
 
 def _runs_backwards(times: pl.Series) -> bool:
@@ -389,11 +395,8 @@ def _with_tick_rule(trades: pl.DataFrame, file: LineFile, intake: Intake, state:
         raise HistoryError(
             f"{file.name}: without a side column the trades must run forwards in time (tick rule)"
         )
-    usable = trades["price"].is_not_null() & (trades["price"] > 0)
-    sides = tick_rule(
-        trades["price"].set(~usable, None).fill_null(strategy="forward"), state.last_price, state.last_side
-    )
-    known = trades["price"].filter(usable)
+    sides = tick_rule(trades["price"], state.last_price, state.last_side)
+    known = trades["price"].filter(trades["price"] > 0)
     if len(known):
         state.last_price = float(known[-1])
     state.last_side = sides[-1]
