@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from replaylab.ml.columns import Column as Column
     from replaylab.ml.columns import describe as describe
     from replaylab.ml.dataset import features as features
+    from replaylab.ml.export import Export as Export
+    from replaylab.ml.export import export_features as export_features
     from replaylab.ml.horizons import fixed_horizon as fixed_horizon
     from replaylab.ml.horizons import mark_outs as mark_outs
     from replaylab.ml.horizons import meta_labels as meta_labels
@@ -38,6 +40,7 @@ _HOMES = {
     "Baseline": "leaks",
     "Column": "columns",
     "CombinatorialPurgedCV": "splits",
+    "Export": "export",
     "Finding": "leaks",
     "PurgedKFold": "splits",
     "WalkForward": "splits",
@@ -47,6 +50,7 @@ _HOMES = {
     "check_no_lookahead": "leaks",
     "check_splits": "leaks",
     "describe": "columns",
+    "export_features": "export",
     "features": "dataset",
     "fixed_horizon": "horizons",
     "labels": "labelling",
@@ -62,6 +66,7 @@ __all__ = [
     "Baseline",
     "Column",
     "CombinatorialPurgedCV",
+    "Export",
     "Finding",
     "PurgedKFold",
     "WalkForward",
@@ -71,6 +76,7 @@ __all__ = [
     "check_no_lookahead",
     "check_splits",
     "describe",
+    "export_features",
     "features",
     "fixed_horizon",
     "labels",
