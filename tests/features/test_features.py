@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,3 +254,11 @@ def test_a_session_without_market_data_has_no_rows(frame_of: Frame) -> None:
     found = compute(frame_of([(0, "SCORING_UPDATE", "A", {"score": 1.0})]))
     assert found.height == 0
     assert set(NAMES) <= set(found.columns)
+
+
+def test_the_documentation_has_every_feature() -> None:
+    """`docs/features.md` has a row for each, with its unit."""
+    text = (Path(__file__).parents[2] / "docs" / "features.md").read_text()
+    for feature in CATALOGUE:
+        assert f"| `{feature.name}` | " in text
+        assert f" | {feature.unit} | " in text
