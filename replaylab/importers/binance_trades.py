@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from replaylab.importers.cells import TradeTable
 from replaylab.importers.intake import Intake
-from replaylab.importers.tables import TradeTable, read_trades
+from replaylab.importers.tables import read_trades
 
 __all__ = ["read_aggregated", "read_single"]
 

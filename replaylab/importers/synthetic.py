@@ -20,7 +20,7 @@ operations that IEEE 754 rounds exactly (no exp, log or sin of a platform's libr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import floor, sqrt
@@ -32,6 +32,7 @@ import polars as pl
 
 from replaylab.errors import HistoryError
 from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging, level_lists
+from replaylab.importers.synthetic_weather import REGIMES, STEP_MS, Draws, Regime, Weather
 from replaylab.paths import DataRoot, safe_name
 from replaylab.timestamps import to_ns
 
@@ -40,7 +41,6 @@ __all__ = ["MARKETS", "Market", "SyntheticTape", "generate_market", "write_synth
 Floats = npt.NDArray[np.float64]
 _NS_PER_MS = 1_000_000
 _MS_PER_HOUR = 3_600_000
-_STEP_MS = 100  # of the moves that the symbols share
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,6 @@ MARKETS = {
 _ANY = Market(100.0, 0.01, 0.01, 5.0, 20.0, 1_200.0)
 
 
-class _Regime(NamedTuple):
-    share: float
-    volatility: float
-    activity: float
-    wide: float  # chance of each further tick of spread
-    push: float  # how strongly pressure moves the price
-
-
-_REGIMES = (
-    _Regime(0.45, 1.0, 0.8, 0.10, 1.0),  # calm
-    _Regime(0.30, 1.1, 1.1, 0.15, 2.0),  # trending
-    _Regime(0.25, 2.6, 1.7, 0.45, 1.5),  # volatile
-)
-_TRENDING = 1
-_REGIME_MS = 210_000.0  # mean length
 _PRESSURE_S = 25.0  # how long pressure lasts
 _PRESSURE_NOISE = 0.115  # per root second: a standard deviation of about 0.4
 _PUSH = 0.16  # of a calm root second's volatility, per second and unit of pressure
@@ -122,11 +107,11 @@ def generate_market(
     if rest:
         raise HistoryError(f"the start must be a whole millisecond, found {start!r}")
     end_ms = round(hours * _MS_PER_HOUR)
-    weather = _Weather(seed, end_ms)
+    weather = Weather(seed, end_ms)
     rates = (trades_per_hour / _MS_PER_HOUR, book_per_hour / _MS_PER_HOUR)
     tapes = {}
     for symbol in symbols:
-        draws = _Draws([seed, *safe_name(symbol, "symbol").encode()])
+        draws = Draws([seed, *safe_name(symbol, "symbol").encode()])
         maker = _Maker(MARKETS.get(symbol, _ANY), weather, draws, levels, round(snapshot_every_s * 1000))
         maker.run(end_ms, *rates)
         tapes[symbol] = maker.frames(start_ms)
@@ -151,88 +136,11 @@ def write_synthetic(
     return tapes
 
 
-class _Draws:
-    """Random numbers from the raw bits of PCG64, whose stream numpy guarantees."""
-
-    def __init__(self, entropy: list[int]) -> None:
-        self._bits = np.random.PCG64(np.random.SeedSequence(entropy))
-
-    def uniform(self, count: int) -> Floats:
-        """Uniform in (0, 1), never an end."""
-        return ((self._bits.random_raw(count) >> 12).astype(np.float64) + 0.5) * 2.0**-52
-
-    def normal(self, count: int) -> Floats:
-        """Nearly normal: the sum of twelve uniforms less six (no tails beyond six deviations)."""
-        total = np.full(count, -6.0)
-        for _ in range(12):
-            total += self.uniform(count)
-        return total
-
-    def exponential(self, count: int) -> Floats:
-        """Exponential with mean 1."""
-        return -_log(self.uniform(count))
-
-    def stream(self, draw: str) -> Iterator[float]:
-        """One number after the other, drawn in blocks."""
-        while True:
-            yield from getattr(self, draw)(8192).tolist()
-
-
-def _log(x: Floats) -> Floats:
-    """The natural logarithm by its atanh series: sums, products and quotients only, so equal on every machine."""
-    mantissa, exponent = np.frexp(x)
-    ratio = (mantissa - 0.75) / (mantissa + 0.75)  # ln(m) = ln(3/4) + 2·atanh(ratio), |ratio| ≤ 1/5
-    square = ratio * ratio
-    series = np.zeros_like(x)
-    for odd in range(25, 0, -2):
-        series = series * square + 1.0 / odd
-    return exponent * 0.6931471805599453 + (-0.2876820724517809 + 2.0 * ratio * series)
-
-
-class _Weather:
-    """What all symbols share: the regimes, and a part of the price moves."""
-
-    def __init__(self, seed: int, end_ms: int) -> None:
-        draws = _Draws([seed])
-        uniform = draws.stream("uniform")
-        lengths = draws.stream("exponential")
-        self.starts: list[int] = []
-        self.regimes: list[int] = []
-        self.trends: list[float] = []
-        at, regime = 0, 0
-        while at < end_ms:
-            self.starts.append(at)
-            self.regimes.append(regime)
-            self.trends.append((0.5 if next(uniform) < 0.5 else -0.5) if regime == _TRENDING else 0.0)
-            at += 30_000 + int(next(lengths) * (_REGIME_MS - 30_000))
-            others = [index for index in range(len(_REGIMES)) if index != regime]
-            first = _REGIMES[others[0]].share / (_REGIMES[others[0]].share + _REGIMES[others[1]].share)
-            regime = others[0] if next(uniform) < first else others[1]
-        steps = end_ms // _STEP_MS + 2
-        which = np.searchsorted(self.starts, np.arange(steps) * _STEP_MS, side="right") - 1
-        volatility = np.array([_REGIMES[regime].volatility for regime in self.regimes])[which]
-        # The shared path, in units of a symbol's calm volatility of a root second.
-        self.path: list[float] = np.cumsum(draws.normal(steps) * volatility * sqrt(_STEP_MS / 1000)).tolist()
-
-    def times(self, draws: _Draws, rate: float, end_ms: int) -> Floats:
-        """Times (ms) of a Poisson process whose rate follows the activity of the regimes; ``rate`` is the mean."""
-        starts = np.array([*self.starts, max(end_ms, self.starts[-1] + 1)], dtype=np.float64)
-        activity = np.array([_REGIMES[regime].activity for regime in self.regimes])
-        grown = np.concatenate([[0.0], np.cumsum((starts[1:] - starts[:-1]) * activity)])
-        grown *= rate / (grown[-1] / starts[-1])  # expected count up to each start
-        gaps = draws.exponential(int(grown[-1] + 8 * sqrt(grown[-1]) + 32))
-        counts = np.cumsum(gaps)
-        counts = counts[counts < grown[-1]]
-        which = np.searchsorted(grown, counts, side="right") - 1
-        share = (counts - grown[which]) / (grown[which + 1] - grown[which])
-        return np.asarray(starts[which] + share * (starts[which + 1] - starts[which]))
-
-
 class _Maker:
     """One symbol: walks through orders and book updates in time order and writes both down."""
 
     def __init__(
-        self, market: Market, weather: _Weather, draws: _Draws, levels: int, snapshot_every_ms: int
+        self, market: Market, weather: Weather, draws: Draws, levels: int, snapshot_every_ms: int
     ) -> None:
         self.market, self.weather, self.draws = market, weather, draws
         self.levels, self.snapshot_every_ms = levels, snapshot_every_ms
@@ -285,7 +193,7 @@ class _Maker:
         for ms, what, own, parent in agenda:
             while part + 1 < len(starts) and starts[part + 1] <= ms:
                 part += 1
-            regime = _REGIMES[self.weather.regimes[part]]
+            regime = REGIMES[self.weather.regimes[part]]
             self._drift(before, ms, regime, self.weather.trends[part])
             before = ms
             if what:
@@ -297,7 +205,7 @@ class _Maker:
                     next_snapshot = ms - ms % self.snapshot_every_ms + self.snapshot_every_ms
                 self._publish(ms, snapshot)
 
-    def _drift(self, before: int, now: int, regime: _Regime, trend: float) -> None:
+    def _drift(self, before: int, now: int, regime: Regime, trend: float) -> None:
         """Move pressure and price from one moment to the next."""
         seconds = (now - before) / 1000
         if seconds == 0:
@@ -307,7 +215,7 @@ class _Maker:
         pressure = self.pressure + (trend - self.pressure) * pull + _PRESSURE_NOISE * root * next(self.normal)
         self.pressure = min(max(pressure, -1.0), 1.0)
         path = self.weather.path
-        shared = self.market.shared * (path[now // _STEP_MS] - path[before // _STEP_MS])
+        shared = self.market.shared * (path[now // STEP_MS] - path[before // STEP_MS])
         own = sqrt(1 - self.market.shared * self.market.shared) * regime.volatility * root * next(self.normal)
         push = _PUSH * regime.push * self.pressure * seconds
         self.mid = max(self.mid + self.sigma * (shared + own + push), 50.0)
@@ -341,7 +249,7 @@ class _Maker:
         self.mid += side * self.sigma * 0.05 * sqrt(total / self.market.order_lots)
         return side
 
-    def _quote(self, regime: _Regime) -> None:
+    def _quote(self, regime: Regime) -> None:
         """Makers move their quotes to where the price is now, and refresh some sizes."""
         uniform = self.uniform
         spread = 1

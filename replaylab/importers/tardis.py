@@ -16,10 +16,11 @@ import polars as pl
 
 from replaylab.errors import HistoryError
 from replaylab.history import level_lists
+from replaylab.importers.cells import TradeTable
 from replaylab.importers.clocks import Clock
 from replaylab.importers.intake import Intake
 from replaylab.importers.reading import Block, LineFile
-from replaylab.importers.tables import TradeTable, read_trades
+from replaylab.importers.tables import read_trades
 
 __all__ = ["read_book", "read_single"]
 
