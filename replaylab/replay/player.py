@@ -66,6 +66,7 @@ class Player:
         # The event time that a pause holds; None while time runs.
         self._held: int | None = None
         self._block: Block | None = None
+        self._next_block: Block | None = None
         self._meter = Meter(feed.total)
         self._flushed = 0
         self.emitted = 0
@@ -191,7 +192,7 @@ class Player:
         if self.target.handle is not None or self.subscribers:
             event = block.event(place, payload)
         due = self._pacer.due(block.due[place])
-        self._flush_if_there_is_time(due)
+        self._use_the_time(due, block, place)
         if not self._pacer.wait_until(due, self._wake):
             return
         late = time.monotonic_ns() - due
@@ -256,15 +257,21 @@ class Player:
     def _at(self, index: int) -> tuple[Block, int]:
         block = self._block
         if block is None or not block.start <= index < block.stop:
-            block = self._block = self.feed.block(index)
+            ready = self._next_block
+            block = ready if ready is not None and ready.start == index else self.feed.block(index)
+            self._block, self._next_block = block, None
         return block, index - block.start
 
-    def _flush_if_there_is_time(self, due: int) -> None:
+    def _use_the_time(self, due: int, block: Block, place: int) -> None:
+        """Do before a wait what would make an event late: write records, decode the next block."""
         now = time.monotonic_ns()
         since = now - self._flushed
         if since > _FLUSH_NS and (due - now > _ROOM_NS or since > 5 * _FLUSH_NS):
             self.target.flush()
-            self._flushed = time.monotonic_ns()
+            self._flushed = now = time.monotonic_ns()
+        half_way = place > (block.stop - block.start) // 2 and block.stop < self.feed.total
+        if half_way and self._next_block is None and due - now > _ROOM_NS:
+            self._next_block = self.feed.block(block.stop)
 
     # Time.
 
@@ -282,6 +289,10 @@ class Player:
             self._held = ts
             return
         self._held = None
+        if self.index < self.feed.total and not self._pacer.unlimited:
+            # Before the clock starts: the first event is as punctual as the others.
+            block, place = self._at(self.index)
+            block.event(place, {})
         self._pacer.begin(ts)
         self._meter.begin(ts)
 
