@@ -122,12 +122,13 @@ class SweepResult:
         """Return the deflated Sharpe ratio (per trade) of a row; by default of the best ``by``.
 
         All rows count as trials, and ``earlier_trials``. Neighbours on a fine grid are not independent, which makes
-        this a strict judge. A loaded result knows the shape of the trades' distribution for the row
-        with the best net PnL only; any other row is taken as normal there.
+        this a strict judge. Rows with other numbers of trades are made comparable by ``√n``. A loaded result knows
+        the shape of the trades' distribution for the row with the best net PnL only; any other row is taken as normal.
         """
         chosen = self.best_row(by) if row is None else row
         sharpes = self.data["sharpe_per_trade"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        return deflated_sharpe_ratio(self._moments(chosen), sharpes, self.n_trials)
+        counts = self.data["n_trades"].to_numpy()
+        return deflated_sharpe_ratio(self._moments(chosen), sharpes, self.n_trials, trial_counts=counts)
 
     def returns(self, row: int, every: str | timedelta = "1d") -> Any:
         """Return ``timestamp`` (start of each UTC period) and ``pnl`` (USD): realised by exits, 0 in quiet periods."""

@@ -39,6 +39,8 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 _EULER = 0.5772156649015329
+# Below this many observations a Sharpe ratio's own distribution has hardly a variance.
+_FEW = 10
 
 
 @dataclass(frozen=True)
@@ -135,19 +137,31 @@ class Deflated:
 
 
 def deflated_sharpe_ratio(
-    returns: npt.ArrayLike | Moments, trial_sharpes: npt.ArrayLike, n_trials: int | None = None
+    returns: npt.ArrayLike | Moments,
+    trial_sharpes: npt.ArrayLike,
+    n_trials: int | None = None,
+    *,
+    trial_counts: npt.ArrayLike | None = None,
 ) -> Deflated:
     """Return the deflated Sharpe ratio of the chosen trial.
 
     ``returns``: the chosen trial's (or their ``Moments``); ``trial_sharpes``: those of all trials, in the same unit.
     Trials without a Sharpe ratio (no trades) count as trials but not in the variance. ``n_trials`` overrides the count:
     set it higher when more was tried elsewhere, lower only with an estimate of independent trials at hand.
+
+    The formula takes all trials to be as long as the chosen one. ``trial_counts`` (observations of each) is for trials
+    that are not: a ratio is then scaled by ``√(its count / the chosen one's)``, which makes its noise comparable, and
+    trials of fewer than 10 observations are left out of the variance, their ratios being little but noise.
     """
     chosen = returns if isinstance(returns, Moments) else moments(returns)
     sharpes = np.asarray(trial_sharpes, dtype=np.float64)
-    usable = sharpes[np.isfinite(sharpes)]
     trials = len(sharpes) if n_trials is None else n_trials
-    variance = float(usable.var(ddof=1)) if len(usable) > 1 else 0.0
+    usable = np.isfinite(sharpes)
+    if trial_counts is not None:
+        counts = np.asarray(trial_counts, dtype=np.float64)
+        usable &= counts >= _FEW
+        sharpes = sharpes * np.sqrt(counts / max(chosen.count, 1))
+    variance = float(sharpes[usable].var(ddof=1)) if usable.sum() > 1 else 0.0
     threshold = expected_max_sharpe(max(trials, 1), variance)
     probability = probabilistic_sharpe_ratio(
         chosen.sharpe, chosen.count, chosen.skew, chosen.kurtosis, threshold

@@ -47,7 +47,9 @@ def test_deflated_sharpe_counts_all_rows_and_what_was_tried_before(result: Sweep
     row = result.best_row("sharpe_per_trade")
     found = result.deflated_sharpe(row)
     wanted = deflated_sharpe_ratio(
-        result.trades(row)["realized_pnl"].to_numpy(), result.data["sharpe_per_trade"]
+        result.trades(row)["realized_pnl"].to_numpy(),
+        result.data["sharpe_per_trade"],
+        trial_counts=result.data["n_trades"],
     )
     assert found == wanted
     assert found.n_trials == 12

@@ -75,6 +75,30 @@ def test_deflated_sharpe_from_trials() -> None:
     assert statistics.deflated_sharpe_ratio(returns, [1.0]).threshold == 0.0
 
 
+def test_trials_of_other_lengths_are_made_comparable() -> None:
+    """Chosen n = 16: ratios of 64 and 16 observations scale by 2 and 1; one of 4 is left out."""
+    chosen = statistics.Moments(16, 1.0, 0.0, 3.0)
+    found = statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 9.0], trial_counts=[64, 16, 4])
+    assert (found.n_trials, found.variance) == (3, 0.5)
+    same = statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0], trial_counts=[16] * 3)
+    assert same == statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0])
+
+
+def test_noise_of_many_lengths_is_not_called_skill() -> None:
+    """The best of 300 worthless trials with 10 to 200 trades each is below the 95 % level nearly always."""
+    rng = np.random.default_rng(8)
+    called = 0
+    for _ in range(60):
+        trials = [rng.normal(size=int(count)) for count in rng.integers(10, 200, 300)]
+        shapes = [statistics.moments(trial) for trial in trials]
+        ratios, counts = [s.sharpe for s in shapes], [s.count for s in shapes]
+        best = int(np.argmax([trial.sum() for trial in trials]))
+        called += (
+            statistics.deflated_sharpe_ratio(trials[best], ratios, trial_counts=counts).probability >= 0.95
+        )
+    assert called <= 4
+
+
 def test_expected_maximum_is_that_of_simulated_noise() -> None:
     draws = np.random.default_rng(5).normal(size=(4000, 200)).max(axis=1).mean()
     assert statistics.expected_max_sharpe(200, 1.0) == pytest.approx(draws, rel=0.02)
