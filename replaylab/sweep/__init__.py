@@ -11,20 +11,24 @@
 from replaylab.sweep.comparison import WhatIf, what_if
 from replaylab.sweep.engine import backtest, sweep
 from replaylab.sweep.grid import make_grid, sample
+from replaylab.sweep.rescoring import Rescored, rescored, sweep_scoring
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.warm import warm_up
 
 __all__ = [
     "Backtest",
+    "Rescored",
     "SweepResult",
     "Tape",
     "WhatIf",
     "backtest",
     "make_grid",
     "pack",
+    "rescored",
     "sample",
     "sweep",
+    "sweep_scoring",
     "warm_up",
     "what_if",
 ]

@@ -56,7 +56,8 @@ class SweepResult:
     >>> result.deflated_sharpe().probability, result.overfitting().probability                   # doctest: +SKIP
 
     ``axes`` maps the grid's columns to their distinct values. ``left_out`` counts contradictory combinations that
-    were not run. ``span``: first and last time of the session in nanoseconds. ``earlier_trials``: add here what was
+    were not run. ``trades_of_row`` takes the place of ``trades_of`` where rows differ in more than trading parameters.
+    ``span``: first and last time of the session in nanoseconds. ``earlier_trials``: add here what was
     tried on the same data before; luck does not forget it.
     """
 
@@ -72,6 +73,7 @@ class SweepResult:
     span: tuple[int, int] | None = None
     earlier_trials: int = 0
     saved_moments: Moments | None = None
+    trades_of_row: Callable[[int], pl.DataFrame] | None = None
 
     def __repr__(self) -> str:
         return f"<SweepResult: {self.data.height:,} combinations of {', '.join(self.axes)} over {self.session_id}>"
@@ -95,7 +97,9 @@ class SweepResult:
         """Return the full parameters of one row of ``frame``."""
         if not 0 <= row < self.data.height:
             raise SweepError(f"row {row}: this result has rows 0 to {self.data.height - 1}")
-        values = self.data.select(self.axes.keys()).row(row, named=True)
+        # Axes of the scoring engine shape the signals, not the trading parameters.
+        names = [name for name in self.axes if not name.startswith("scoring.")]
+        values = self.data.select(names).row(row, named=True) if names else {}
         regimes = values.get("allowed_regimes")
         if regimes is not None:
             values["allowed_regimes"] = tuple(name for name in regimes.split("|") if name)
@@ -283,6 +287,8 @@ class SweepResult:
 
     def _trades(self, row: int) -> pl.DataFrame:
         params = self.params_of(row)
+        if self.trades_of_row is not None:
+            return self.trades_of_row(row)
         if self.trades_of is None:
             raise SweepError(
                 "a loaded result holds figures alone: run the backtest of params_of(row) for trades"
@@ -291,7 +297,7 @@ class SweepResult:
 
     def _moments(self, row: int) -> Moments:
         """Sharpe ratio and shape of a row's PnL per trade."""
-        if self.trades_of is not None:
+        if self.trades_of is not None or self.trades_of_row is not None:
             return moments(self._trades(row)["realized_pnl"].to_numpy())
         if self.saved_moments is not None and row == self.best_row():
             return self.saved_moments

@@ -1,0 +1,169 @@
+"""Scores made anew and swept give the trades that FULL_DECISION gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+
+from replaylab.errors import ConfigError, SweepError
+from replaylab.importers.synthetic import write_synthetic
+from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot
+from replaylab.replay import run_sim
+from replaylab.sessions import Session, build_replay_session
+from replaylab.sweep import backtest, rescored, sweep_scoring
+from replaylab.trading import TradingSystem, resolve_price_sources
+
+PARAMS = TradingParams(
+    entry_threshold=0.35,
+    exit_threshold=-0.2,
+    tp1_pct=0.05,
+    tp2_pct=0.1,
+    sl_pct=0.05,
+    max_open_positions=1,
+    allowed_regimes=("CALM", "TRENDING"),
+)
+BASE = ScoringParams(interval_ms=500, warmup_s=10, volatile_ratio=1.05, trend_half_life_s=20)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    root = DataRoot(tmp_path_factory.mktemp("data"))
+    write_synthetic(root, seed=5, hours=0.2)
+    run_sim(root, params=PARAMS, scoring=BASE)
+    manifest = build_replay_session(
+        root, "2025-11-18T10:00:00Z", "2025-11-18T10:15:00Z", ["AIUSDT", "BTCUSDT"]
+    )
+    return Session(root, manifest.session_id)
+
+
+def decided_again(session: Session, scoring: Any, params: TradingParams) -> pl.DataFrame:
+    """The trades of the trading system in FULL_DECISION over the session."""
+    events = session.events
+    columns = (events["timestamp"].dt.timestamp("ns"), events["type"], events["symbol"])
+    rows = [
+        (*row, orjson.loads(text))
+        for *row, text in zip(
+            *(column.to_list() for column in columns), events["payload"].to_list(), strict=True
+        )
+    ]
+    system = TradingSystem(
+        params,
+        scoring=scoring,
+        inject_mode="FULL_DECISION",
+        price_sources=resolve_price_sources([(kind, symbol, payload) for _, kind, symbol, payload in rows]),
+        initial_state=session.initial_state,
+    )
+    for index, row in enumerate(rows):
+        system.on_event(index, *row)
+    system.finish()
+    return pl.DataFrame(
+        [
+            (
+                t.symbol,
+                t.side,
+                t.entry_index,
+                t.exit_index,
+                t.entry_price,
+                t.close_price,
+                t.reason,
+                t.realized_pnl,
+            )
+            for t in system.trades
+        ],
+        schema=COLUMNS,
+        orient="row",
+    ).sort("exit_index", "entry_index", "symbol")
+
+
+COLUMNS = {
+    "symbol": pl.String,
+    "side": pl.String,
+    "entry_index": pl.Int64,
+    "exit_index": pl.Int64,
+    "entry_price": pl.Float64,
+    "close_price": pl.Float64,
+    "reason": pl.String,
+    "realized_pnl": pl.Float64,
+}
+
+
+def same(found: pl.DataFrame, expected: pl.DataFrame) -> bool:
+    found = found.select(pl.col(name).cast(dtype) for name, dtype in COLUMNS.items())
+    return found.sort("exit_index", "entry_index", "symbol").equals(expected)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.5, 2.5])
+def test_a_rescored_session_gives_the_trades_of_full_decision(session: Session, gain: float) -> None:
+    """Same entries, exits, reasons and PnL, to the bit, at positions of the session itself."""
+    scoring = BASE.replace(gain=gain, momentum_weight=0.6)
+    again = rescored(session, scoring)
+    expected = decided_again(session, scoring, PARAMS)
+    assert expected.height > 5
+    assert same(again.in_session(backtest(again, PARAMS).trades), expected)
+
+
+def test_the_recorded_settings_give_the_recorded_scores(session: Session) -> None:
+    def scores(frame: pl.DataFrame) -> Any:
+        rows = frame.filter(pl.col("type") == "SCORING_UPDATE").sort("timestamp", "symbol")
+        return np.array([orjson.loads(text)["score"] for text in rows["payload"]])
+
+    np.testing.assert_allclose(scores(rescored(session, BASE).events), scores(session.events), rtol=1e-9)
+
+
+def test_a_sweep_over_scoring_and_trading(session: Session) -> None:
+    """Each row is the backtest of its own settings; the scoring axes vary slowest."""
+    grid = {"entry_threshold": [0.3, 0.5], "sl_pct": [0.05, 0.1]}
+    result = sweep_scoring(
+        session,
+        {"gain": [1.0, 2.0], "momentum_weight": np.array([0.3, -0.3])},
+        grid,
+        PARAMS,
+        scoring=BASE,
+        progress=False,
+    )
+    frame = result.frame
+    assert frame.height == 16
+    assert frame.columns[:4] == ["scoring.gain", "scoring.momentum_weight", "entry_threshold", "sl_pct"]
+    assert frame["scoring.gain"].to_list() == [1.0] * 8 + [2.0] * 8
+    assert frame["net_pnl"].n_unique() > 8
+    for row in (0, 7, 10):
+        shown = frame.row(row, named=True)
+        params = result.params_of(row)
+        assert (params.entry_threshold, params.sl_pct) == (shown["entry_threshold"], shown["sl_pct"])
+        scoring = BASE.replace(gain=shown["scoring.gain"], momentum_weight=shown["scoring.momentum_weight"])
+        trades = result.trades(row)
+        assert trades.height == shown["n_trades"]
+        assert trades["realized_pnl"].sum() == pytest.approx(shown["net_pnl"])
+        assert same(trades, decided_again(session, scoring, params))
+    assert result.best(1).height == 1
+    assert result.heatmap("scoring.gain", "entry_threshold").axes
+    assert 0 <= result.deflated_sharpe().probability <= 1
+
+
+def test_a_list_of_settings_is_a_grid(session: Session) -> None:
+    settings = [BASE, BASE.replace(gain=2.0, flow_half_life_s=2.0)]
+    result = sweep_scoring(session, settings, {"entry_threshold": [0.3, 0.4, 0.5]}, PARAMS, progress=False)
+    assert list(result.axes) == ["scoring.flow_half_life_s", "scoring.gain", "entry_threshold"]
+    assert result.frame.height == 6
+
+
+def test_wrong_settings_are_named(session: Session) -> None:
+    with pytest.raises(SweepError, match="Did you mean 'gain'"):
+        sweep_scoring(session, {"gian": [1.0]}, {"sl_pct": [0.1]}, progress=False)
+    with pytest.raises(ConfigError, match="gain"):
+        sweep_scoring(session, {"gain": [-1.0]}, {"sl_pct": [0.1]}, progress=False)
+    with pytest.raises(SweepError, match="price_source"):
+        sweep_scoring(session, {"gain": [1.0]}, {"sl_pct": [0.1]}, price_source="score", progress=False)
+    with pytest.raises(SweepError, match="empty"):
+        sweep_scoring(session, [], {"sl_pct": [0.1]}, progress=False)
+
+    class Bare:
+        events = session.events.filter(pl.col("type") == "SCORING_UPDATE")
+
+    with pytest.raises(SweepError, match="market data"):
+        rescored(Bare(), BASE)
