@@ -3,6 +3,9 @@
 Each group of lines is one ``write`` on a descriptor in append mode, under an exclusive advisory lock on the file.
 Under that lock the writer also sees whether the file ends where it left it; if not, it looks closer: the file may
 have been replaced, removed, cut, or left with a fragment by a process that died.
+
+A writer of more than 10,000 lines a second that is alone with its file keeps the lock from line to line, and gives it
+up every 50 ms for a moment, or when it falls silent: taking a lock costs as much as writing a line.
 """
 
 from __future__ import annotations
@@ -11,10 +14,8 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
-from os import SEEK_END, lseek
+from fcntl import LOCK_EX, LOCK_UN, flock
+from os import SEEK_CUR, SEEK_END, lseek
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -23,12 +24,18 @@ import orjson
 
 from replaylab.logging.atomic import sync_folder, write_atomic
 from replaylab.logging.disk import Disk
+from replaylab.logging.locks import is_current
 from replaylab.logging.tails import close_tail
 
-__all__ = ["FileStreamManager", "rotate_lock", "write_atomic"]
+__all__ = ["FileStreamManager", "write_atomic"]
 
 # How long a file that somebody else moved away may still receive lines before it is noticed.
 _CHECK_SECONDS = 0.05
+# So many lines between two checks (10,000 a second) make it worth while to keep the lock from line to line. Others
+# get their chance in a pause at every check; who uses it ends the keeping, for so long.
+_BUSY_LINES = 500
+_PAUSE_SECONDS = 0.0003
+_SHARED_SECONDS = 1.0
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -38,14 +45,16 @@ class _Stream:
     __slots__ = (
         "bytes",
         "check_at",
+        "checked_lines",
         "end",
         "fd",
+        "kept",
         "lines",
         "lock",
         "path",
         "retired",
+        "shared_until",
         "unsynced_names",
-        "used",
     )
 
     def __init__(self, path: str) -> None:
@@ -53,8 +62,11 @@ class _Stream:
         self.fd = -1
         self.end = -1
         self.check_at = 0.0
+        self.kept = False
+        self.shared_until = 0.0
         self.retired = False
         self.lines = 0
+        self.checked_lines = 0
         self.bytes = 0
         self.unsynced_names: list[str] = []
         self.lock = threading.Lock()
@@ -75,6 +87,8 @@ class FileStreamManager:
         self.max_open = max_open
         self._write = self.disk.write
         self._streams: dict[str, _Stream] = {}
+        self._releaser: threading.Thread | None = None
+        self._keeping = threading.Lock()
         self._retired_lines = 0
         self._retired_bytes = 0
         self._lock = threading.Lock()
@@ -97,19 +111,23 @@ class FileStreamManager:
                 if stream.retired:
                     continue
                 try:
-                    fd = stream.fd if stream.fd >= 0 else self._open(stream)
-                    flock(fd, LOCK_EX)
-                    # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced (whoever
-                    # replaces it empties the old one) does not end where we left it.
-                    end = lseek(fd, 0, SEEK_END)
-                    if end != stream.end or monotonic() >= stream.check_at:
-                        fd, end = self._look_closer(stream, end)
+                    if stream.kept and monotonic() < stream.check_at:
+                        fd, end = stream.fd, stream.end
+                    else:
+                        fd = stream.fd if stream.fd >= 0 else self._open(stream)
+                        flock(fd, LOCK_EX)
+                        # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced
+                        # (whoever replaces it empties the old one) does not end where we left it.
+                        end = lseek(fd, 0, SEEK_END)
+                        if end != stream.end or monotonic() >= stream.check_at:
+                            fd, end = self._look_closer(stream, end, lines == 1 and not sync)
                     size = len(data)
                     written = self._write(fd, data)
                     if written != size:
-                        self._finish(fd, data, written, end)
+                        self._finish(fd, data, written)
                     stream.end = end + size
-                    flock(fd, LOCK_UN)
+                    if not stream.kept:
+                        flock(fd, LOCK_UN)
                     if sync:
                         self._sync(stream, end, size)
                 except BaseException:
@@ -177,22 +195,69 @@ class FileStreamManager:
         self._retired_bytes += stream.bytes
         del self._streams[stream.path]
 
-    def _look_closer(self, stream: _Stream, end: int) -> tuple[int, int]:
+    def _look_closer(self, stream: _Stream, end: int, may_keep: bool) -> tuple[int, int]:
         """Open the file again if its name leads elsewhere now, and close off a fragment at its end.
 
         Returns the locked descriptor and where the file ends.
         """
-        while not _is_current(stream.fd, stream.path):
+        if stream.kept:
+            # The moment in which others get the lock.
+            stream.kept = False
+            flock(stream.fd, LOCK_UN)
+            sleep(_PAUSE_SECONDS)
+            flock(stream.fd, LOCK_EX)
+            end = lseek(stream.fd, 0, SEEK_END)
+        now = monotonic()
+        if end != stream.end and stream.end >= 0:
+            stream.shared_until = now + _SHARED_SECONDS
+        while not is_current(stream.fd, stream.path):
             _close(stream)
             flock(self._open(stream), LOCK_EX)
             end = lseek(stream.fd, 0, SEEK_END)
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
             end = close_tail(stream.fd, stream.path, self.disk)
-        stream.check_at = monotonic() + _CHECK_SECONDS
+        if now >= stream.check_at:
+            busy = stream.lines - stream.checked_lines >= _BUSY_LINES
+            stream.checked_lines = stream.lines
+            stream.check_at = now + _CHECK_SECONDS
+            if busy and may_keep and now >= stream.shared_until:
+                self._keep(stream)
         return stream.fd, end
 
-    def _finish(self, fd: int, data: bytes, written: int, end: int) -> None:
+    def _keep(self, stream: _Stream) -> None:
+        """Keep the lock beyond this line, once a thread is there that gives it up when no more lines come."""
+        with self._keeping:
+            if self._releaser is None:
+                releaser = threading.Thread(
+                    target=self._release_idle, name="replaylab-log-releaser", daemon=True
+                )
+                try:
+                    releaser.start()
+                except RuntimeError:
+                    return  # This process is about to end.
+                self._releaser = releaser
+            stream.kept = True
+
+    def _release_idle(self) -> None:
+        """Give up locks that were kept and are not used any more; ends when none is left."""
+        while True:
+            sleep(_CHECK_SECONDS)
+            for stream in list(self._streams.values()):
+                if stream.kept and monotonic() >= stream.check_at and stream.lock.acquire(blocking=False):
+                    try:
+                        if stream.kept and monotonic() >= stream.check_at:
+                            stream.kept = False
+                            flock(stream.fd, LOCK_UN)
+                    finally:
+                        stream.lock.release()
+            with self._keeping:
+                if not any(stream.kept for stream in list(self._streams.values())):
+                    self._releaser = None
+                    return
+
+    def _finish(self, fd: int, data: bytes, written: int) -> None:
         """Write the rest after a short write, or take back what was written and raise the reason."""
+        start = lseek(fd, 0, SEEK_CUR) - written
         try:
             while written < len(data):
                 more = self._write(fd, data[written:])
@@ -200,7 +265,7 @@ class FileStreamManager:
                     raise OSError(errno.EIO, "the disk took no more bytes")
                 written += more
         except OSError:
-            self.disk.truncate(fd, end)
+            self.disk.truncate(fd, start)
             raise
 
     def _open(self, stream: _Stream) -> int:
@@ -230,56 +295,8 @@ class FileStreamManager:
             stream.unsynced_names.pop()
 
 
-@contextmanager
-def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[int]:
-    """Keep every writer of ``path`` waiting while its content is rewritten; yields a descriptor for reading.
-
-    >>> with rotate_lock("data/events/BTCUSDT.jsonl") as fd:     # doctest: +SKIP
-    ...     write_atomic("data/events/BTCUSDT.jsonl", newest_lines(fd))
-
-    Inside, replace ``path`` (``write_atomic``) or unlink it, or leave it; writers then go on in the new file and
-    lose no line. Do not log to the same file inside: it would wait for itself. What was replaced is emptied on exit
-    so that writers notice: copy what is to be kept. Raises FileNotFoundError, and TimeoutError when a writer holds
-    the file for more than ``timeout`` seconds.
-    """
-    deadline = monotonic() + timeout
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            while True:
-                try:
-                    flock(fd, LOCK_EX | LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if monotonic() >= deadline:
-                        raise TimeoutError(
-                            f"{os.fspath(path)}: a writer held this file for more than {timeout:g} s"
-                        ) from None
-                    sleep(0.002)
-            if not _is_current(fd, os.fspath(path)):
-                continue
-            try:
-                yield fd
-            finally:
-                if os.fstat(fd).st_nlink == 0:
-                    os.ftruncate(fd, 0)
-            return
-        finally:
-            os.close(fd)
-
-
-def _is_current(fd: int, path: str) -> bool:
-    """Whether ``path`` still names the open file."""
-    try:
-        named = os.stat(path)  # noqa: PTH116 - on the way of every line
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(fd)
-    return named.st_ino == ours.st_ino and named.st_dev == ours.st_dev
-
-
 def _close(stream: _Stream) -> None:
-    fd, stream.fd = stream.fd, -1
+    fd, stream.fd, stream.kept = stream.fd, -1, False
     if fd >= 0:
         os.close(fd)
 
@@ -293,6 +310,8 @@ def _forget_after_fork() -> None:
         streams = list(manager._streams.values())
         manager._streams = {}
         manager._lock = threading.Lock()
+        manager._keeping = threading.Lock()
+        manager._releaser = None
         for stream in streams:
             _close(stream)
 

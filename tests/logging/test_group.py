@@ -117,14 +117,25 @@ def test_awaited_handles_wake_their_loop(tmp_path):
             handle = logger.log_trade(sample.trade())
             await asyncio.wait_for(handle, 5)
             await handle
-            task = asyncio.create_task(asyncio.wait_for(logger.log_trade(sample.trade()), 5))
-            await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
 
     asyncio.run(main())
     assert len(events(tmp_path)) == 201
+
+
+def test_a_caller_that_is_cancelled_leaves_the_line_on_its_way(tmp_path):
+    disk, config = stalled()
+    logger = Logger(tmp_path, config, disk=disk)
+
+    async def main() -> None:
+        handle = logger.log_state_event("BTCUSDT", sample.state_event())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handle, 0.01)
+        disk.gate.set()
+        await asyncio.wait_for(handle, 5)
+
+    asyncio.run(main())
+    logger.close()
+    assert len(events(tmp_path)) == 1
 
 
 def test_a_stalled_disk_never_blocks_an_event_loop(tmp_path):
@@ -206,10 +217,13 @@ def test_dropped_lines_are_counted_in_health_and_in_the_log_itself(tmp_path):
     """overflow="drop": rows + what the log says was dropped = lines that were logged."""
     disk, config = stalled(queue_size=5, overflow="drop")
     logger = Logger(tmp_path, config, disk=disk)
-    handles = [
-        logger.log_state_event("BTCUSDT", sample.state_event(timestamp=f"2025-11-18T10:00:{n:02d}.000Z"))
-        for n in range(40)
-    ]
+    handles = []
+    for n in range(40):
+        if n == 1:
+            # The writer takes the first line and stalls with it; from then on the queue only fills.
+            wait_until(lambda: logger.stats().queued == 0)
+        event = sample.state_event(timestamp=f"2025-11-18T10:00:{n:02d}.000Z")
+        handles.append(logger.log_state_event("BTCUSDT", event))
     trade = logger.log_trade(sample.trade())
     event = {"timestamp": "2025-11-18T10:00:00.000Z", "type": "X", "symbol": None, "payload": {}}
     replay = logger.append_replay_event("s1", event)
@@ -217,11 +231,11 @@ def test_dropped_lines_are_counted_in_health_and_in_the_log_itself(tmp_path):
     dropped = [handle for handle in handles if handle.done()]
     assert len(dropped) >= 30
     with pytest.raises(LogWriteError, match="queue is full"):
-        dropped[0].result()
+        dropped[0].result(5)
     with pytest.raises(LogWriteError):
-        trade.result()
+        trade.result(5)
     with pytest.raises(LogWriteError):
-        replay.result()
+        replay.result(5)
     assert logger.stats().drops == len(dropped) + 3
     assert logger.health().status == "WARN"
     assert f"{len(dropped) + 3} lines dropped" in logger.health().message
