@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 
 from replaylab.errors import TimeError
 
@@ -73,14 +74,19 @@ def iso(ns: int) -> str:
     ('2025-11-18T10:00:00.123Z', '2025-11-18T10:00:00.123456789Z')
     """
     seconds, rest = divmod(ns, 1_000_000_000)
-    moment = _EPOCH + timedelta(seconds=seconds)
     if rest % 1_000_000 == 0:
         decimals = f"{rest // 1_000_000:03d}"
     elif rest % 1_000 == 0:
         decimals = f"{rest // 1_000:06d}"
     else:
         decimals = f"{rest:09d}"
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{decimals}Z"
+    return f"{_second_text(seconds)}.{decimals}Z"
+
+
+# Logs stamp many records of the same second, one after the other.
+@lru_cache(maxsize=64)
+def _second_text(seconds: int) -> str:
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
 
 
 def date_key(ns: int) -> str:
