@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from replaylab.ml.leaks import check_no_lookahead as check_no_lookahead
     from replaylab.ml.leaks import check_splits as check_splits
     from replaylab.ml.leaks import shuffled_baseline as shuffled_baseline
+    from replaylab.ml.scorers import ClassifierScore as ClassifierScore
+    from replaylab.ml.scorers import Rescored as Rescored
+    from replaylab.ml.scorers import rescored as rescored
     from replaylab.ml.splits import CombinatorialPurgedCV as CombinatorialPurgedCV
     from replaylab.ml.splits import PurgedKFold as PurgedKFold
     from replaylab.ml.splits import WalkForward as WalkForward
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Baseline": "leaks",
+    "ClassifierScore": "scorers",
     "Column": "columns",
     "CombinatorialPurgedCV": "splits",
     "Export": "export",
     "Finding": "leaks",
     "PurgedKFold": "splits",
+    "Rescored": "scorers",
     "WalkForward": "splits",
     "average_uniqueness": "weights",
     "check_duplicates": "leaks",
@@ -56,6 +61,7 @@ _HOMES = {
     "labels": "labelling",
     "mark_outs": "horizons",
     "meta_labels": "horizons",
+    "rescored": "scorers",
     "return_weights": "weights",
     "shuffled_baseline": "leaks",
     "time_grid": "clocks",
@@ -64,11 +70,13 @@ _HOMES = {
 
 __all__ = [
     "Baseline",
+    "ClassifierScore",
     "Column",
     "CombinatorialPurgedCV",
     "Export",
     "Finding",
     "PurgedKFold",
+    "Rescored",
     "WalkForward",
     "average_uniqueness",
     "check_duplicates",
@@ -82,6 +90,7 @@ __all__ = [
     "labels",
     "mark_outs",
     "meta_labels",
+    "rescored",
     "return_weights",
     "shuffled_baseline",
     "time_grid",
