@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from replaylab.ml.leaks import check_splits as check_splits
     from replaylab.ml.leaks import shuffled_baseline as shuffled_baseline
     from replaylab.ml.scorers import ClassifierScore as ClassifierScore
-    from replaylab.ml.scorers import Rescored as Rescored
-    from replaylab.ml.scorers import rescored as rescored
     from replaylab.ml.splits import CombinatorialPurgedCV as CombinatorialPurgedCV
     from replaylab.ml.splits import PurgedKFold as PurgedKFold
     from replaylab.ml.splits import WalkForward as WalkForward
@@ -47,7 +45,6 @@ _HOMES = {
     "Export": "export",
     "Finding": "leaks",
     "PurgedKFold": "splits",
-    "Rescored": "scorers",
     "WalkForward": "splits",
     "average_uniqueness": "weights",
     "check_duplicates": "leaks",
@@ -61,7 +58,6 @@ _HOMES = {
     "labels": "labelling",
     "mark_outs": "horizons",
     "meta_labels": "horizons",
-    "rescored": "scorers",
     "return_weights": "weights",
     "shuffled_baseline": "leaks",
     "time_grid": "clocks",
@@ -76,7 +72,6 @@ __all__ = [
     "Export",
     "Finding",
     "PurgedKFold",
-    "Rescored",
     "WalkForward",
     "average_uniqueness",
     "check_duplicates",
@@ -90,7 +85,6 @@ __all__ = [
     "labels",
     "mark_outs",
     "meta_labels",
-    "rescored",
     "return_weights",
     "shuffled_baseline",
     "time_grid",

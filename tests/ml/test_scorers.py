@@ -12,9 +12,9 @@ from replaylab.errors import DatasetError
 from replaylab.features import NAMES, FeatureParams
 from replaylab.ml.dataset import features
 from replaylab.ml.labelling import labels
-from replaylab.ml.scorers import ClassifierScore, rescored
+from replaylab.ml.scorers import ClassifierScore
 from replaylab.params import ScoringParams, TradingParams
-from replaylab.sweep import backtest
+from replaylab.sweep import backtest, rescored
 from replaylab.trading import TradingSystem, resolve_price_sources
 from tests.ml.sessions import FakeSession, random_rows, session
 
@@ -65,17 +65,6 @@ def test_rescored_sessions_give_the_trades_of_a_full_decision_replay(seed: int, 
         sorted(ns.select("symbol", "side", "entry_time", "exit_time", "reason", "realized_pnl").rows())
         == wanted
     )
-
-
-def test_a_rescored_session_keeps_everything_but_the_signals() -> None:
-    data = session(random_rows(4, 400, ("BTCUSDT", "ETHUSDT")))
-    found = rescored(data, ScoringParams(warmup_s=1)).events
-    kept = ~found["type"].is_in(["SCORING_UPDATE", "REGIME_UPDATE"])
-    before = ~data.events["type"].is_in(["SCORING_UPDATE", "REGIME_UPDATE"])
-    assert found.filter(kept).equals(data.events.filter(before))
-    assert found["timestamp"].is_sorted()
-    assert (~kept).sum() > 0
-    assert rescored(data).digest != rescored(session(random_rows(5, 400))).digest
 
 
 def test_a_trained_classifier_scores_a_session() -> None:
