@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import ipywidgets as w
@@ -9,7 +10,9 @@ import ipywidgets as w
 from replaylab.notebook.style import error, note
 from replaylab.records import ReplayStatus
 
-__all__ = ["Controls"]
+__all__ = ["SPEEDS", "Controls"]
+
+SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, math.inf)
 
 
 class Controls:
@@ -29,17 +32,13 @@ class Controls:
             description="Step", icon="step-forward", layout=narrow, tooltip="one event, then hold"
         )
         self.stop = w.Button(description="Stop", icon="stop", layout=narrow, button_style="danger")
-        self.speed = w.FloatLogSlider(
-            description="speed ×",
-            base=10,
-            min=-1,
-            max=4,
-            step=0.05,
+        self.speed = w.SelectionSlider(
+            description="speed",
+            options=[(_speed_text(factor), factor) for factor in SPEEDS],
             value=1.0,
-            readout_format=".4g",
             continuous_update=True,
-            layout=w.Layout(width="24em"),
-            style={"description_width": "5em"},
+            layout=w.Layout(width="26em"),
+            style={"description_width": "3.5em"},
         )
         self.progress = w.FloatProgress(min=0, max=1, value=0, layout=w.Layout(width="22em", height="14px"))
         self.progress.style.bar_color = "#8a2be2"
@@ -65,9 +64,12 @@ class Controls:
             self._on_speed(value)
 
     def set_speed(self, factor: float) -> None:
-        """Move the slider without telling anybody."""
+        """Move the slider without telling anybody; a factor of its own gets a place on it."""
         self._drawing = True
-        self.speed.value = min(max(factor, 0.1), 10_000.0)
+        known = [value for _, value in self.speed.options]
+        if factor not in known:
+            self.speed.options = [(_speed_text(value), value) for value in sorted({*known, factor})]
+        self.speed.value = factor
         self._drawing = False
 
     def show(self, status: ReplayStatus, *, steerable: bool) -> None:
@@ -106,3 +108,7 @@ class Controls:
     def complain(self, text: str) -> None:
         """Show an error beside the buttons."""
         self.message.value = error(text)
+
+
+def _speed_text(factor: float) -> str:
+    return "as fast as it can" if math.isinf(factor) else f"{factor:,.10g}×"
