@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import orjson
 import polars as pl
+import pyarrow as pa
 
 from replaylab.errors import RecordError, TimeError
 from replaylab.frames.lines import Block, is_blank, meetings, preview, without_mark
-from replaylab.frames.loaded import Loaded, Reject, reject_frame
+from replaylab.frames.loaded import TIMESTAMP, Loaded, Reject, reject_frame
 from replaylab.frames.schema import Column, LogSchema
 from replaylab.frames.times import parse_time, parse_times
 from replaylab.records import decode_record
@@ -29,6 +31,9 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # JSON that no double can hold: JavaScript never writes it, and it would fail whoever reads the text later.
 _HUGE = r"\d[eE]\+?0*[1-9]\d\d|\d{309}"
 _HUGE_BYTES = re.compile(_HUGE.encode())
+_HUGE_TEXT = re.compile(_HUGE)
+_NEWLINE, _OPEN, _ZERO, _EXPONENTS = ord("\n"), ord("{"), ord("0"), (ord("e"), ord("E"))
+_NULLS = pl.Series("unknown_fields", [None] * 65_536, dtype=pl.String)
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -174,15 +179,20 @@ def _frame(
         _series(column, list(map(attrgetter(column.name), records)), checked=unknown is not None)
         for column in schema.columns
     ]
-    if unknown is None:
-        more = pl.Series("unknown_fields", [], dtype=pl.String).extend_constant(None, len(records))
-    else:
-        more = pl.Series("unknown_fields", unknown, dtype=pl.String)
+    count = len(records)
+    more = _nulls(count) if unknown is None else pl.Series("unknown_fields", unknown, dtype=pl.String)
     lines = pl.Series("line", numbers, dtype=pl.Int64)
     if not schema.keep_text:
         return pl.DataFrame([*series, more, lines])
     texts = pl.Series("timestamp_text", [record.timestamp for record in records], dtype=pl.String)
     return pl.DataFrame([*series, more, lines, texts])
+
+
+def _nulls(count: int) -> pl.Series:
+    # A slice of what is there already costs a hundredth of making it.
+    if count <= len(_NULLS):
+        return _NULLS.slice(0, count)
+    return pl.Series(_NULLS.name, [None] * count, dtype=pl.String)
 
 
 def _series(column: Column, values: list[Any], *, checked: bool) -> pl.Series:
@@ -214,17 +224,49 @@ def _time_series(name: str, values: list[Any]) -> pl.Series:
         left = iter(times.tolist())
         whole = [None if value is None else next(left) for value in values]
         series = pl.Series(name, whole, dtype=pl.Int64)
-    return series.cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")
+    return series.cast(TIMESTAMP)
 
 
 def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
-    texts = [None if value is None else bytes(value) for value in values]
-    try:
-        series = pl.Series(name, texts, dtype=pl.Binary).cast(pl.String)
-    except pl.exceptions.PolarsError:
-        raise _NotPlainError from None
-    if checked:
-        return series
-    if not series.str.starts_with("{").all() or series.str.contains(_HUGE).any():
+    """Return JSON texts as a column, each to the letter; raises _NotPlainError for one that is no usable object."""
+    if checked or not values or None in values:
+        texts = [None if value is None else bytes(value).decode() for value in values]
+        if not checked and any(text is not None and not _is_plain_object(text) for text in texts):
+            raise _NotPlainError
+        return pl.Series(name, texts, dtype=pl.String)
+    # Joins are ten times as fast as a text for each. No JSON on one line holds a newline, so those are the edges.
+    lines = np.frombuffer(b"\n".join(values), np.uint8)
+    joined = b"".join(values)
+    if not joined.isascii():
+        joined.decode()
+    ends = np.flatnonzero(lines == _NEWLINE)
+    if len(ends) != len(values) - 1:
         raise _NotPlainError
-    return series
+    offsets = np.zeros(len(values) + 1, np.int64)
+    offsets[1:-1] = ends - np.arange(len(ends))
+    offsets[-1] = len(joined)
+    data = np.frombuffer(joined, np.uint8)
+    if (data[offsets[:-1]] != _OPEN).any() or _has_huge_number(joined, data):
+        raise _NotPlainError
+    texts_in_a_row = pa.LargeStringArray.from_buffers(
+        len(values), pa.py_buffer(offsets), pa.py_buffer(joined)
+    )
+    return pl.Series(name, texts_in_a_row)
+
+
+def _has_huge_number(joined: bytes, data: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether some number may be beyond all doubles: three digits of an exponent, or very many digits."""
+    for mark in _EXPONENTS:
+        places = np.flatnonzero(data == mark) - 1
+        places = places[(data[places] - _ZERO) < 10]
+        if len(places) and any(_HUGE_BYTES.match(joined, place) for place in places.tolist()):
+            return True
+    # A run of 309 digits covers a whole row of 128 bytes: five places tell nearly always that a row is none.
+    rows = data[: len(data) // 128 * 128].reshape(-1, 128)
+    spots = (rows[:, (0, 31, 63, 95, 127)] - _ZERO) < 10
+    full = np.flatnonzero(spots.all(axis=1))
+    return any(rows[place].tobytes().isdigit() for place in full.tolist())
+
+
+def _is_plain_object(text: str) -> bool:
+    return text.startswith("{") and not _HUGE_TEXT.search(text)

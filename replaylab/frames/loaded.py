@@ -13,6 +13,7 @@ TIMESTAMP = pl.Datetime("ns", "UTC")
 REJECTS_SCHEMA = pl.Schema(
     {"file": pl.String, "line": pl.Int64, "offset": pl.Int64, "reason": pl.String, "text": pl.String}
 )
+_TOGETHER = 32
 Reject = tuple[str, int, int, str, str]
 
 
@@ -43,15 +44,26 @@ class Loaded:
 
 def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
     """Return several loads as one; without any, an empty frame of ``schema``."""
-    taken = list(parts)
-    if len(taken) == 1:
-        return taken[0]
-    frames = [part.frame for part in taken if part.frame.height]
-    rejects = [part.rejects for part in taken if part.rejects.height]
+    frames: list[pl.DataFrame] = []
+    small: list[pl.DataFrame] = []
+    rejects: list[pl.DataFrame] = []
+    lines = blank = rows = 0
+    for part in parts:
+        lines, blank, rows = lines + part.lines, blank + part.blank, rows + part.rows
+        if part.rejects.height:
+            rejects.append(part.rejects)
+        if part.frame.height:
+            small.append(part.frame)
+        # Small pieces are copied together as they come: their memory is used again, and the whole has few chunks.
+        if len(small) == _TOGETHER:
+            frames.append(pl.concat(small, rechunk=True))
+            small = []
+    if small:
+        frames.append(pl.concat(small, rechunk=True))
     return Loaded(
-        frame=pl.concat(frames, rechunk=True) if frames else schema.to_frame(),
+        frame=pl.concat(frames, rechunk=False) if frames else schema.to_frame(),
         rejects=pl.concat(rejects) if rejects else reject_frame(),
-        lines=sum(part.lines for part in taken),
-        blank=sum(part.blank for part in taken),
-        rows=sum(part.rows for part in taken),
+        lines=lines,
+        blank=blank,
+        rows=rows,
     )

@@ -60,8 +60,8 @@ def _check_usable(value: Any) -> None:
     """Half a surrogate pair is no text, and a number beyond all doubles is no number."""
     if isinstance(value, str):
         value.encode("utf-8")
-    elif isinstance(value, float):
-        if math.isinf(value):
+    elif isinstance(value, int | float):
+        if math.isinf(_double(value)):
             raise ValueError("infinite")
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -70,3 +70,10 @@ def _check_usable(value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_usable(item)
+
+
+def _double(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

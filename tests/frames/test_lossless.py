@@ -234,3 +234,18 @@ def test_a_tail_of_zeros_is_one_reject() -> None:
     loaded = load(json.dumps(GOOD).encode() + b"\n" + b"\x00" * 3_000_000, 1 << 19)
     assert (loaded.rows, loaded.rejects.height) == (1, 1)
     assert "NUL" in loaded.rejects["reason"][0]
+
+
+@pytest.mark.parametrize(
+    "number", ["1e309", "-1E+400", "1e0309", "9" * 309, "0." + "1" * 400, "1e-400", "1e308", "9" * 200]
+)
+@pytest.mark.parametrize("before", range(0, 130, 13))
+def test_numbers_beyond_all_doubles_are_rejects_wherever_they_stand(number: str, before: int) -> None:
+    """They are JSON, but whoever reads the text later could not read them."""
+    line = (
+        json.dumps({**GOOD, "extra": {"x" * before: 1, "n": 0}})
+        .encode()
+        .replace(b"0}", number.encode() + b"}")
+    )
+    data = json.dumps(GOOD).encode() + b"\n" + line + b"\n"
+    check_against_slow(data, 1 << 19)
