@@ -23,10 +23,12 @@ from replaylab import frames
 from replaylab.errors import ReplayError
 from replaylab.features import usable_number
 from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
 from replaylab.replay.feed import EventFeed
 from replaylab.replay.targets import check_inject_mode, price_sources
 from replaylab.sessions import Session, market_rows
+from replaylab.sessions.initial import initial_state
 from replaylab.timestamps import parse_ns
 from replaylab.trading import TradingSystem
 
@@ -170,17 +172,18 @@ def fidelity(
     feed = EventFeed(session)
     kept = _Kept()
     carried = _carried_in(logged)
+    warm_up = _WarmUp.of(session, scoring) if inject_mode == "FULL_DECISION" else None
     system = TradingSystem(
         chosen,
         recorder=kept,
         scoring=scoring,
         inject_mode=inject_mode,
         price_sources=price_sources(feed, price_source),
-        initial_state=session.initial_state,
+        initial_state=session.initial_state if warm_up is None else warm_up.initial_state,
         run_mode="REPLAY",
     )
-    if inject_mode == "FULL_DECISION":
-        _warm_up(system, session, scoring)
+    if warm_up is not None:
+        warm_up.feed(system)
     _play(system, feed, carried)
     table = compare_decisions(logged, _decisions(kept.rows), carried)
     return Fidelity(table, session.id, inject_mode, chosen, give)
@@ -229,21 +232,43 @@ def _play(system: TradingSystem, feed: EventFeed, carried: Mapping[str, _Carried
     system.finish()
 
 
-def _warm_up(system: TradingSystem, session: Session, scoring: Any) -> None:
-    """Let the scoring engine see the market data that it had seen before the range, from when it was started."""
-    began = session.meta.get("recordedParams")
-    started = began.get("timestamp") if isinstance(began, dict) else None
-    start = parse_ns(session.manifest.source_date_range.from_)
-    if not isinstance(started, str) or parse_ns(started) >= start:
-        return
-    params = scoring if isinstance(scoring, ScoringParams) else ScoringParams()
-    longest = max(params.baseline_half_life_s, params.volatility_half_life_s, params.trend_half_life_s)
-    # After forty half-lives less than 1e-12 of a weight is left.
-    since = max(parse_ns(started), start - round((params.warmup_s + 40 * longest) * 1e9))
-    for piece in market_rows(session.root, since, start, session.manifest.symbols):
-        columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
-        for ts, kind, symbol, payload in zip(*columns, strict=True):
-            system.warm_up(ts, kind, symbol, orjson.loads(payload))
+@dataclass(frozen=True)
+class _WarmUp:
+    """The market data that the scoring engine had seen before the range, and what stood before that."""
+
+    root: DataRoot
+    symbols: list[str]
+    since: int
+    start: int
+    initial_state: dict[str, Any]
+
+    @classmethod
+    def of(cls, session: Session, scoring: Any) -> _WarmUp | None:
+        """Return the warm-up back to where the recorded run began; None where the session begins there, too."""
+        recorded = session.meta.get("recordedParams")
+        began = recorded.get("timestamp") if isinstance(recorded, dict) else None
+        start = parse_ns(session.manifest.source_date_range.from_)
+        if not isinstance(began, str) or parse_ns(began) >= start:
+            return None
+        params = scoring if isinstance(scoring, ScoringParams) else ScoringParams()
+        longest = max(params.baseline_half_life_s, params.volatility_half_life_s, params.trend_half_life_s)
+        # After forty half-lives less than 1e-12 of a weight is left.
+        since = max(parse_ns(began), start - round((params.warmup_s + 40 * longest) * 1e9))
+        symbols = session.manifest.symbols
+        if not any(rows.height for rows in market_rows(session.root, since, start, symbols)):
+            return None
+        now = ((session.initial_state or {}).get("symbols")) or {}
+        before = initial_state(session.root, since, symbols)["symbols"]
+        for symbol, state in before.items():
+            # Blocking comes from outside: market data does not lead to it.
+            state["tradingBlocked"] = bool((now.get(symbol) or {}).get("tradingBlocked"))
+        return cls(session.root, symbols, since, start, {"symbols": before})
+
+    def feed(self, system: TradingSystem) -> None:
+        for piece in market_rows(self.root, self.since, self.start, self.symbols):
+            columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
+            for ts, kind, symbol, payload in zip(*columns, strict=True):
+                system.warm_up(ts, kind, symbol, orjson.loads(payload))
 
 
 def compare_decisions(

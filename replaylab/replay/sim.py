@@ -18,6 +18,7 @@ from replaylab.logging import Logger
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.sessions import load_books, load_tape, market_rows
+from replaylab.sessions.initial import initial_state
 from replaylab.timestamps import iso, to_ns
 from replaylab.trading import TradingSystem
 
@@ -109,6 +110,8 @@ def run_sim(
             scoring=made,
             inject_mode="FULL_DECISION",
             price_sources={name: _price_source(root, name, from_ns, until_ns) for name in names},
+            # As in a session that begins here: the book and the last regimes are known to a bot that starts.
+            initial_state=initial_state(root, from_ns, names),
         )
         count = 0
         for index, (ts, kind, symbol, payload) in enumerate(

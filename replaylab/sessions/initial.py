@@ -10,9 +10,9 @@ import polars as pl
 
 from replaylab import frames, history
 from replaylab.paths import DataRoot
-from replaylab.timestamps import NS_PER_DAY, date_key, iso, parse_ns, to_ns
+from replaylab.timestamps import NS_PER_DAY, date_key, iso, parse_ns
 
-__all__ = ["InitialState", "book_before", "recorded_params"]
+__all__ = ["InitialState", "book_before", "initial_state", "recorded_params"]
 
 Book = dict[str, list[list[float]]]
 _POSITIONS = ("LONG", "SHORT")
@@ -32,7 +32,7 @@ class InitialState:
     def __init__(self, root: DataRoot, start: int, symbols: Iterable[str]) -> None:
         self._root = root
         self._start = start
-        self._symbols = list(symbols)
+        self.symbols = list(symbols)
         # What is known of a symbol, with the time that it was known from.
         self._latest: dict[tuple[str, str], tuple[int, Any]] = {}
 
@@ -58,7 +58,7 @@ class InitialState:
                 "tradingBlocked": bool(self._value(symbol, "tradingBlocked")),
                 "book": book_before(self._root, symbol, self._start),
             }
-            for symbol in sorted(self._symbols)
+            for symbol in sorted(self.symbols)
         }
         return {"symbols": symbols, "reported": self._reported()}
 
@@ -82,7 +82,7 @@ class InitialState:
     def _reported(self) -> dict[str, Any]:
         """Open positions and the day's PnL: for the reader's eyes, a run does not begin with them."""
         positions = []
-        for symbol in sorted(self._symbols):
+        for symbol in sorted(self.symbols):
             side = self._value(symbol, "state")
             if side in _POSITIONS:
                 positions.append({"symbol": symbol, "side": side, **(self._value(symbol, "entry") or {})})
@@ -97,6 +97,15 @@ class InitialState:
             "openPositions": positions,
             "day": {"dateKey": date_key(self._start), "realizedPnl": float(pnl), "tradesCount": trades},
         }
+
+
+def initial_state(root: DataRoot, start: int, symbols: Iterable[str]) -> dict[str, Any]:
+    """Return what stood at ``start`` (ns) by the logs and the imported history, as a session's ``meta.json`` has it."""
+    state = InitialState(root, start, symbols)
+    for symbol in state.symbols:
+        for loaded in frames.scan_event_chunks(root, symbol, None, iso(start)):
+            state.see(symbol, loaded.frame)
+    return state.to_dict()
 
 
 def book_before(root: DataRoot, symbol: str, start: int) -> Book | None:
@@ -139,12 +148,13 @@ def recorded_params(root: DataRoot, start: int, end: int) -> list[dict[str, Any]
     if not root.trading_params.is_file():
         return []
     lines: list[tuple[int, dict[str, Any]]] = []
-    for row in frames.load_trading_params(root).frame.iter_rows(named=True):
+    # A Python datetime would drop the nanoseconds.
+    logged = frames.load_trading_params(root).frame.with_columns(ns=pl.col("timestamp").dt.timestamp("ns"))
+    for row in logged.iter_rows(named=True):
         entry: dict[str, Any] = {"timestamp": None, "params": orjson.loads(row["params"])}
         if row.get("unknown_fields"):
             entry |= orjson.loads(row["unknown_fields"])
-        ns = to_ns(row["timestamp"])
-        lines.append((ns, {**entry, "timestamp": iso(ns)}))
+        lines.append((row["ns"], {**entry, "timestamp": iso(row["ns"])}))
     lines.sort(key=lambda line: line[0])
     before = [entry for ns, entry in lines if ns <= start]
     return before[-1:] + [entry for ns, entry in lines if start < ns < end]

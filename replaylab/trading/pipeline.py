@@ -36,10 +36,6 @@ class Pipeline:
         self._params = params
         self.touched: list[SymbolState] = []
 
-    def new_scorer(self, regime: str | None) -> Scorer:
-        """Return the scorer of a symbol whose regime stood at ``regime`` before."""
-        return Scorer(self._params, regime, self._model)
-
     def trade(self, state: SymbolState, ts: int, price: float, payload: dict[str, Any]) -> bool:
         """Take a trade of usable price; return whether quantity and side were usable too."""
         scorer = self._touch(state)
@@ -75,7 +71,7 @@ class Pipeline:
             state.touched = True
             self.touched.append(state)
         if state.scorer is None:
-            state.scorer = self.new_scorer(state.regime)
+            state.scorer = Scorer(self._params, state.regime, self._model)
         return state.scorer
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import OrderBook, usable_number, usable_price
+from replaylab.features import usable_number, usable_price
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent, StateEvent
 from replaylab.timestamps import parse_ns
@@ -97,7 +97,6 @@ class TradingSystem:
         self._index = -1
         self._handled = 0
         self._warming = False
-        self._warm_books: set[str] = set()
         self._states = SymbolStates(price_sources or {}, initial_state)
         full = self._pipeline is not None
         self._handlers: dict[str, Callable[[int, int, str, dict[str, Any]], None]] = {
@@ -155,23 +154,15 @@ class TradingSystem:
     def warm_up(self, ts: int, kind: str, symbol: str, payload: dict[str, Any]) -> None:
         """Take a market event from before the session, in order: the scoring engine learns, nothing is decided.
 
-        Only in FULL_DECISION does it do anything. The book is then that of these events, not the initial one.
+        The initial state is then that before the first of these events. Only in FULL_DECISION does it do anything.
         """
         pipeline = self._pipeline
         if pipeline is None or kind not in ("MARKET_TRADE", "MARKET_BOOK"):
             return
-        if pipeline.touched and ts != self._now:
-            pipeline.signals(self._now)
-        self._now = ts
+        self._move_to(ts, warming=True)
         self._warming = True
         state = self._states[symbol]
-        if state.scorer is None:
-            # Without the regime at the session's start: it is what these events lead to.
-            state.scorer = pipeline.new_scorer(None)
         if kind == "MARKET_BOOK":
-            if symbol not in self._warm_books:
-                self._warm_books.add(symbol)
-                state.book = OrderBook()
             if state.book.apply(payload):
                 pipeline.book(state, ts)
                 if state.source == "book":
@@ -327,16 +318,19 @@ class TradingSystem:
 
     # Deciding again: signals from market data.
 
-    def _move_to(self, ts: int) -> None:
+    def _move_to(self, ts: int, *, warming: bool = False) -> None:
         """Let time pass: signals are computed once per distinct time, after all market events that bear it."""
-        if ts != self._now:
-            if self._pipeline is not None and self._pipeline.touched:
-                if self._warming:
-                    self._pipeline.signals(self._now)
-                else:
-                    self._compute_signals()
-            self._warming = False
-            self._now = ts
+        if ts == self._now:
+            return
+        pipeline = self._pipeline
+        if pipeline is not None and pipeline.touched:
+            if self._warming:
+                for state, signal in pipeline.signals(self._now):
+                    state.regime = signal.regime
+            else:
+                self._compute_signals()
+        self._warming = warming
+        self._now = ts
 
     def _compute_signals(self) -> None:
         pipeline = self._pipeline

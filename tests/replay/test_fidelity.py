@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 from replaylab.errors import ConfigError, ReplayError
+from replaylab.importers import import_history
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
@@ -79,6 +81,44 @@ def test_a_cut_out_of_the_middle_decides_exactly_too(root: DataRoot, mode: str) 
         assert counts["carried_in"] < 0.2 * counts["identical"]
         seen |= {name for name, count in counts.items() if count}
     assert seen == {"identical", "carried_in", "cut_off"}
+
+
+def test_a_bot_that_started_again_is_replayed_from_what_it_knew(
+    root: DataRoot, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two runs, one after the other. The second began with the book and regimes of that moment, and so does a replay of
+    its range, or of a piece of it."""
+    other = DataRoot(tmp_path_factory.mktemp("again"))
+    (other.path / "history").symlink_to(root.path / "history", target_is_directory=True)
+    scoring = ScoringParams(interval_ms=500, warmup_s=20, trend_half_life_s=15)
+    run_sim(other, end=iso(START + 6 * MINUTE), params=PARAMS, scoring=scoring)
+    again = run_sim(other, params=PARAMS.replace(allowed_regimes=("CALM", "TRENDING")), scoring=scoring)
+    assert again.trades.height > 5
+    for first in ((to_ns(again.start) - START) / MINUTE, 8.5):
+        session = cut(other, first, 16, session_id=f"again-{first:.0f}")
+        assert session.initial_state is not None
+        assert session.initial_state["symbols"]["BTCUSDT"]["regime"] is not None
+        for mode in ("SCORING_ONLY", "FULL_DECISION"):
+            report = fidelity(session, mode)
+            assert report.is_identical, (first, mode, report.counts)
+            assert report.counts["identical"] > 500
+
+
+def test_recorded_markets_are_decided_again_exactly(real_data: Path, tmp_path: Path) -> None:
+    """A simulation over a captured BTCUSDT market (trades, book snapshot and deltas; three minutes): identical in both
+    modes, whole and cut."""
+    root = DataRoot(tmp_path)
+    import_history(root, "binance-capture", real_data / "binance-capture" / "btcusdt_20240718.gz")
+    params = PARAMS.replace(tp1_pct=0.01, tp2_pct=0.02, sl_pct=0.01, max_hold_s=10)
+    sim = run_sim(root, params=params, scoring=ScoringParams(interval_ms=100, warmup_s=10))
+    assert sim.trades.height > 5
+    start, end = to_ns(sim.start), to_ns(sim.end)
+    for first, last in ((start, end), (start + (end - start) // 3, end - (end - start) // 4)):
+        manifest = build_replay_session(root, iso(first), iso(last), ["BTCUSDT"])
+        for mode in ("SCORING_ONLY", "FULL_DECISION"):
+            report = fidelity(Session(root, manifest.session_id), mode)
+            assert report.is_identical, (mode, report.counts)
+            assert report.counts["identical"] > 300
 
 
 def test_other_parameters_are_found_out_with_time_inputs_and_reason(root: DataRoot) -> None:
