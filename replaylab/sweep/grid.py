@@ -23,6 +23,7 @@ import polars as pl
 
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
+from replaylab.sweep.rows import Rows
 from replaylab.sweep.rules import PARAMS
 from replaylab.trading.formulas import milliseconds_to_ns, seconds_to_ns
 
@@ -57,6 +58,12 @@ class Grid:
             columns[name] = series.gather(pl.Series(self.codes[name]))
         return columns
 
+    def part(self, start: int, stop: int) -> Grid:
+        """Return some of the rows as a grid of their own."""
+        return Grid(
+            self.axes, {name: code[start:stop] for name, code in self.codes.items()}, stop - start, {}
+        )
+
     def params_of(self, row: int, base: TradingParams) -> TradingParams:
         """Return the full parameters of one combination."""
         return base.replace(**{name: values[self.codes[name][row]] for name, values in self.axes.items()})
@@ -66,17 +73,22 @@ class Grid:
         values: list[tuple[str, ...] | None] = self.axes.get("allowed_regimes", [base.allowed_regimes])
         return values
 
-    def pack(self, base: TradingParams) -> Array:
-        """Return a PARAMS row per combination."""
+    def pack(self, base: TradingParams) -> Rows:
+        """Return the combinations in the kernels' form."""
         packed = np.zeros(self.rows, dtype=PARAMS)
+        codes: dict[str, tuple[Array, int]] = {}
         for name in FIELDS:
             values = self.axes.get(name, [getattr(base, name)])
-            codes = self.codes.get(name)
             column, numbers = _numbers(name, values)
-            packed[column] = numbers[0] if codes is None else numbers[codes]
-        code = packed["allow_long"] + 2 * packed["allow_short"] + 4 * (packed["regime_set"] + 1)
-        packed["filter"] = np.unique(code, return_inverse=True)[1]
-        return packed
+            if len(values) == 1:
+                packed[column] = numbers[0]
+            else:
+                packed[column] = numbers[self.codes[name]]
+                codes[column] = (self.codes[name], len(values))
+        rows = Rows(packed, codes)
+        codes["filter"] = rows.number("allow_long", "allow_short", "regime_set")
+        packed["filter"] = codes["filter"][0]
+        return rows
 
 
 _FLAGS = ("allow_long", "allow_short")

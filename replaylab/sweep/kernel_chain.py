@@ -162,7 +162,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     cands, cand_ts, cand_index, cand_from = plan.cands, plan.cand_ts, plan.cand_index, plan.cand_from
     score_index, score_from, force_from = plan.score_index, plan.score_from, plan.force_from
     force_index = plan.force_index
-    table = plan.table
+    cand_at, table = plan.cand_at, plan.table
     tables = len(table) > 0
     n_symbols = len(price_from) - 1
     state = np.zeros(n_symbols, dtype=_CHAIN)
@@ -389,7 +389,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                     account.open -= 1
                     s.phase = SEEK
                     s.action = _UNKNOWN
-                    s.cand = tick.next_cand
+                    s.cand = np.int64(cand_at[tick.next_score])
                     if p.cooldown_ns > 0:
                         s.cand = first_at_least(
                             cand_ts, s.cand, cand_from[chosen + 1], tick.ts + p.cooldown_ns

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ import polars as pl
 
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.features.payloads import book_mids, regime_names, risk_flags, scores, trade_prices
+from replaylab.sweep.lookup import Lookup, build_lookup
 
 __all__ = ["FORCE", "KINDS", "PRICE", "SCORE", "SessionLike", "Tape", "TapeArrays", "pack"]
 
@@ -77,6 +79,11 @@ class Tape:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays())
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Block minima and maxima and the like: built when first asked for."""
+        return build_lookup(self.arrays())
 
     def arrays(self) -> TapeArrays:
         """Return the arrays in the form that compiled code takes."""

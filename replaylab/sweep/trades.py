@@ -30,7 +30,7 @@ def allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
 def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the trades of one parameter set, in order of their exits, and its figures."""
     grid = Grid({}, {}, 1, {})
-    packed = grid.pack(params)
+    packed = grid.pack(params).params
     allowed = allowed_table(tape, grid.regime_sets(params))
     raw = np.zeros((1, RAW))
     # Every trade has a score that it came from, and a price that filled it.

@@ -6,10 +6,14 @@ import numpy as np
 
 from replaylab.barriers.compiled import one_at_a_time
 from replaylab.params import TradingParams
+from replaylab.sweep.grid import Grid
+from replaylab.sweep.kernel_chain import run_chain
+from replaylab.sweep.plan import number_tables, prepare
+from replaylab.sweep.rules import RAW
 from replaylab.sweep.tape import Tape, TapeArrays
-from replaylab.sweep.trades import trades_of
+from replaylab.sweep.trades import allowed_table, trades_of
 
-__all__ = ["warm_up"]
+__all__ = ["compile_chain", "compile_loop", "warm_up"]
 
 
 def warm_up() -> None:
@@ -20,7 +24,21 @@ def warm_up() -> None:
     Once per installation and version; some ten seconds. Processes that do it at the same time wait for each other.
     """
     with one_at_a_time():
-        trades_of(_tiny_tape(), TradingParams())
+        compile_loop()
+        compile_chain()
+
+
+def compile_loop() -> None:
+    """Compile or load the plain loop."""
+    trades_of(_tiny_tape(), TradingParams())
+
+
+def compile_chain() -> None:
+    """Compile or load the walk from trade to trade, and what prepares it."""
+    tape, params = _tiny_tape(), TradingParams()
+    rows = Grid({}, {}, 1, {}).pack(params)
+    plan, keys = prepare(tape, allowed_table(tape, [None]), rows, number_tables(rows))
+    run_chain(plan, rows.params, keys, np.zeros((1, RAW)))
 
 
 def _tiny_tape() -> Tape:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaylab.params import TradingParams
-from replaylab.sweep.engine import run_rows
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
+from replaylab.sweep.running import run_rows
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.trades import trades_of
 from tests.strategies import RandomSession, make_session, sessions, trading_params
@@ -26,7 +26,7 @@ def rows_of(several: list[TradingParams]) -> Grid:
 
 
 def all_methods(tape: Tape, grid: Grid) -> list[np.ndarray]:
-    return [run_rows(tape, grid, TradingParams(), method) for method in METHODS]
+    return [run_rows(tape, grid, TradingParams(), method)[0] for method in METHODS]
 
 
 @settings(max_examples=200, deadline=None)
@@ -70,7 +70,7 @@ def test_figures_are_those_of_the_trades(session: RandomSession, params: Trading
     """Recomputed from the trades with numpy, by the formulas of docs/sweep.md."""
     tape = pack(session, session.price_source)
     trades, _ = trades_of(tape, params)
-    row = figures(run_rows(tape, rows_of([params]), params, "tables")).row(0, named=True)
+    row = figures(run_rows(tape, rows_of([params]), params, "tables")[0]).row(0, named=True)
     pnl = trades["realized_pnl"].to_numpy()
     n = len(pnl)
     equity = np.cumsum(pnl)
