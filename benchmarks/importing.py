@@ -109,7 +109,7 @@ def run_one(task: str, file: Path, folder: Path) -> dict[str, float]:
     else:
         from replaylab.importers import import_history
 
-        import_history(folder / "root", task, file)
+        import_history(folder / task, task, file)
     return {"seconds": time.perf_counter() - began, "cpu": time.process_time(), "peak": peak_bytes()}
 
 

@@ -96,6 +96,13 @@ def parse_times(values: pl.Series, clock: Clock, lines: pl.Series, file: str) ->
     if len(present) and _DATE.match(present[0]):
         clock.unit = clock.unit or "ns"
         return values.str.to_datetime(time_unit="ns", time_zone="UTC", strict=False).to_physical()
+    even = _evenly_cut(values)
+    if even is not None:
+        whole, fraction, decimals = even
+        ns = clock.column(whole, lines, file)
+        digits = len(str(UNITS[clock.unit or "ns"])) - 1
+        if decimals <= digits:
+            return ns + fraction * int(10 ** (digits - decimals))
     parts = values.str.strip_chars().str.splitn(".", 2).struct.rename_fields(["whole", "fraction"]).struct
     whole, fraction = parts.field("whole").cast(pl.Int64, strict=False), parts.field("fraction").fill_null("")
     ns = clock.column(whole, lines, file)
@@ -115,6 +122,29 @@ def parse_times(values: pl.Series, clock: Clock, lines: pl.Series, file: str) ->
             f"{file}:{lines[index]}: {clock.name} {values[index]!r} is finer than a nanosecond"
         )
     return ns + below
+
+
+def _evenly_cut(values: pl.Series) -> tuple[pl.Series, pl.Series, int] | None:
+    """Whole seconds, fraction and number of decimals where all texts have ten digits, a point, and the same length.
+
+    That is what archives hold, and much faster than taking each text apart where its point is.
+    """
+    length = values.str.len_bytes()
+    if (
+        values.null_count()
+        or length.min() != length.max()
+        or not bool((values.str.slice(10, 1) == ".").all())
+    ):
+        return None
+    decimals = int(length[0]) - 11
+    whole = values.str.head(10).cast(pl.Int64, strict=False)
+    fraction = values.str.slice(11).cast(pl.Int64, strict=False)
+    unsigned = (
+        bool((values.str.slice(11, 1).is_between(pl.lit("0"), pl.lit("9"))).all()) if decimals else False
+    )
+    if not unsigned or whole.null_count() or fraction.null_count():
+        return None
+    return whole, fraction, decimals
 
 
 @dataclass
