@@ -108,9 +108,7 @@ def _source_digest() -> str:
 def _writable_folder(name: str) -> Path:
     named = os.environ.get("NUMBA_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    for base in (named, str(Path(home) / "replaylab" / "compiled"), None):
-        if base is None:
-            return Path(tempfile.mkdtemp(prefix="replaylab-"))
+    for base in ([named] if named else []) + [str(Path(home) / "replaylab" / "compiled")]:
         folder = Path(base) / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,4 +116,4 @@ def _writable_folder(name: str) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise AssertionError("unreachable: the temporary folder ends the search")
+    return Path(tempfile.mkdtemp(prefix="replaylab-"))
