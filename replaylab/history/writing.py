@@ -272,9 +272,9 @@ def _unique_ids(rows: pl.DataFrame, symbol: str) -> pl.DataFrame:
     key = "seq" if bool((rows["trade_id"] == rows["seq"].cast(pl.String)).all()) else "trade_id"
     if key == "seq" and bool((rows["seq"].diff() > 0).all()):
         return rows
-    first = rows[key].is_first_distinct()
-    if first.all():
+    if rows[key].n_unique() == rows.height:
         return rows
+    first = rows[key].is_first_distinct()
     unique, again = rows.filter(first), rows.filter(~first)
     columns = [key, "price", "qty", "side"]
     pairs = again.select(columns).join(unique.select(columns), on=key, how="left", maintain_order="left")
