@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +129,9 @@ class Lab:
         """State events; ``extra`` is a JSON text column. ``expand`` gives fields of extra columns of their own."""
         from replaylab import frames
 
-        return self._load(frames.load_events(self.root, _names(symbols), start, end, expand=expand))
+        cache = self.config.cache_path
+        loaded = frames.load_events(self.root, _names(symbols), start, end, expand=expand, cache=cache)
+        return self._load(loaded)
 
     def trades(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
         """The trade log: closed trades by the time they closed."""
@@ -265,12 +267,22 @@ class Lab:
         session: AnySession,
         grid: Any,
         params: TradingParams | None = None,
+        *,
+        scoring: Any = None,
         **options: Any,
     ) -> SweepResult:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options."""
-        from replaylab.sweep import sweep
+        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options.
 
-        return sweep(self.session(session), grid, params or self.config.trading, give=self._give, **options)
+        ``scoring``: ScoringParams, or a model with ``predict``, makes the scores anew from the market data; a mapping
+        of fields of ScoringParams to values makes them further axes.
+        """
+        from replaylab.sweep import rescored, sweep, sweep_scoring
+
+        opened, params = self.session(session), params or self.config.trading
+        if isinstance(scoring, Mapping):
+            return sweep_scoring(opened, scoring, grid, params, give=self._give, **options)
+        subject = opened if scoring is None else rescored(opened, scoring)
+        return sweep(subject, grid, params, give=self._give, **options)
 
     def backtest(
         self,
