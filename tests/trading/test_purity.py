@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,3 +133,14 @@ def test_formulas_compile_and_give_the_same_bits(name: str) -> None:
             values = [int(value * 1e15) for value in values]
         expected, found = function(*values), compiled(*values)
         assert (expected, type(expected)) == (found, type(found))
+
+
+def test_trading_loads_without_the_heavy_libraries() -> None:
+    """A live system that only trades loads neither numpy, polars, pandas nor numba."""
+    code = (
+        "import sys, replaylab.trading\n"
+        "found = {'numpy', 'polars', 'pandas', 'numba'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(found)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
