@@ -98,7 +98,7 @@ class Controls:
             parts.append("ended")
         elif not steerable:
             parts.append("started elsewhere: it can be stopped from here")
-        text = note(" · ".join(parts))
+        text = "&nbsp; " + note(" · ".join(parts))
         return f"{text} {error(status.error)}" if status.error else text
 
     def say(self, text: str) -> None:

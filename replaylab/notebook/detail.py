@@ -18,6 +18,7 @@ __all__ = ["Detail", "DetailView", "describe"]
 _ROWS = 8
 _GAPS = 5
 _SYMBOLS_DRAWN = 4
+_SYMBOLS_COUNTED = 6
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,25 @@ def describe(session: Any) -> Detail:
 
 
 def _counts(events: pl.DataFrame) -> str:
-    counts = events.group_by("type", "symbol").len().sort("type", "symbol")
-    rows = [
-        f"{cells((kind, symbol or 'all'))}<td class='num'>{count:,}</td>"
-        for kind, symbol, count in counts.rows()
-    ]
-    return '<div class="rl-heading">Events</div>' + table(
-        ("type", "symbol", "#events"), rows, empty="no events"
+    """A row per type and a column per symbol, the busiest symbols first."""
+    counts = events.group_by("type", pl.col("symbol").fill_null("all symbols")).len()
+    totals = (
+        counts.group_by("symbol").agg(pl.col("len").sum()).sort(["len", "symbol"], descending=[True, False])
     )
+    symbols = totals["symbol"].to_list()
+    by_cell = {(kind, symbol): count for kind, symbol, count in counts.rows()}
+    rows = []
+    for kind in sorted({kind for kind, _ in by_cell}):
+        found = [by_cell.get((kind, symbol), 0) for symbol in symbols]
+        shown = [
+            *found[:_SYMBOLS_COUNTED],
+            *([sum(found[_SYMBOLS_COUNTED:])] if len(found) > _SYMBOLS_COUNTED else []),
+        ]
+        numbers = "".join(f'<td class="num">{count:,}</td>' for count in [*shown, sum(found)])
+        rows.append(cells((kind,)) + numbers)
+    names = symbols[:_SYMBOLS_COUNTED] + (["others"] if len(symbols) > _SYMBOLS_COUNTED else [])
+    columns = ("type", *(f"#{name}" for name in names), "#total")
+    return '<div class="rl-heading">Events</div>' + table(columns, rows, empty="no events")
 
 
 def _first_rows(events: pl.DataFrame) -> str:

@@ -44,7 +44,7 @@ class LiveView:
         self._drawn: tuple[Any, ...] = ()
 
         self.hot = w.HTML(layout=w.Layout(min_width="44em", flex="1 1 44em"))
-        self.symbol = w.Dropdown(description="picture of", style={"description_width": "6em"})
+        self.symbol = w.Dropdown(description="price of", style={"description_width": "5em"})
         self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="900px", display="none"))
         self.changes, self.orders, self.trades = (w.HTML(layout=w.Layout(flex="1 1 30em")) for _ in range(3))
         wrap = w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 24px")
@@ -125,6 +125,8 @@ class LiveView:
         figure = plots.price_with_trades(
             prices, pl.DataFrame(trades, schema=_TRADE_SCHEMA, orient="row"), symbol=row.symbol
         )
+        # Smaller than in a paper, so that its letters are as large as those around it.
+        figure.set_size_inches(7.6, 4.1)
         axes = figure.axes[0]
         for kind, price in row.levels.values():
             colour = LOSS if kind == "stop" else WIN

@@ -17,7 +17,8 @@ STYLE = """<style>
 .rl-badge.calm { border: 1px solid var(--rl-line); color: var(--rl-soft); }
 .rl-health { display: inline-block; margin-left: 14px; color: var(--rl-soft); }
 .rl-dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin: 0 5px 0 12px; }
-.rl-table { border-collapse: collapse; width: 100%; font-size: 13px; color: var(--jp-ui-font-color1, inherit); }
+.rl-table { border-collapse: collapse; width: auto; min-width: min(100%, 34em); font-size: 13px;
+  color: var(--jp-ui-font-color1, inherit); }
 .rl-table th { text-align: left; font-weight: 600; border-bottom: 1px solid var(--rl-line); padding: 3px 10px 3px 0; }
 .rl-table td { padding: 2px 10px 2px 0; white-space: nowrap; border-bottom: 1px solid transparent; }
 .rl-table .num { text-align: right; font-variant-numeric: tabular-nums; }
@@ -34,8 +35,10 @@ STYLE = """<style>
 .rl-panel .rl-id { text-align: left; background: transparent; box-shadow: none; padding: 0 6px;
   color: var(--jp-content-link-color, #2868c8); }
 .rl-panel .rl-id.rl-chosen { background: var(--jp-brand-color3, #cfe3ff); font-weight: 600; }
-.rl-panel .rl-head { background: transparent; box-shadow: none; padding: 0 6px; text-align: left; font-weight: 600;
+.rl-panel .rl-head { background: transparent; box-shadow: none; padding: 0; text-align: left; font-weight: 600;
   color: var(--jp-ui-font-color1, inherit); }
+.rl-panel .rl-head.rl-num { text-align: right; }
+.rl-panel .rl-head:first-child { padding-left: 6px; }
 .rl-heading { font-weight: 600; margin: 8px 0 2px; }
 </style>"""
 

@@ -90,8 +90,12 @@ class SessionTable:
         name, width, _ = _COLUMNS[place]
         grows = width.endswith("fr")
         layout = w.Layout(flex="1 1 auto", width="auto") if grows else w.Layout(flex="0 0 auto", width=width)
+        # As wide as the gap between the cells below.
+        layout.margin = "2px" if place == 0 else "2px 10px 2px 2px"
         button = w.Button(description=name, tooltip=f"sort by {name}", layout=layout)
         button.add_class("rl-head")
+        if name in ("events", "speed"):
+            button.add_class("rl-num")
         button.on_click(lambda _: self._sort_by(place))
         return button
 

@@ -50,7 +50,6 @@ class _Lines:
 
 def _engine(orders: dict[str, Any]) -> Any:
     from replaylab.replay.engine import ReplayEngine
-
     from replaylab.sessions import SessionStore
 
     engine = ReplayEngine(

@@ -13,12 +13,32 @@ from replaylab.paths import safe_name
 from replaylab.records import Record, decode_record
 from replaylab.timestamps import parse_ns
 
-__all__ = ["BuildRequest", "EmptyRequest", "RunRequest", "SeekRequest", "SpeedRequest", "read_body"]
+__all__ = [
+    "BuildRequest",
+    "EmptyRequest",
+    "Request",
+    "RunRequest",
+    "SeekRequest",
+    "SpeedRequest",
+    "read_body",
+]
 
-R = TypeVar("R", bound=Record)
+
+class Request(Record, kw_only=True):
+    """Base of all bodies."""
+
+    def check(self) -> None:
+        """Raise RecordError, naming the field, for what the types alone do not exclude."""
 
 
-class BuildRequest(Record, kw_only=True):
+R = TypeVar("R", bound=Request)
+
+
+class EmptyRequest(Request, kw_only=True):
+    """A body without fields; none at all will do too."""
+
+
+class BuildRequest(Request, kw_only=True):
     """``POST /api/replay/sessions``."""
 
     from_: str = field(name="from")
@@ -29,69 +49,75 @@ class BuildRequest(Record, kw_only=True):
     session_id: str | None = None
     notes: str | None = None
 
-    def __post_init__(self) -> None:
-        for name, text in (("from", self.from_), ("to", self.to)):
-            _checked(name, parse_ns, text)
-        if self.session_id is not None:
-            _checked("sessionId", safe_name, self.session_id)
-        for symbol in self.symbols:
-            _checked("symbols", safe_name, symbol)
+    def check(self) -> None:
+        _try("from", parse_ns, self.from_)
+        _try("to", parse_ns, self.to)
         if not self.symbols:
-            raise ValueError("symbols: expected at least one symbol, found []")
+            raise _wrong("symbols", "at least one symbol", self.symbols)
+        for symbol in self.symbols:
+            _try("symbols", safe_name, symbol)
+        for kind in self.include_types or ():
+            if not kind or "*" in kind[:-1]:
+                raise _wrong("includeTypes", "types such as SCORING_UPDATE or EXECUTION_*", kind)
         if self.include_types is not None and not self.include_types:
-            raise ValueError("includeTypes: expected at least one type or null, found []")
+            raise _wrong("includeTypes", "at least one type, or null", self.include_types)
         if self.max_events is not None and self.max_events < 0:
-            raise ValueError(f"maxEvents: expected a whole number ≥ 0 or null, found {self.max_events}")
+            raise _wrong("maxEvents", "a whole number ≥ 0, or null", self.max_events)
+        if self.session_id is not None:
+            _try("sessionId", safe_name, self.session_id)
 
 
-class RunRequest(Record, kw_only=True):
-    """``POST /api/replay/run``."""
+class RunRequest(Request, kw_only=True):
+    """``POST /api/replay/run``. ``speed_factor``: a number, or "inf", since JSON has no infinity."""
 
     session_id: str
-    speed_factor: float | Literal["inf"] | None = None
+    speed_factor: Any = None
     inject_mode: Literal["SCORING_ONLY", "FULL_DECISION"] | None = None
     loop: bool = False
     params: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        if self.speed_factor not in (None, "inf"):
+    def check(self) -> None:
+        if self.speed_factor is not None:
             _check_speed(self.speed_factor)
 
 
-class SeekRequest(Record, kw_only=True):
-    """``POST /api/replay/seek``: an index, or an ISO time."""
+class SeekRequest(Request, kw_only=True):
+    """``POST /api/replay/seek``. ``to``: an index, or an ISO time."""
 
-    to: int | str
+    to: Any
 
-    def __post_init__(self) -> None:
-        if isinstance(self.to, int) and self.to < 0:
-            raise ValueError(f"to: expected an index ≥ 0 or an ISO time, found {self.to}")
+    def check(self) -> None:
+        if isinstance(self.to, str):
+            _try("to", parse_ns, self.to)
+        elif isinstance(self.to, bool) or not isinstance(self.to, int) or not 0 <= self.to < 1 << 63:
+            raise _wrong("to", "an index ≥ 0 or an ISO time", self.to)
 
 
-class SpeedRequest(Record, kw_only=True):
+class SpeedRequest(Request, kw_only=True):
     """``POST /api/replay/speed``."""
 
-    speed_factor: float | Literal["inf"]
+    speed_factor: Any
 
-    def __post_init__(self) -> None:
-        if self.speed_factor != "inf":
-            _check_speed(self.speed_factor)
-
-
-class EmptyRequest(Record, kw_only=True):
-    """A body without fields; none at all will do too."""
+    def check(self) -> None:
+        _check_speed(self.speed_factor)
 
 
-def _checked(field: str, check: Callable[[str], object], text: str) -> None:
+def _check_speed(value: Any) -> None:
+    if value == "inf":
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise _wrong("speedFactor", 'a number above 0, or "inf"', value)
+
+
+def _wrong(name: str, expected: str, found: Any) -> RecordError:
+    return RecordError(f"{name}: expected {expected}, found {found!r}", field=name)
+
+
+def _try(name: str, check: Callable[[str], object], text: str) -> None:
     try:
         check(text)
     except ReplaylabError as error:
-        raise ValueError(f"{field}: {error}") from None
-
-
-def _check_speed(value: float | str | None) -> None:
-    if not isinstance(value, float | int) or not value > 0:
-        raise ValueError(f'speedFactor: expected a number above 0, or "inf", found {value}')
+        raise RecordError(f"{name}: {error}", field=name) from None
 
 
 def read_body(cls: type[R], body: bytes) -> R:
@@ -104,4 +130,5 @@ def read_body(cls: type[R], body: bytes) -> R:
     for name in request.unknown_fields:
         hint = did_you_mean(name, cls.__struct_encode_fields__)
         raise RecordError(f"{cls.__name__}.{name}: there is no such field.{hint}", field=name)
+    request.check()
     return request

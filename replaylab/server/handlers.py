@@ -18,6 +18,7 @@ from replaylab.records import Record
 from replaylab.server.bodies import (
     BuildRequest,
     EmptyRequest,
+    Request,
     RunRequest,
     SeekRequest,
     SpeedRequest,
@@ -27,7 +28,7 @@ from replaylab.server.service import Service, status_of
 
 __all__ = ["ROUTES"]
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.
 _MAX_BODY = 1 << 20
 _HEARTBEAT_S = 10.0

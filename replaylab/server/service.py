@@ -31,7 +31,7 @@ from replaylab.paths import DataRoot, safe_name
 from replaylab.records import HealthSnapshot, ReplayManifest, ReplayStatus
 from replaylab.replay.follow import RunFollower
 from replaylab.replay.remote import RemoteReplay
-from replaylab.replay.status import read_status, stop_replay
+from replaylab.replay.status import publish_failure, read_status, stop_replay
 from replaylab.server.bodies import BuildRequest, RunRequest
 from replaylab.sessions.sources import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
@@ -163,7 +163,11 @@ class Service:
 
     async def run(self, request: RunRequest) -> dict[str, Any]:
         """Start a replay in a process of its own."""
-        await self.session(request.session_id)
+        try:
+            await self.session(request.session_id)
+        except SessionNotFoundError as error:
+            await asyncio.to_thread(publish_failure, self.root, request.session_id, error)
+            raise
         params = self._config.trading
         if request.params:
             params = TradingParams.from_dict({**params.to_dict(), **request.params})

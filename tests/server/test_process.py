@@ -108,6 +108,12 @@ def test_t7_health(client: httpx.Client) -> None:
     assert services["logging"]["status"] == "OK"
     assert services["replay"]["status"] == "OK"
     assert client.post("/run", json={"sessionId": "does-not-exist"}).status_code == 404
+    replay = client.get("/health").json()["services"]["replay"]
+    assert replay["status"] == "ERROR"
+    assert "does-not-exist" in replay["message"]
+    run(client, speedFactor="inf")
+    wait_for(lambda: not status(client)["running"], "the end")
+    assert client.get("/health").json()["services"]["replay"]["status"] in ("OK", "WARN")
 
 
 def test_running_twice_is_a_conflict(client: httpx.Client) -> None:
