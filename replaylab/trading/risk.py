@@ -49,11 +49,9 @@ class RiskEngine:
         rules = self._rules
         if rules.max_open_positions is not None and self.open_count >= rules.max_open_positions:
             return "max_open_positions reached"
-        if rules.max_trades_per_day is not None:
-            entries = self.entries_today if ts // NS_PER_DAY == self._trades_day else 0
-            if entries >= rules.max_trades_per_day:
-                return "max_trades_per_day reached"
-        if self.loss_limit_hit and ts // NS_PER_DAY == self._day:
+        if rules.max_trades_per_day is not None and self._entries_on(ts) >= rules.max_trades_per_day:
+            return "max_trades_per_day reached"
+        if self.loss_limit_hit_on(ts):
             return "max_daily_loss_usd reached"
         return None
 
@@ -92,17 +90,28 @@ class RiskEngine:
         else:
             self.day_losses += 1
 
-    def trades_limit_hit(self) -> bool:
-        limit = self._rules.max_trades_per_day
-        return limit is not None and self.entries_today >= limit
+    def loss_limit_hit_on(self, ts: int) -> bool:
+        """Whether the UTC day of ``ts`` has reached its loss limit."""
+        return self.loss_limit_hit and ts // NS_PER_DAY == self._day
 
-    def daily_stats(self) -> DailyRiskStats:
-        """Return the statistics of the UTC day of the last fill."""
+    def trades_limit_hit_on(self, ts: int) -> bool:
+        """Whether the UTC day of ``ts`` has had all its entries."""
+        limit = self._rules.max_trades_per_day
+        return limit is not None and self._entries_on(ts) >= limit
+
+    def daily_stats(self, ts: int) -> DailyRiskStats:
+        """Return the statistics of the UTC day of ``ts``: zeros before its first fill."""
+        day = ts // NS_PER_DAY
+        if day != self._day:
+            return DailyRiskStats(date_key=date_key(ts))
         return DailyRiskStats(
-            date_key=date_key(self._day * NS_PER_DAY),
+            date_key=date_key(ts),
             realized_pnl=self.day_pnl,
             trades_count=self.day_wins + self.day_losses,
             wins=self.day_wins,
             losses=self.day_losses,
             max_drawdown_usd=self.day_max_drawdown,
         )
+
+    def _entries_on(self, ts: int) -> int:
+        return self.entries_today if ts // NS_PER_DAY == self._trades_day else 0

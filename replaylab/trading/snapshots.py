@@ -67,7 +67,7 @@ class Snapshots:
         self.due = NEVER
         states = list(symbols)
         timestamp = self._stamp(ts)
-        self._recorder.write_risk_snapshot(self._risk_snapshot(timestamp, states))
+        self._recorder.write_risk_snapshot(self._risk_snapshot(ts, timestamp, states))
         if self.tpsl is not None:
             self._recorder.write_tpsl_snapshot(tpsl_snapshot(self._rules, self.tpsl, timestamp))
             self.tpsl = None
@@ -85,7 +85,7 @@ class Snapshots:
             )
         )
 
-    def _risk_snapshot(self, timestamp: str, states: list[SymbolState]) -> RiskSnapshot:
+    def _risk_snapshot(self, ts: int, timestamp: str, states: list[SymbolState]) -> RiskSnapshot:
         equity = self._risk.balance
         margin = 0.0
         open_positions = 0
@@ -98,12 +98,12 @@ class Snapshots:
                     position.entry if state.last_price is None else state.last_price
                 )
         blocked = [state.symbol for state in states if state.blocked]
-        trades_hit = self._risk.trades_limit_hit()
+        loss_hit, trades_hit = self._risk.loss_limit_hit_on(ts), self._risk.trades_limit_hit_on(ts)
         reasons = [
             text
             for holds, text in (
                 (bool(blocked), f"trading blocked: {', '.join(blocked)}"),
-                (self._risk.loss_limit_hit, "max_daily_loss_usd reached"),
+                (loss_hit, "max_daily_loss_usd reached"),
                 (trades_hit, "max_trades_per_day reached"),
             )
             if holds
@@ -116,14 +116,14 @@ class Snapshots:
                 used_margin_usd=margin,
                 open_positions=open_positions,
             ),
-            daily_stats=self._risk.daily_stats(),
+            daily_stats=self._risk.daily_stats(ts),
             risk_flags=RiskFlags(
                 trading_blocked=bool(blocked),
                 force_close=any(
                     state.position is not None and state.position.exit_reason == "RISK_EXIT"
                     for state in states
                 ),
-                daily_loss_limit_hit=self._risk.loss_limit_hit,
+                daily_loss_limit_hit=loss_hit,
                 max_trades_hit=trades_hit,
                 reason="; ".join(reasons) or None,
             ),

@@ -149,3 +149,15 @@ def test_a_recorder_changes_no_decision(play: Play, random_session: Any, kept: A
     params = TradingParams(entry_threshold=0.3, trailing_activation_pct=0.05)
     events = random_session(2000)
     assert play(events, params).trades == play(events, params, recorder=kept).trades != []
+
+
+def test_daily_figures_are_those_of_the_snapshots_own_day(play: Play, session: Session, kept: Any) -> None:
+    """Before the first fill of a day its figures are zero, and yesterday's limits do not stand."""
+    day = 86_400_000_000_000
+    events = session("s1", 100, 99) + [(day + ts, *rest) for ts, *rest in session("s1")]
+    play(events, TradingParams(max_daily_loss_usd=5, max_trades_per_day=1), recorder=kept)
+    first, second = kept.of("risk")[0], kept.of("risk")[1]
+    assert (first.daily_stats.date_key, first.daily_stats.trades_count) == ("1970-01-01", 0)
+    assert first.risk_flags.max_trades_hit
+    assert (second.daily_stats.date_key, second.daily_stats.realized_pnl) == ("1970-01-02", 0.0)
+    assert not second.risk_flags.daily_loss_limit_hit
