@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,15 @@ def import_(
     price: Annotated[str | None, typer.Option(help="Column of the price (csv, parquet).")] = None,
     qty: Annotated[str | None, typer.Option(help="Column of the quantity (csv, parquet).")] = None,
     side: Annotated[str | None, typer.Option(help="Column of the taker's side (csv, parquet).")] = None,
+    buyer_maker: Annotated[
+        str | None, typer.Option(help="Column that is true where the buyer was the maker (csv, parquet).")
+    ] = None,
     trade_id: Annotated[str | None, typer.Option(help="Column of the trade id (csv, parquet).")] = None,
+    received_at: Annotated[str | None, typer.Option(help="Column of the local time (csv, parquet).")] = None,
+    market: Annotated[str | None, typer.Option(help="linear or spot (bybit-capture).")] = None,
+    clock: Annotated[str, typer.Option(help="Time to sort by: exchange or receive.")] = "exchange",
+    save_as: Annotated[str | None, typer.Option(help="Store the symbol under this name.")] = None,
+    gap_s: Annotated[float, typer.Option(help="Report pauses longer than this many seconds.")] = 60.0,
     json: Json = False,
 ) -> None:
     """Bring exchange history in as market data of this data root.
@@ -66,10 +75,17 @@ def import_(
         "price": price,
         "qty": qty,
         "side": side,
+        "buyer_maker": buyer_maker,
         "trade_id": trade_id,
+        "received_at": received_at,
+        "market": market,
+        "save_as": save_as,
     }
     chosen = {name: value for name, value in named.items() if value is not None}
-    report = open_lab(data).import_history(fmt, files, symbol=symbol, **chosen)
+    shown = sys.stderr.isatty() and not json
+    report = open_lab(data).import_history(
+        fmt, files, symbol=symbol, progress=shown, clock=clock, gap_s=gap_s, **chosen
+    )
     if json:
         print_json(report)
     else:
