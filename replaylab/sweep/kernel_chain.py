@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from replaylab.barriers.compiled import compiled, inlined
 from replaylab.barriers.index import first_ge, first_le, range_max, range_min
+from replaylab.features.compiled import compiled, inlined
 from replaylab.sweep import rules
 from replaylab.sweep.kernel_loop import ACCOUNT, entry_decided, realise, refused
 from replaylab.sweep.rules import book_trade, entry_qty

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaylab.barriers.compiled import compiled
 from replaylab.barriers.index import build_levels
+from replaylab.features.compiled import compiled
 from replaylab.sweep.rows import Rows
 from replaylab.sweep.tape import Tape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from replaylab.barriers.compiled import one_at_a_time
+from replaylab.features.compiled import one_at_a_time
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid
 from replaylab.sweep.kernel_chain import run_chain

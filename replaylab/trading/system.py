@@ -142,7 +142,7 @@ class TradingSystem:
             return
         self._finished = True
         if self._pipeline is not None:
-            if self._pipeline.touched:
+            if self._pipeline.touched and not self._warming:
                 self._compute_signals()
             self.agreement.close()
         self._execution.end(self._states.sorted(), self._now)
