@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,14 @@ def export_features(
     try:
         staging.mkdir()
         pieces = []
-        for session in several:
-            chosen = None if symbols is None else sorted(symbols)
+        chosen = None if symbols is None else sorted(symbols)
+        for given in several:
+            # A session keeps the events that it read: a copy of its own lets go of them with the loop.
+            session = copy(given)
             frame = _rows(session, labels, at, params, recent_trades, chosen)
             card.add(session, frame)
             pieces += _stage(frame, session.id, staging / "pieces")
-            del frame
+            del frame, session
         schema = _schema(pieces, params, recent_trades)
         about = card.finish(describe(schema.names, params, recent_trades))
         schema = schema.with_metadata({CARD_KEY: orjson.dumps(about, option=orjson.OPT_SORT_KEYS)})

@@ -1,0 +1,52 @@
+"""An export of many sessions holds one of them at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import resource, sys
+from functools import cached_property
+
+from replaylab.ml.export import export_features
+from tests.ml.sessions import FakeSession, random_rows, session
+
+class OnDisk:
+    rejects = None
+    initial_state = None
+
+    def __init__(self, number, rows):
+        self.id, self.digest, self.rows = f"session-{number:03d}", f"{number:064x}", rows
+
+    @cached_property
+    def events(self):
+        return session(self.rows).events
+
+rows = random_rows(1, 60_000, ("BTCUSDT", "ETHUSDT"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+several = [OnDisk(number, rows) for number in range(int(sys.argv[2]))]
+made = export_features(several, sys.argv[1], labels={"tp_pct": 0.1, "sl_pct": 0.1, "max_hold_s": 5.0})
+assert made.rows > 10_000 * len(several)
+assert not any("events" in one.__dict__ for one in several)
+print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(900)
+def test_a_hundred_sessions_stay_under_a_gigabyte(tmp_path: Path) -> None:
+    """100 sessions of 60,000 events: peak resident memory of the whole process below 1 GB."""
+    run = subprocess.run(
+        [sys.executable, "-c", CODE, str(tmp_path / "set"), "100"], check=True, capture_output=True, text=True
+    )
+    _, peak = (int(number) for number in run.stdout.split())
+    assert peak < 1000, f"{peak} MB"
+
+
+def test_sessions_are_let_go_one_by_one(tmp_path: Path) -> None:
+    """No session that was handed in keeps the events that the export read from it."""
+    subprocess.run([sys.executable, "-c", CODE, str(tmp_path / "set"), "2"], check=True)
