@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -213,3 +214,15 @@ def test_a_day_that_is_merged_in_slices_is_the_same_day(
         history.write_trades(sliced, "X", trades(part).with_columns(seq=pl.col("trade_id").cast(pl.Int64)))
     assert stored(sliced, "X").drop("seq").equals(stored(whole, "X").drop("seq"))
     assert stored(sliced, "X")["timestamp"].is_sorted()
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    """Each merges into the same day file; a lock makes them take turns."""
+    parts = [
+        trades([(100 * part + number, 1.0, 1.0, "BUY", f"{part}-{number}") for number in range(50)])
+        for part in range(6)
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        added = list(pool.map(lambda part: history.write_trades(tmp_path, "X", part).added, parts))
+    assert added == [50] * 6
+    assert stored(tmp_path, "X").height == 300
