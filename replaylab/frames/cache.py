@@ -11,7 +11,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replaylab.frames.files import chunks_of
+from replaylab.frames.files import ReplacedError, chunks_of
 from replaylab.frames.fingerprint import Fingerprint, begins_with, fingerprint
 from replaylab.frames.loaded import Loaded, Reject, reject_frame
 from replaylab.frames.schema import LogSchema
@@ -30,7 +29,8 @@ __all__ = ["MIN_BYTES", "cached_chunks", "to_table"]
 
 # Below this a file is parsed faster than its entry is found, checked and opened.
 MIN_BYTES = 4 << 20
-_VERSION = 1
+_SLICE_ROWS = 2_000_000
+_VERSION = 2
 _log = logging.getLogger("replaylab.frames")
 
 
@@ -40,6 +40,7 @@ class Segment(msgspec.Struct, frozen=True):
     name: str
     end: int
     lines: int
+    rows: int
     blank: int
     rejects: list[Reject]
 
@@ -64,17 +65,17 @@ def cached_chunks(
     if cache is None or os.fstat(file.fileno()).st_size < MIN_BYTES:
         yield from chunks_of(file, schema, name, (None, None), chunk_bytes)
         return
-    folder = cache / "frames" / blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
-    with ExitStack() as opened:
-        entry, readers = _open_entry(folder, path, schema, file.fileno(), opened)
-        done, line = 0, 1
-        for segment, reader in zip(entry.segments if entry else (), readers, strict=True):
-            yield from _segment(segment, reader, schema, name)
-            done, line = segment.end, line + segment.lines
-        new = os.fstat(file.fileno()).st_size - done
-        # A few new lines are not worth a segment; they are parsed again next time, until there are more of them.
-        keep = new >= max(MIN_BYTES // 4, done // 16)
-        yield from _parse(file, path, schema, name, chunk_bytes, folder, entry, done, line, keep=keep)
+    key = os.fsencode(path.resolve()) + b"\0" + ",".join(schema.frame.names()).encode()
+    folder = cache / "frames" / blake2b(key, digest_size=16).hexdigest()
+    entry = _find_entry(folder, path, schema, file.fileno())
+    done, line = 0, 1
+    for segment in entry.segments if entry else ():
+        yield from _segment(folder / segment.name, segment, schema, name)
+        done, line = segment.end, line + segment.lines
+    new = os.fstat(file.fileno()).st_size - done
+    # A few new lines are not worth a segment; they are parsed again next time, until there are more of them.
+    keep = new >= max(MIN_BYTES // 4, done // 16)
+    yield from _parse(file, path, schema, name, chunk_bytes, folder, entry, done, line, keep=keep)
 
 
 def to_table(frame: pl.DataFrame) -> pa.Table:
@@ -82,10 +83,8 @@ def to_table(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _open_entry(
-    folder: Path, path: Path, schema: LogSchema, fd: int, opened: ExitStack
-) -> tuple[Entry | None, list[pq.ParquetFile]]:
-    """Return the entry, if it is of this very file, with its segments opened: then nobody can delete them."""
+def _find_entry(folder: Path, path: Path, schema: LogSchema, fd: int) -> Entry | None:
+    """Return the entry, if it is of this very file and its segments can be read."""
     try:
         entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=Entry)
         state = os.fstat(fd)
@@ -96,14 +95,16 @@ def _open_entry(
             or not _unchanged(fd, state, entry)
             or not begins_with(fd, entry.covered)
         ):
-            return None, []
-        readers = [opened.enter_context(pq.ParquetFile(folder / segment.name)) for segment in entry.segments]
+            return None
+        for segment in entry.segments:
+            if pq.read_metadata(folder / segment.name).num_rows != segment.rows:
+                return None
     except FileNotFoundError:
-        return None, []
+        return None
     except (msgspec.MsgspecError, OSError, ValueError) as error:
         _log.debug("cache of %s cannot be used: %s", path, error)
-        return None, []
-    return entry, readers
+        return None
+    return entry
 
 
 def _unchanged(fd: int, state: os.stat_result, entry: Entry) -> bool:
@@ -113,12 +114,14 @@ def _unchanged(fd: int, state: os.stat_result, entry: Entry) -> bool:
     return state.st_size > entry.size and os.pread(fd, 1, entry.size - 1) == b"\n"
 
 
-def _segment(segment: Segment, reader: pq.ParquetFile, schema: LogSchema, name: str) -> Iterator[Loaded]:
+def _segment(path: Path, segment: Segment, schema: LogSchema, name: str) -> Iterator[Loaded]:
     rejects = reject_frame([(name, *reject[1:]) for reject in segment.rejects])
-    rows = reader.metadata.num_rows
-    yield Loaded(schema.frame.to_frame(), rejects, segment.lines - rows, segment.blank, 0)
-    for group in range(reader.num_row_groups):
-        frame = pl.DataFrame(pl.from_arrow(reader.read_row_group(group)))
+    yield Loaded(schema.frame.to_frame(), rejects, segment.lines - segment.rows, segment.blank, 0)
+    for start in range(0, segment.rows, _SLICE_ROWS):
+        try:
+            frame = pl.scan_parquet(path).slice(start, _SLICE_ROWS).collect()
+        except FileNotFoundError:
+            raise ReplacedError(f"{path}: another process renewed the cache; read the log again") from None
         yield Loaded(frame, lines=frame.height, rows=frame.height)
 
 
@@ -159,7 +162,7 @@ class _Writer:
         self._schema = schema
         self._temporary: Path | None = None
         self._parquet: pq.ParquetWriter | None = None
-        self._lines = self._blank = 0
+        self._lines = self._rows = self._blank = 0
         self._rejects: list[Reject] = []
         texts = [column.name for column in schema.columns if column.kind in ("text", "day")]
         try:
@@ -170,7 +173,8 @@ class _Writer:
             self._parquet = pq.ParquetWriter(
                 name,
                 to_table(schema.frame.to_frame()).schema,
-                compression="lz4",
+                # Twice the size of lz4, and read in half the time; it is still half of the text.
+                compression="none",
                 use_dictionary=texts,
                 write_statistics=False,
             )
@@ -179,6 +183,7 @@ class _Writer:
 
     def add(self, loaded: Loaded) -> None:
         self._lines += loaded.lines
+        self._rows += loaded.rows
         self._blank += loaded.blank
         self._rejects += loaded.rejects.rows()
         if self._parquet is not None:
@@ -196,7 +201,7 @@ class _Writer:
             self._parquet = None
             name = self._temporary.with_suffix(".parquet").name
             self._temporary.replace(self._folder / name)
-            segment = Segment(name, state.st_size, self._lines, self._blank, self._rejects)
+            segment = Segment(name, state.st_size, self._lines, self._rows, self._blank, self._rejects)
             new = Entry(
                 version=_VERSION,
                 path=str(path),

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import polars as pl
 
-from replaylab.errors import UnsafeNameError
+from replaylab.errors import LogReadError, UnsafeNameError
 from replaylab.frames.decode import decode_block
 from replaylab.frames.lines import BLOCK_BYTES, blocks
 from replaylab.frames.loaded import TIMESTAMP, Loaded, concat
@@ -18,10 +18,24 @@ from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot, safe_name
 from replaylab.timestamps import to_ns
 
-__all__ = ["Time", "Window", "chunks_of", "in_window", "is_safe_name", "name_in", "read_file", "window"]
+__all__ = [
+    "ReplacedError",
+    "Time",
+    "Window",
+    "chunks_of",
+    "in_window",
+    "is_safe_name",
+    "name_in",
+    "read_file",
+    "window",
+]
 
 Time = str | datetime | date | None
 Window = tuple[int | None, int | None]
+
+
+class ReplacedError(LogReadError):
+    """A file was emptied or removed while it was read: beginning again helps."""
 
 
 def window(start: Time, end: Time) -> Window:

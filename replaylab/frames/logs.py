@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from replaylab.frames.archived import archived_days, archived_symbols
+from replaylab.frames.cache import cached_chunks
 from replaylab.frames.decode import is_day
 from replaylab.frames.expand import expand_json
 from replaylab.frames.files import (
@@ -171,14 +172,21 @@ def scan_days(
             yield path, concat(parts, schema.frame if path == live else schema.archived)
 
 
-def load_replay_events(path: str | os.PathLike[str], *, keep_text: bool = False) -> Loaded:
+def load_replay_events(
+    path: str | os.PathLike[str], *, keep_text: bool = False, cache: Path | None = None
+) -> Loaded:
     """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON text), unknown_fields, line.
 
-    ``keep_text`` adds ``timestamp_text``, the timestamp as it was written.
+    ``keep_text`` adds ``timestamp_text``, the timestamp as it was written. Large files are kept as Parquet under
+    ``cache``, so that the next load is faster.
     """
-    file = Path(path)
+    place = Path(path)
     schema = LogSchema(ReplayEvent, keep_text=True) if keep_text else REPLAY_EVENTS
-    return _load(file, schema, str(file))
+    file = open_log(place)
+    if file is None:
+        return concat((), schema.frame)
+    with file:
+        return concat(cached_chunks(file, place, schema, str(place), CHUNK_BYTES, cache), schema.frame)
 
 
 def load_trading_params(root: RootLike) -> Loaded:

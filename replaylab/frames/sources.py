@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from replaylab.errors import LogReadError
 from replaylab.frames.archived import PartInfo, live_parts, read_part
 from replaylab.frames.cache import cached_chunks
-from replaylab.frames.files import Window, in_window, name_in
+from replaylab.frames.files import ReplacedError, Window, in_window, name_in
 from replaylab.frames.loaded import Loaded, concat
 from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot
@@ -24,10 +23,6 @@ __all__ = ["CHUNK_BYTES", "load_log", "open_log", "scan_log"]
 
 CHUNK_BYTES = 64 << 20
 _TRIES = 5
-
-
-class _ReplacedError(LogReadError):
-    """The live file was emptied or removed while it was read."""
 
 
 def scan_log(
@@ -54,7 +49,7 @@ def scan_log(
             yield live, in_window(loaded, span)
         after = os.fstat(fd)
         if after.st_size < size or not after.st_nlink:
-            raise _ReplacedError(f"{live}: this log was replaced while it was read; read it again")
+            raise ReplacedError(f"{live}: this log was replaced while it was read; read it again")
 
 
 def load_log(scan: Callable[[], Iterable[tuple[Path, Loaded]]], schema: LogSchema) -> Loaded:
@@ -62,7 +57,7 @@ def load_log(scan: Callable[[], Iterable[tuple[Path, Loaded]]], schema: LogSchem
     for _ in range(_TRIES - 1):
         try:
             return concat((loaded for _, loaded in scan()), schema.frame)
-        except _ReplacedError:
+        except ReplacedError:
             continue
     return concat((loaded for _, loaded in scan()), schema.frame)
 
