@@ -68,6 +68,7 @@ class ReplayEngine:
         self._session: Session | None = None
         self._feed: tuple[tuple[int, int], EventFeed] | None = None
         self._run: Running | None = None
+        self._last: ReplayRun | None = None
 
     def __repr__(self) -> str:
         target = "the reference trading system" if self._handler is None else type(self._handler).__name__
@@ -83,24 +84,32 @@ class ReplayEngine:
         self._session = session
         return session.manifest
 
-    async def run_session(self, session_id: SessionLike | None = None, **options: Any) -> ReplayRun:
+    async def run_session(
+        self,
+        session_id: SessionLike | None = None,
+        speed_factor: float | None = None,
+        loop: bool = False,
+        inject_mode: str = "SCORING_ONLY",
+        **options: Any,
+    ) -> ReplayRun:
         """Play a session to its end and return the run; takes what ``start_session`` takes.
 
         The event loop stays free: handlers run in the replay's thread. Cancelling stops the replay. Raises
         ReplayError when the handler fails.
         """
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        caller = asyncio.get_running_loop()
+        ended = caller.create_future()
 
         def tell() -> None:
             if not ended.done():
                 ended.set_result(None)
 
         def when_over() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell)
+            if not caller.is_closed():
+                caller.call_soon_threadsafe(tell)
 
         # Loading a large session takes a while, too.
+        options |= {"speed_factor": speed_factor, "loop": loop, "inject_mode": inject_mode}
         await asyncio.to_thread(self.start_session, session_id, _when_over=when_over, **options)
         run = self._require_run()
         try:
@@ -147,8 +156,8 @@ class ReplayEngine:
         speed = check_speed(session.manifest.speed_factor if speed_factor is None else speed_factor)
         check_inject_mode(inject_mode)
         lock = ReplayLock(self.root)
-        lock.acquire()
         try:
+            lock.acquire()
             clear_stop_request(self.root)
             feed = self._feed_of(session)
             run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -170,9 +179,15 @@ class ReplayEngine:
             )
             run = Running(self.root, run_root, session, player, lock, inject_mode, self._give, _when_over)
             run.start()
+        except OSError as error:
+            lock.release()
+            raise ReplayError(
+                f"a replay records into {self.root}, which cannot be written: {error}"
+            ) from error
         except BaseException:
             lock.release()
             raise
+        self._last = self.last_run
         self._run = run
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -301,7 +316,7 @@ class ReplayEngine:
     def last_run(self) -> ReplayRun | None:
         """The run that ended last, or None."""
         run = self._run
-        return None if run is None or not run.over.is_set() else run.result
+        return self._last if run is None or not run.over.is_set() else run.result
 
     def sweep(
         self, session_id: SessionLike, grid: Any, params: TradingParams | None = None, **options: Any

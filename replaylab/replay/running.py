@@ -56,7 +56,7 @@ class Running:
     def start(self) -> None:
         self._write_record()
         self._publisher.start()
-        _stop_at_exit(self)
+        _running.add(self)
         self.thread.start()
 
     def status(self) -> ReplayStatus:
@@ -91,11 +91,12 @@ class Running:
                 self._write_record()
             except OSError as error:
                 self.player.error = self.player.error or error
-            self._lock.release()
             try:
                 publish(self._root, self.status())
             except OSError as error:
                 self.player.error = self.player.error or error
+            # Last: whoever starts next publishes after this.
+            self._lock.release()
             self.over.set()
             if self._when_over is not None:
                 self._when_over()
@@ -141,12 +142,7 @@ class Running:
 _running: weakref.WeakSet[Running] = weakref.WeakSet()
 
 
-def _stop_at_exit(run: Running) -> None:
-    if not _running:
-        atexit.register(_stop_all)
-    _running.add(run)
-
-
+@atexit.register
 def _stop_all() -> None:
     """A process that ends in good order leaves a stopped replay behind, not a dead one."""
     for run in list(_running):

@@ -37,6 +37,7 @@ __all__ = [
 RootLike = str | os.PathLike[str] | DataRoot
 # Another machine's processes cannot be looked up: there, a heartbeat this old means that the replay is dead.
 _SILENCE_NS = 15_000_000_000
+_PATIENCE_S = 0.5
 
 
 class ReplayLock:
@@ -53,18 +54,25 @@ class ReplayLock:
         """Take the lock, or raise ReplayRunningError."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            root = DataRoot(self._path.parent.parent)
-            now = read_status(root)
-            what = f"session {now.session_id}" if now.session_id else "another session"
-            raise ReplayRunningError(f"a replay of {what} is running in {root}; stop it first") from None
-        except OSError:
-            os.close(fd)
-            raise
-        self._fd = fd
+        patience = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                root = DataRoot(self._path.parent.parent)
+                now = read_status(root)
+                # One that has said its last word is about to let go.
+                if not now.running and time.monotonic() < patience:
+                    time.sleep(0.005)
+                    continue
+                os.close(fd)
+                what = f"session {now.session_id}" if now.session_id else "another session"
+                raise ReplayRunningError(f"a replay of {what} is running in {root}; stop it first") from None
+            except OSError:
+                os.close(fd)
+                raise
+            self._fd = fd
+            return
 
     def release(self) -> None:
         """Give the lock back; without effect when it is not held."""

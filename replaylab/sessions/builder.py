@@ -31,7 +31,7 @@ from replaylab.sessions.merge import RowSorter
 from replaylab.sessions.options import BuildOptions, generated_id
 from replaylab.sessions.rows import json_lines
 from replaylab.sessions.session import Session
-from replaylab.sessions.sources import Sources, known_symbols
+from replaylab.sessions.sources import Sources, in_day_logs, known_symbols
 from replaylab.sessions.store import HIDDEN, manifest_bytes, remove_session_folder, write_index
 from replaylab.timestamps import iso, now_ns
 
@@ -145,6 +145,8 @@ def _choose_id(
 def _require_logs(root: DataRoot, options: BuildOptions) -> None:
     known = known_symbols(root)
     missing = [symbol for symbol in options.symbols if symbol not in known]
+    # Most symbols have files of their own; the day logs hold all symbols, and are looked at only where it matters.
+    missing = [symbol for symbol in missing if not in_day_logs(root, symbol)]
     if missing:
         there = ", ".join(known) if known else "none at all"
         raise SessionError(

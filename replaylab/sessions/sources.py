@@ -25,7 +25,7 @@ from replaylab.sessions.rows import SOURCE_RANK, book_payloads, iso_texts, rows_
 from replaylab.sessions.tapes import uncovered
 from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
-__all__ = ["Source", "Sources", "known_symbols"]
+__all__ = ["Source", "Sources", "in_day_logs", "known_symbols"]
 
 _HOUR = 3_600_000_000_000
 _HASH_CHUNK = 1 << 20
@@ -214,6 +214,15 @@ def known_symbols(root: DataRoot) -> list[str]:
     for folder in ("trades", "orderbook", "metrics"):
         found |= {file.stem for file in (root.path / folder).glob("*.json") if not file.name.startswith(".")}
     return sorted(found)
+
+
+def in_day_logs(root: DataRoot, symbol: str) -> bool:
+    """Return whether the order log or the trade log knows a symbol."""
+    return any(
+        loaded.frame.height
+        for log in ("orders", "trades_log")
+        for _, loaded in frames.scan_days(root, log, symbols=[symbol])
+    )
 
 
 _STATE_FIELDS = {

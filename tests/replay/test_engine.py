@@ -138,7 +138,7 @@ def test_async_handlers_are_awaited(tmp_path: Path) -> None:
 
     handler = Slow()
     ticks(tmp_path, [0.0, 1.0])
-    asyncio.run(engine_of(tmp_path, handler).run_session("ticks", speed_factor=INF))
+    asyncio.run(engine_of(tmp_path, handler).run_session("ticks", INF))
     assert handler.seen == ["SCORING_UPDATE", "SCORING_UPDATE", "end"]
 
 
@@ -530,3 +530,25 @@ def test_threads_may_steer_at_once(tmp_path: Path) -> None:
         thread.join()
     assert engine.get_status().current_event_index == 200
     engine.stop()
+
+
+def test_the_last_run_stays_while_the_next_one_plays(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = engine_of(tmp_path)
+    assert engine.last_run is None
+    engine.start_session("ticks", INF)
+    engine.wait()
+    first = engine.last_run
+    engine.start_session("ticks")
+    assert engine.last_run is first
+    engine.stop()
+    assert engine.last_run is not first
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    ticks(tmp_path, [0.0])
+    (tmp_path / "replay" / "sessions" / "ticks" / "runs").write_text("in the way")
+    engine = engine_of(tmp_path)
+    with pytest.raises(ReplayError, match="cannot be written"):
+        engine.start_session("ticks")
+    assert not engine.get_status().running

@@ -385,3 +385,8 @@ def test_timestamps_stay_as_they_were_written(tmp_path: Path) -> None:
     assert [event["timestamp"] for event in events[:-1:2]] == texts
     assert [event["payload"]["timestamp"] for event in events[1::2]] == texts
     assert events[-1]["timestamp"] == events[-1]["payload"]["timestamp"] == "2025-11-18T10:59:59Z"
+
+
+def test_a_symbol_may_be_in_the_day_logs_alone(tmp_path: Path) -> None:
+    append(tmp_path / "orders" / "day-2025-11-18.jsonl", order_record("2025-11-18T10:30:00.000Z", "XYZ"))
+    assert build_replay_session(tmp_path, TEN, ELEVEN, "XYZ").event_types == ["EXECUTION_ORDER"]
