@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +46,7 @@ class BuildRequest(Request, kw_only=True):
     to: str
     symbols: list[str]
     include_types: list[str] | None = None
-    max_events: int | None = None
+    max_events: Any = None
     session_id: str | None = None
     notes: str | None = None
 
@@ -61,8 +62,11 @@ class BuildRequest(Request, kw_only=True):
                 raise _wrong("includeTypes", "types such as SCORING_UPDATE or EXECUTION_*", kind)
         if self.include_types is not None and not self.include_types:
             raise _wrong("includeTypes", "at least one type, or null", self.include_types)
-        if self.max_events is not None and self.max_events < 0:
-            raise _wrong("maxEvents", "a whole number ≥ 0, or null", self.max_events)
+        if self.max_events is not None:
+            limit = _whole(self.max_events)
+            if limit is None:
+                raise _wrong("maxEvents", "a whole number ≥ 0, or null", self.max_events)
+            self.max_events = limit
         if self.session_id is not None:
             _try("sessionId", safe_name, self.session_id)
 
@@ -89,8 +93,12 @@ class SeekRequest(Request, kw_only=True):
     def check(self) -> None:
         if isinstance(self.to, str):
             _try("to", parse_ns, self.to)
-        elif isinstance(self.to, bool) or not isinstance(self.to, int) or not 0 <= self.to < 1 << 63:
+            return
+        index = _whole(self.to)
+        if index is None:
             raise _wrong("to", "an index ≥ 0 or an ISO time", self.to)
+        # Beyond any session all indices are alike, and this one fits into 64 bits.
+        self.to = min(index, 1 << 62)
 
 
 class SpeedRequest(Request, kw_only=True):
@@ -100,6 +108,13 @@ class SpeedRequest(Request, kw_only=True):
 
     def check(self) -> None:
         _check_speed(self.speed_factor)
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number ≥ 0 that a JSON number is (1.0 is one, says JSON Schema), or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return None
+    return int(value) if value == int(value) else None
 
 
 def _check_speed(value: Any) -> None:
