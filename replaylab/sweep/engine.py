@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,21 @@ def sweep(
     ``grid``: what ``make_grid`` takes. ``params``: the parameters that are no axis. ``price_source``: see ``pack``.
     ``progress`` shows a bar. ``method``: "auto", or "tables", "index", "loop" (same results, other speed; see
     ``docs/sweep.md``). ``threads`` defaults to the machine's cores. ``table_memory``: bytes that first-touch tables may
-    take. Raises SweepError.
+    take. An axis ``scoring.<field>`` makes the scores anew with each of its values: see ``sweep_scoring``, which such a
+    grid is handed to. Raises SweepError.
     """
+    if isinstance(grid, Mapping) and any(str(name).startswith("scoring.") for name in grid):
+        from replaylab.sweep.rescoring import sweep_scoring
+
+        signals = {name: values for name, values in grid.items() if str(name).startswith("scoring.")}
+        rest = {name: values for name, values in grid.items() if name not in signals}
+        options: dict[str, Any] = {
+            "method": method,
+            "threads": threads,
+            "table_memory": table_memory,
+            "give": give,
+        }
+        return sweep_scoring(session, signals, rest, params, price_source, progress, **options)
     base = params or TradingParams()
     combinations = make_grid(grid, base)
     tape = pack(session, price_source)

@@ -55,7 +55,7 @@ class Rescored:
 
 
 def rescored(
-    session: SessionLike, scoring: Any = None, *, tapes: Mapping[str, MarketTape] | None = None
+    session: SessionLike | pl.DataFrame, scoring: Any = None, *, tapes: Mapping[str, MarketTape] | None = None
 ) -> Rescored:
     """Return the session with the signals that ``scoring`` makes of its market data in place of the recorded ones.
 
@@ -64,7 +64,7 @@ def rescored(
     from trades or the book. ``tapes``: what ``pack_market`` made of the session with ``scoring.book_levels``, where
     many settings are tried. Raises SweepError for a session without market data.
     """
-    events = session.events
+    events = session if isinstance(session, pl.DataFrame) else session.events
     state = getattr(session, "initial_state", None)
     scores = score_series(events if tapes is None else tapes, scoring, initial_state=state)
     if scores.is_empty():
@@ -108,7 +108,7 @@ def rescored(
 
 
 def sweep_scoring(
-    session: SessionLike,
+    session: SessionLike | pl.DataFrame,
     scoring_grid: Mapping[str, Any] | Sequence[ScoringParams],
     grid: Any,
     params: TradingParams | None = None,
@@ -121,15 +121,18 @@ def sweep_scoring(
     """Run every combination of scoring settings and trading parameters over a session's market data.
 
     ``scoring_grid``: fields of ScoringParams with their values (all combinations), or a list of ScoringParams.
-    ``scoring``: the settings that are no axis. ``grid``, ``params``, ``price_source`` and further options: those of
-    ``sweep``. In the result the axes of the first are called ``scoring.<field>`` and vary slowest;
-    ``result.trades(row)`` has positions in the session itself. Raises SweepError and ConfigError.
+    ``scoring``: the settings that are no axis; None: the session's recorded ones, or the defaults. ``grid``,
+    ``params``, ``price_source`` and further options: those of ``sweep``. In the result the axes of the first are called
+    ``scoring.<field>`` and vary slowest; ``result.trades(row)`` has positions in the session itself. Raises SweepError
+    and ConfigError.
     """
     if price_source == "score":
         raise SweepError(
             'scores that are made anew carry no price: price_source is "auto", "trade" or "book"'
         )
-    settings, axes = _settings(scoring_grid, scoring or ScoringParams())
+    base = scoring or getattr(session, "recorded_scoring", None) or ScoringParams()
+    settings, axes = _settings(scoring_grid, base)
+    events = session if isinstance(session, pl.DataFrame) else session.events
     give = options.pop("give", None)
     tapes: dict[int, Mapping[str, MarketTape]] = {}
 
@@ -138,7 +141,7 @@ def sweep_scoring(
         levels = settings[number].book_levels
         if levels not in tapes:
             state = getattr(session, "initial_state", None)
-            tapes[levels] = pack_market(session.events, levels, initial_state=state)
+            tapes[levels] = pack_market(events, levels, initial_state=state)
         return rescored(session, settings[number], tapes=tapes[levels])
 
     results = [

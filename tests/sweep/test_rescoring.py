@@ -15,7 +15,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.replay import run_sim
 from replaylab.sessions import Session, build_replay_session
-from replaylab.sweep import backtest, rescored, sweep_scoring
+from replaylab.sweep import backtest, rescored, sweep, sweep_scoring
 from replaylab.trading import TradingSystem, resolve_price_sources
 
 PARAMS = TradingParams(
@@ -143,6 +143,18 @@ def test_a_sweep_over_scoring_and_trading(session: Session) -> None:
     assert result.best(1).height == 1
     assert result.heatmap("scoring.gain", "entry_threshold").axes
     assert 0 <= result.deflated_sharpe().probability <= 1
+
+
+def test_scoring_axes_may_stand_in_a_sweeps_own_grid(session: Session) -> None:
+    """``scoring.<field>`` beside trading parameters; what is no axis is as recorded. Alone they are a grid, too."""
+    grid = {"entry_threshold": [0.3, 0.5], "scoring.gain": [1.0, 1.5]}
+    result = sweep(session, grid, PARAMS, progress=False)
+    assert list(result.axes) == ["scoring.gain", "entry_threshold"]
+    recorded = sweep(session, {"entry_threshold": [0.3, 0.5]}, PARAMS, progress=False)
+    assert result.frame["net_pnl"].to_list()[2:] == recorded.frame["net_pnl"].to_list()
+    alone = sweep(session.events, {"scoring.gain": [1.0, 1.5, 2.0]}, PARAMS, progress=False)
+    assert alone.frame.height == 3
+    assert alone.trades(2).height == alone.frame["n_trades"][2]
 
 
 def test_a_list_of_settings_is_a_grid(session: Session) -> None:
