@@ -164,10 +164,9 @@ def stop_requested(root: DataRoot, run_id: str) -> bool:
     """Return whether somebody asked this run to stop."""
     try:
         plain = orjson.loads(_stop_path(root).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        # Half a request is one that is being written: it is read whole the next time.
         return False
-    except orjson.JSONDecodeError:
-        return True
     # A request without a run's id, as another program may write it, means whichever runs.
     asked = plain.get("runId") if isinstance(plain, dict) else None
     return asked is None or asked == run_id
