@@ -71,6 +71,10 @@ class _Stream:
         self.unsynced_names: list[str] = []
         self.lock = threading.Lock()
 
+    def __del__(self) -> None:
+        # A logger that nobody closed must not leave its files open.
+        _close(self)
+
 
 class FileStreamManager:
     """One stream per file; at most ``max_open`` are open, the least recently used is closed first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -443,3 +444,17 @@ def test_a_short_write_of_a_busy_writer_takes_back_its_own_bytes_only(tmp_path):
     with pytest.raises(OSError, match="No space"):
         streams.append_line(path, "12345")
     assert path.read_bytes() == before + b"foreign\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to count descriptors by")
+def test_a_logger_that_nobody_closed_leaves_no_file_open(tmp_path):
+    def opened() -> int:
+        return sum(
+            str(tmp_path) in str(link.readlink())
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink()
+        )
+
+    FileStreamManager().append_line(tmp_path / "x.jsonl", "1")
+    gc.collect()
+    assert opened() == 0
