@@ -135,7 +135,7 @@ def print_json(value: Any) -> None:
     """Print JSON on stdout; what JSON cannot hold (infinity, NaN) becomes null."""
     import orjson
 
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
     sys.stdout.write(orjson.dumps(value, default=_plain, option=options).decode() + "\n")
 
 

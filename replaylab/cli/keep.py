@@ -66,7 +66,7 @@ def verify(
     else:
         if report.findings.height:
             print_table(report.findings.columns, report.findings.rows())
-        say(f"{report.files:,} files, {report.lines:,} lines, {report.findings.height:,} findings")
+        say(f"{report.files:,} files, {report.lines:,} lines, findings: {report.findings.height:,}")
     if report.findings.height:
         raise typer.Exit(1)
 

@@ -55,10 +55,9 @@ def replay(
 
     replaylab replay 2025-11-18T10-11-BTCUSDT --speed inf --param entry_threshold=0.5 --json
     """
-    engine = open_lab(data).engine(
+    engine: Any = open_lab(data).engine(
         params=trading_params(param), **({"scoring": scoring_params(scoring)} if scoring else {})
     )
-    engine.load_session(session)
     engine.start_session(session, speed_factor=_speed(speed), loop=loop, inject_mode=inject_mode)
     try:
         _follow(engine)

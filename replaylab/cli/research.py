@@ -101,7 +101,7 @@ def sweep(
         print_json({"combinations": result.frame.height, "best": frame_dicts(top)})
         return
     columns = [name for name in (*axes, *_BEST_COLUMNS, by) if name in top.columns]
-    print_frame(top.select(dict.fromkeys(columns)), title=f"Best of {result.frame.height:,} by {by}")
+    print_frame(top.select(list(dict.fromkeys(columns))), title=f"Best of {result.frame.height:,} by {by}")
     if output is not None:
         say(f"all combinations in {output}")
 

@@ -61,6 +61,7 @@ class Panel:
         self._status = ReplayStatus()
         self._picture_at = self._slow_at = 0.0
         self._doomed: str | None = None
+        self._seen: tuple[int, ...] | None = None
 
         self.table = SessionTable(self._selected)
         self.form = BuildForm(self._build)
@@ -167,7 +168,7 @@ class Panel:
         if now - self._slow_at >= _SLOW_PERIOD_S:
             self._slow_at = now
             slow = {
-                "manifests": self.lab.sessions.list_sessions(),
+                "manifests": self._new_manifests(),
                 "health": self.lab.health(),
                 "covered": covered(self.lab.root),
             }
@@ -186,7 +187,8 @@ class Panel:
             self._health = health(
                 (name, service.status, service.message) for name, service in slow["health"].services.items()
             )
-            self.table.set_manifests(slow["manifests"])
+            if slow["manifests"] is not None:
+                self.table.set_manifests(slow["manifests"])
             self.form.offer(*slow["covered"])
         self.badge.value = self._badge_text(status) + self._health
         self.run.disabled = self.table.selected is None or status.running
@@ -200,6 +202,15 @@ class Panel:
         if self.lab.config.run_mode == "REPLAY":
             return badge("REPLAY MODE · nothing plays", replay=True)
         return badge("LIVE · no replay runs", replay=False)
+
+    def _new_manifests(self) -> list[ReplayManifest] | None:
+        """The sessions, or None where nothing has changed since the last look: a thousand take a while to read."""
+        places = (self.lab.root.sessions_dir, self.lab.root.replay_sessions_index)
+        seen = tuple(place.stat().st_mtime_ns if place.exists() else 0 for place in places)
+        if seen == self._seen:
+            return None
+        self._seen = seen
+        return self.lab.sessions.list_sessions()
 
     # Clicks
 

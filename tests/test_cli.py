@@ -1,0 +1,333 @@
+"""Every command, as a person or a script gives it: what it prints, what it leaves, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner, Result
+
+from replaylab.cli import app
+from replaylab.paths import DataRoot
+from replaylab.replay import read_status
+from replaylab.sessions import build_replay_session
+from tests.roots import END, START, SYMBOLS, signal_root
+
+COMMANDS = (
+    *(
+        "demo",
+        "import",
+        "sim",
+        "build",
+        "sessions",
+        "replay",
+        "status",
+        "stop",
+        "backtest",
+        "sweep",
+        "export",
+    ),
+    *("retention", "verify", "recover", "health", "serve", "warm-up"),
+)
+SESSION = "a-minute"
+Call = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
+    root = signal_root(tmp_path_factory.mktemp("cli") / "data")
+    build_replay_session(root, START, END, list(SYMBOLS), session_id=SESSION, notes="a note")
+    return root
+
+
+@pytest.fixture
+def root(template: DataRoot, tmp_path: Path) -> DataRoot:
+    import shutil
+
+    shutil.copytree(template.path, tmp_path / "data")
+    return DataRoot(tmp_path / "data")
+
+
+@pytest.fixture
+def call(root: DataRoot, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command on the data root of the test, which the environment names."""
+    monkeypatch.setenv("REPLAYLAB_DATA", str(root))
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def data(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_command_of_the_contract_is_there() -> None:
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    assert all(f" {name} " in listed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+    assert f"replaylab {name}" in " ".join(result.stdout.split())
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from replaylab.cli import app; "
+        "bad = {'polars', 'pandas', 'numba', 'matplotlib', 'jupyter_server', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    import replaylab
+
+    assert CliRunner().invoke(app, ["--version"]).stdout.strip() == f"replaylab {replaylab.__version__}"
+
+
+def test_the_data_root_option_wins_over_the_environment(call: Call, tmp_path: Path) -> None:
+    """--data after the command, --data before it, REPLAYLAB_DATA: in this order."""
+    assert len(data(call("sessions", "--json"))) == 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert data(call("sessions", "--json", "--data", empty)) == []
+    assert data(call("--data", empty, "sessions", "--json")) == []
+    assert not list(empty.iterdir()), "looking makes nothing"
+
+
+def test_sessions_table(call: Call) -> None:
+    result = call("sessions")
+    assert result.exit_code == 0
+    for expected in (SESSION, "BTCUSDT, ETHUSDT", "1,202", "a note"):
+        assert expected in result.stdout
+
+
+def test_one_session_in_detail(call: Call) -> None:
+    result = call("sessions", SESSION)
+    assert "SCORING_UPDATE" in result.stdout
+    assert "600" in result.stdout
+    assert data(call("sessions", SESSION, "--json"))["totalEvents"] == 1202
+
+
+def test_deleting_asks_and_does(call: Call, root: DataRoot) -> None:
+    assert call("sessions", SESSION, "--delete").exit_code == 1, "no answer is no"
+    assert root.session_dir(SESSION).is_dir()
+    assert call("sessions", SESSION, "--delete", "--yes").exit_code == 0
+    assert not root.session_dir(SESSION).exists()
+
+
+def test_an_error_is_one_line_on_stderr(call: Call) -> None:
+    for words in (
+        ("sessions", "nope"),
+        ("replay", "nope"),
+        ("backtest", "nope"),
+        ("sessions", "../evil"),
+        ("replay", SESSION, "--speed", "-1"),
+        ("replay", SESSION, "--param", "sl_pct=-1"),
+        ("sweep", SESSION, "--grid", "entry_treshold=1"),
+        ("build", "--from", "x", "--to", END, "--symbol", "BTCUSDT"),
+        ("build", "--from", START, "--to", END, "--symbol", "XRPUSDT"),
+    ):
+        result = call(*words)
+        assert result.exit_code == 1, words
+        assert result.stdout == ""
+        assert result.stderr.startswith("error: "), words
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_command_line_ends_with_2(call: Call) -> None:
+    assert call("nonsense").exit_code == 2
+    assert call("build", "--from", START).exit_code == 2
+    assert call("sessions", "--delete").exit_code == 2
+
+
+def test_build(call: Call, root: DataRoot) -> None:
+    words = ("build", "--from", START, "--to", END, "--symbol", "BTCUSDT,ETHUSDT", "--type", "SCORING_UPDATE")
+    manifest = data(call(*words, "--max-events", "5", "--id", "five", "--notes", "hello", "--json"))
+    assert (manifest["totalEvents"], manifest["notes"]) == (5, "hello")
+    assert manifest["eventTypes"] == ["SCORING_UPDATE"]
+    again = call(*words, "--id", "five")
+    assert again.exit_code == 1
+    assert "five" in again.stderr
+    assert call(*words, "--id", "five", "--if-exists", "replace").exit_code == 0
+
+
+def test_replay_at_infinite_speed(call: Call, root: DataRoot) -> None:
+    """The digest of a run is that of every run with the same parameters; other parameters, other trades."""
+    first = data(call("replay", SESSION, "--speed", "inf", "--json"))
+    second = data(call("replay", SESSION, "--speed", "5000", "--json"))
+    assert first["digest"] == second["digest"]
+    assert first["trades"]
+    assert Path(first["path"]).is_dir()
+    other = data(call("replay", SESSION, "--speed", "inf", "--param", "entry_threshold=5", "--json"))
+    assert other["trades"] == []
+    shown = call("replay", SESSION, "--speed", "inf")
+    assert "closed trades, realised PnL" in shown.stdout
+    assert shown.stderr == "", "no progress bar in a pipe"
+    assert not list(root.trades_log_dir.glob("*")), "the live logs stay as they were"
+
+
+def test_backtest_agrees_with_the_replay(call: Call, tmp_path: Path) -> None:
+    replayed = data(call("replay", SESSION, "--speed", "inf", "--param", "sl_pct=0.1", "--json"))["trades"]
+    swept = data(call("backtest", SESSION, "--param", "sl_pct=0.1", "--json"))
+    assert swept["figures"]["n_trades"] == len(swept["trades"]) == len(replayed)
+    written = tmp_path / "trades.parquet"
+    assert call("backtest", SESSION, "-o", written).exit_code == 0
+    assert pl.read_parquet(written).height > 0
+
+
+def test_sweep(call: Call, tmp_path: Path) -> None:
+    grid = ("--grid", "entry_threshold=0.5,0.9", "--grid", "tp1_pct=0.1:0.3:3", "--param", "tp2_pct=1")
+    result = data(call("sweep", SESSION, *grid, "-o", tmp_path / "all.parquet", "--best", "2", "--json"))
+    assert result["combinations"] == 6
+    assert len(result["best"]) == 2
+    assert pl.read_parquet(tmp_path / "all.parquet").height == 6
+    assert call("sweep", SESSION, *grid, "-o", tmp_path / "all.csv").exit_code == 0
+    assert pl.read_csv(tmp_path / "all.csv").height == 6
+    table = call("sweep", SESSION, *grid)
+    assert "entry_threshold" in table.stdout
+    assert table.stderr == "", "no progress bar in a pipe"
+    assert call("sweep", SESSION, *grid, "--by", "luck").exit_code == 1
+
+
+def test_status_and_stop_without_a_replay(call: Call) -> None:
+    assert data(call("status", "--json"))["running"] is False
+    stopped = call("stop", "--json")
+    assert stopped.exit_code == 1
+    assert json.loads(stopped.stdout) == {"success": False, "message": "no replay is running"}
+
+
+def start(root: DataRoot, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from replaylab.cli import main; main()", *words, "--data", str(root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_a_replay_is_seen_and_stopped_from_another_terminal(call: Call, root: DataRoot) -> None:
+    process = start(root, "replay", SESSION, "--speed", "1")
+    wait_until(lambda: read_status(root).running)
+    assert data(call("status", "--json"))["sessionId"] == SESSION
+    assert SESSION in call("status").stdout
+    assert call("stop").exit_code == 0
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "digest" in out
+
+
+def test_ctrl_c_ends_a_replay_in_good_order(root: DataRoot) -> None:
+    """Exit code 130, one line, and a run whose record is complete."""
+    process = start(root, "replay", SESSION, "--speed", "1")
+    wait_until(lambda: read_status(root).current_event_index > 5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+    after = read_status(root)
+    assert (after.running, after.error) == (False, None)
+    record = json.loads((root.run(SESSION, after.run_id or "").path / "run.json").read_bytes())
+    assert record["endedAt"]
+
+
+def test_a_reader_that_goes_away_is_no_error(root: DataRoot) -> None:
+    """`replaylab sessions | head -1`: no traceback."""
+    command = f"{sys.executable} -c 'from replaylab.cli import main; main()' sessions --json --data {root} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+
+
+def test_health(call: Call) -> None:
+    assert data(call("health", "--json"))["services"]["logging"]["status"] == "OK"
+    call("replay", "does-not-exist")
+    failed = call("health")
+    assert failed.exit_code == 1
+    assert "does-not-exist" in failed.stdout
+    assert "status ERROR: replay" in failed.stderr
+
+
+def test_verify_and_recover(call: Call, root: DataRoot, tmp_path: Path) -> None:
+    """verify: 0 clean, 1 with findings. recover: 0 nothing lost, 3 something lost, 1 failed."""
+    clean = call("verify", root)
+    assert (clean.exit_code, "findings: 0" in clean.stdout) == (0, True)
+    log = root.events("BTCUSDT")
+    assert call("recover", log, "-o", tmp_path / "whole.jsonl").exit_code == 0
+    assert (tmp_path / "whole.jsonl").read_bytes() == log.read_bytes()
+    with log.open("ab") as file:
+        file.write(b'{"timestamp": "2025-11-18T10:0')
+    damaged = call("verify", log)
+    assert (damaged.exit_code, "findings: 1" in damaged.stdout) == (1, True)
+    assert json.loads(call("verify", log, "--json").stdout)["findings"]
+    before = log.read_bytes()
+    assert call("recover", log, "-o", tmp_path / "saved.jsonl").exit_code == 3
+    assert log.read_bytes() == before
+    assert call("recover", log, "-o", tmp_path / "no" / "folder.jsonl").exit_code == 1
+
+
+def test_retention(call: Call, root: DataRoot) -> None:
+    old = root.trades_log("2020-01-01")
+    old.parent.mkdir(parents=True, exist_ok=True)
+    old.write_bytes(b"")
+    plan = data(call("retention", "--dry-run", "--now", "2025-11-18T12:00:00Z", "--json"))
+    assert "trades_log/day-2020-01-01.jsonl" in plan["deletedFiles"]
+    assert old.exists()
+    shown = call("retention", "--now", "2025-11-18T12:00:00Z")
+    assert shown.exit_code == 0
+    assert not old.exists()
+
+
+def test_import_and_sim(call: Call, root: DataRoot, tmp_path: Path) -> None:
+    """The line of the documentation: a Parquet tape with names of its own columns, then SIM over it."""
+    tape = pl.DataFrame(
+        {
+            "time": [1_763_460_000_000 + 250 * n for n in range(400)],
+            "px": [100.0 + (n % 20) * 0.05 for n in range(400)],
+            "size": [1.0 + n % 3 for n in range(400)],
+        }
+    )
+    tape.write_parquet(tmp_path / "tape.parquet")
+    columns = ("--timestamp", "time", "--price", "px", "--qty", "size", "--timestamp-unit", "ms")
+    imported = call("import", "parquet", tmp_path / "tape.parquet", "--symbol", "XRPUSDT", *columns)
+    assert imported.exit_code == 0, imported.output
+    assert "400" in imported.stdout
+    sim = data(call("sim", "--symbol", "XRPUSDT", "--scoring", "interval_ms=1000", "--json"))
+    assert sim["events"] > 0
+    assert root.events("XRPUSDT").is_file()
+    assert call("import", "nonsense", tmp_path / "tape.parquet").exit_code == 1
+
+
+def test_export(call: Call, tmp_path: Path) -> None:
+    result = call("export", SESSION, "-o", tmp_path / "features.parquet")
+    assert result.exit_code == 0, result.output
+
+
+def test_broken_logs_are_named(call: Call, root: DataRoot) -> None:
+    root.manifest(SESSION).write_text("{")
+    shown = call("sessions", SESSION)
+    assert shown.exit_code == 1
+    assert "manifest.json" in shown.stderr
+
+
+def test_a_missing_file_is_one_line(call: Call, tmp_path: Path) -> None:
+    result = call("import", "binance-capture", tmp_path / "not-there.gz", "--symbol", "X")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "not-there.gz" in result.stderr
+    assert os.linesep not in result.stderr.rstrip()
