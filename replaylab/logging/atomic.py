@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from replaylab.logging.disk import Disk
 
-__all__ = ["sync_folder", "write_atomic"]
+__all__ = ["remove_leftovers", "sync_folder", "write_atomic"]
 
 _counter = itertools.count()
 _DISK = Disk()
+# No writer needs longer than this from making its temporary file to renaming it.
+_LEFT_OVER_SECONDS = 600.0
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = True, disk: Disk = _DISK) -> None:
@@ -45,6 +49,17 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = True
         raise
     if sync:
         sync_folder(folder or ".", disk)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of ``path`` that writers left behind who were killed more than ten minutes ago."""
+    target = Path(path)
+    oldest = time.time() - _LEFT_OVER_SECONDS
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        # Somebody else may be at it too.
+        with suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < oldest:
+                leftover.unlink()
 
 
 def sync_folder(folder: str, disk: Disk = _DISK) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from replaylab.logging.atomic import sync_folder, write_atomic
+from replaylab.logging.atomic import remove_leftovers, sync_folder, write_atomic
 from replaylab.logging.disk import Disk
 from replaylab.logging.locks import is_current
 from replaylab.logging.tails import close_tail
@@ -93,14 +93,20 @@ class FileStreamManager:
         self._streams: dict[str, _Stream] = {}
         self._releaser: threading.Thread | None = None
         self._keeping = threading.Lock()
+        self._overwritten: set[str | os.PathLike[str]] = set()
         self._retired_lines = 0
         self._retired_bytes = 0
         self._lock = threading.Lock()
         _managers.add(self)
 
     def append_line(self, path: str | os.PathLike[str], line: str | bytes) -> None:
-        """Append one line and its newline; it survives the death of the process when this returns."""
+        """Append one line and its newline; it survives the death of the process when this returns.
+
+        Raises ValueError for a text that is more than one line.
+        """
         data = line.encode() if isinstance(line, str) else line
+        if b"\n" in data:
+            raise ValueError("expected one line, found a line break in it")
         self.append(os.fspath(path), data + b"\n")
 
     def append(self, path: str, data: bytes, lines: int = 1, *, sync: bool = False) -> None:
@@ -148,6 +154,9 @@ class FileStreamManager:
 
     def write_file(self, path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
         """Overwrite ``path`` with ``data``, atomically."""
+        if path not in self._overwritten:
+            self._overwritten.add(path)
+            remove_leftovers(path)
         write_atomic(path, data, sync=sync, disk=self.disk)
 
     @property

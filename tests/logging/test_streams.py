@@ -343,6 +343,21 @@ def test_write_atomic_keeps_the_old_content_when_it_fails(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["s.json"]
 
 
+def test_temporary_files_of_killed_writers_are_removed_when_they_are_old(tmp_path):
+    old, young = tmp_path / ".s.json.1.2.3.tmp", tmp_path / ".s.json.1.2.4.tmp"
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    FileStreamManager().write_json(tmp_path / "s.json", {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [young.name, "s.json"]
+
+
+def test_append_line_takes_one_line(tmp_path):
+    with pytest.raises(ValueError, match="one line"):
+        FileStreamManager().append_line(tmp_path / "x.jsonl", "a\nb")
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_json_has_an_indent_of_two(tmp_path):
     FileStreamManager().write_json(tmp_path / "s.json", {"a": [1]})
     assert (tmp_path / "s.json").read_text() == '{\n  "a": [\n    1\n  ]\n}'
