@@ -117,19 +117,19 @@ def _add_score(columns: dict[str, Any], known: Known, part: Decisions) -> None:
     place = kept.last(part.index)
     columns["score"] = kept.take(score[usable], place)
     columns["score_age_s"] = kept.age_s(part.ts, place)
-    for name, values in number_columns(payloads(kept.texts), "components").items():
+    for name, values in number_columns(payloads(kept.texts), len(kept.texts), "components").items():
         columns[f"score_{name}"] = kept.take(values, place)
 
 
 def _add_regime(columns: dict[str, Any], known: Known, part: Decisions, start: Any) -> None:
-    records = payloads(known.texts)
+    records = list(payloads(known.texts))
     usable = [k for k, record in enumerate(records) if isinstance(record.get("regime"), str)]
     kept = Known(known.since[usable], known.ts[usable], known.rows[usable], [known.texts[k] for k in usable])
     place = kept.last(part.index)
     names = [start if isinstance(start, str) else None, *(records[k]["regime"] for k in usable)]
     columns["regime"] = pl.Series(names, dtype=pl.String).gather(place + 1)
     columns["regime_age_s"] = kept.age_s(part.ts, place)
-    for name, values in number_columns([records[k] for k in usable], "components").items():
+    for name, values in number_columns([records[k] for k in usable], len(usable), "components").items():
         columns[f"regime_{name}"] = kept.take(values, place)
 
 
@@ -143,7 +143,7 @@ def _add_risk(columns: dict[str, Any], known: Known, part: Decisions, start: Any
 
 def _add_snapshots(columns: dict[str, Any], known: Known, part: Decisions) -> None:
     place = known.last(part.index)
-    for name, values in number_columns(payloads(known.texts), "features").items():
+    for name, values in number_columns(payloads(known.texts), len(known.texts), "features").items():
         columns[f"snapshot_{name}"] = known.take(values, place)
 
 
@@ -175,9 +175,8 @@ def _add_position(columns: dict[str, Any], known: Known, part: Decisions) -> Non
 
 
 def _add_trades(columns: dict[str, Any], known: Known, part: Decisions, recent: int) -> None:
-    records = payloads(known.texts)
-    ret = np.full(len(records), np.nan)
-    for row, record in enumerate(records):
+    ret = np.full(len(known.texts), np.nan)
+    for row, record in enumerate(payloads(known.texts)):
         pnl, qty = usable_number(record.get("realizedPnl")), usable_number(record.get("qty"))
         price = usable_price(record.get("entryPrice"))
         if pnl is not None and qty and price:

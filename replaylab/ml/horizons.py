@@ -20,7 +20,15 @@ import polars as pl
 
 from replaylab.errors import DatasetError
 from replaylab.ml.labelling import SIDES, TIME_TYPE, directions
-from replaylab.ml.tape import Prices, PriceSource, SessionLike, decisions, event_times, prices_by_symbol
+from replaylab.ml.tape import (
+    Prices,
+    PriceSource,
+    SessionLike,
+    as_polars,
+    decisions,
+    event_times,
+    prices_by_symbol,
+)
 from replaylab.ml.triple_barrier import entry_positions
 
 __all__ = ["fixed_horizon", "mark_outs", "meta_labels"]
@@ -91,6 +99,7 @@ def mark_outs(
     ``trades``: ``symbol``, ``side``, ``entry_price`` and ``entry_time`` (or ``timestamp`` and ``duration_seconds``, as
     in the trade log). Negative mark-outs at short horizons mean that the market knew better.
     """
+    trades = as_polars(trades)
     frame = _with_entry_time(trades)
     steps = _steps(horizons_s)
     ends = event_times(session)
@@ -118,7 +127,7 @@ def meta_labels(session: SessionLike, trades: pl.DataFrame | None = None) -> pl.
     (``include_types`` with "EXECUTION_*"). ``ret`` is the realised PnL on the entry's notional. Give the result
     to ``features(session, at=...)`` for the features that were known before each entry.
     """
-    frame = _logged_trades(session) if trades is None else trades
+    frame = _logged_trades(session) if trades is None else as_polars(trades)
     held = _with_entry_time(frame)
     notional = pl.col("entry_price") * pl.col("qty")
     return held.select(

@@ -26,7 +26,7 @@ from replaylab.ml.columns import describe
 from replaylab.ml.dataset import features
 from replaylab.ml.intervals import duration_ns, interval_arrays
 from replaylab.ml.splits import touches
-from replaylab.ml.tape import SessionLike
+from replaylab.ml.tape import SessionLike, as_polars
 
 __all__ = [
     "Baseline",
@@ -80,7 +80,7 @@ def check_no_lookahead(
         lengths = list(cuts)
     if any(not 0 <= length <= events.height for length in lengths):
         raise DatasetError(f"cuts are lengths from 0 to {events.height}, found {lengths}")
-    full = build(session)
+    full = as_polars(build(session))
     keys = [name for name in _KEYS if name in full.columns]
     if len(keys) < len(_KEYS):
         raise DatasetError(f"build must return the columns {', '.join(_KEYS)}, found {full.columns}")
@@ -88,7 +88,7 @@ def check_no_lookahead(
     rows: dict[str, int] = {}
     lost = 0
     for length in lengths:
-        part = build(_Prefix(events.head(length), state))
+        part = as_polars(build(_Prefix(events.head(length), state)))
         partner = part.select(*keys).join(
             full.with_row_index("at"), on=keys, how="left", maintain_order="left", nulls_equal=True
         )
@@ -131,6 +131,7 @@ def check_label_times(data: pl.DataFrame) -> list[Finding]:
             "a label without an end: nobody can tell what it overlaps",
         ),
     }
+    data = as_polars(data)
     missing = [name for name in ("timestamp", "t_start", "t_end") if name not in data.columns]
     if missing:
         raise DatasetError(f"the data has no column {', '.join(missing)}")
@@ -145,6 +146,7 @@ def check_label_times(data: pl.DataFrame) -> list[Finding]:
 
 def check_duplicates(data: pl.DataFrame) -> list[Finding]:
     """Find rows that say the same twice: same symbol, time and features. Overlapping sessions give such rows."""
+    data = as_polars(data)
     names = [column.name for column in describe(data.columns) if column.role == "feature"]
     keys = [name for name in ("timestamp", "symbol") if name in data.columns]
     repeated = int(data.select(*keys, *names).is_duplicated().sum())

@@ -13,7 +13,7 @@ import polars as pl
 from replaylab.errors import DatasetError, did_you_mean
 from replaylab.features.payloads import book_mids, scores, trade_prices
 
-__all__ = ["Decisions", "Prices", "SessionLike", "decisions", "event_times", "prices_by_symbol"]
+__all__ = ["Decisions", "Prices", "SessionLike", "as_polars", "decisions", "event_times", "prices_by_symbol"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -52,6 +52,18 @@ class Decisions:
     row: Ints
 
 
+def as_polars(frame: Any) -> pl.DataFrame:
+    """Return a frame of either library as polars; anything else is refused with DatasetError."""
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    if type(frame).__module__.split(".")[0] == "pandas":
+        converted: pl.DataFrame = pl.from_pandas(frame)
+        return converted
+    raise DatasetError(f"expected a polars or pandas frame, found {type(frame).__name__}")
+
+
 def event_times(session: SessionLike) -> Ints:
     """Return the timestamps of all events in nanoseconds; refuses a session that is out of order."""
     ts: Ints = session.events["timestamp"].dt.timestamp("ns").to_numpy()
@@ -78,7 +90,7 @@ def decisions(
         names, index, moments = events["symbol"].gather(rows), rows.astype(np.int64), ts[rows]
         score, _ = scores(events["payload"].gather(rows).to_list())
     else:
-        names, index, moments = _given(at, ts)
+        names, index, moments = _given(as_polars(at), ts)
         score = np.full(len(index), np.nan)
     chosen = sorted(names.unique().to_list()) if symbols is None else sorted(symbols)
     code = names.to_numpy()

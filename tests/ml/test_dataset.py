@@ -192,6 +192,15 @@ def test_rows_come_in_the_order_of_the_decisions() -> None:
     assert labels(data)["event_index"].equals(found["event_index"])
 
 
+def test_decision_times_may_come_from_pandas() -> None:
+    data = session(random_rows(5, 200))
+    found = features(data)
+    times = found.select("timestamp", "symbol", "event_index")
+    assert labels(data, at=times.to_pandas()).equals(labels(data, at=times))
+    with pytest.raises(DatasetError, match="found list"):
+        features(data, at=[1, 2])  # type: ignore[arg-type]
+
+
 def test_an_empty_session_has_no_rows() -> None:
     assert features(session([])).height == 0
     assert features(session([score(START, 0.1)]), symbols=["ETHUSDT"]).height == 0
