@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from replaylab.params import TradingParams
+from replaylab.sweep.distributed import reference, run_on
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import make_grid
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.running import parts, run_rows
-from replaylab.sweep.tape import PriceSource, SessionLike, pack
+from replaylab.sweep.tape import PriceSource, SessionLike
+from replaylab.sweep.tapecache import open_tape, tape_of
 from replaylab.sweep.trades import trades_of
 
 __all__ = ["backtest", "sweep"]
@@ -31,6 +34,7 @@ def sweep(
     params: TradingParams | None = None,
     price_source: PriceSource = "auto",
     progress: bool = True,
+    executor: Executor | None = None,
     *,
     method: str = "auto",
     threads: int | None = None,
@@ -42,10 +46,11 @@ def sweep(
     >>> sweep(session, {"entry_threshold": [0.5, 0.6], "sl_pct": [0.2, 0.3]}).best()             # doctest: +SKIP
 
     ``grid``: what ``make_grid`` takes. ``params``: the parameters that are no axis. ``price_source``: see ``pack``.
-    ``progress`` shows a bar. ``method``: "auto", or "tables", "index", "loop" (same results, other speed; see
-    ``docs/sweep.md``). ``threads`` defaults to the machine's cores. ``table_memory``: bytes that first-touch tables may
-    take. An axis ``scoring.<field>`` makes the scores anew with each of its values: see ``sweep_scoring``, which such a
-    grid is handed to. Raises SweepError.
+    ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
+    ``docs/scaling.md``); None runs them on threads here. ``method``: "auto", or "tables", "index", "loop" (same
+    results, other speed; see ``docs/sweep.md``). ``threads`` defaults to the machine's cores. ``table_memory``: bytes
+    that first-touch tables may take. An axis ``scoring.<field>`` makes the scores anew with each of its values: see
+    ``sweep_scoring``, which such a grid is handed to. Raises SweepError.
     """
     if isinstance(grid, Mapping) and any(str(name).startswith("scoring.") for name in grid):
         from replaylab.sweep.rescoring import sweep_scoring
@@ -54,6 +59,7 @@ def sweep(
         rest = {name: values for name, values in grid.items() if name not in signals}
         options: dict[str, Any] = {
             "method": method,
+            "executor": executor,
             "threads": threads,
             "table_memory": table_memory,
             "give": give,
@@ -61,20 +67,25 @@ def sweep(
         return sweep_scoring(session, signals, rest, params, price_source, progress, **options)
     base = params or TradingParams()
     combinations = make_grid(grid, base)
-    tape = pack(session, price_source)
+    tape, place = open_tape(session, price_source)
+    ref = reference(tape, place, session, price_source) if executor is not None else None
     frames, used = [], set()
     with tqdm(total=combinations.rows, unit="comb", unit_scale=True, disable=not progress) as bar:
         for start, stop in parts(combinations.rows):
-            raw, how = run_rows(
-                tape,
-                combinations.part(start, stop),
-                base,
-                method,
-                threads=threads or os.cpu_count() or 1,
-                memory=table_memory,
-                done=bar.update,
-                say=bar.set_description,
-            )
+            part = combinations.part(start, stop)
+            if executor is not None and ref is not None:
+                raw, how = run_on(executor, tape, ref, part, base, method, table_memory, bar.update)
+            else:
+                raw, how = run_rows(
+                    tape,
+                    part,
+                    base,
+                    method,
+                    threads=threads or os.cpu_count() or 1,
+                    memory=table_memory,
+                    done=bar.update,
+                    say=bar.set_description,
+                )
             frames.append(figures(raw))
             used.add(how)
     return SweepResult(
@@ -103,7 +114,7 @@ def backtest(
     ``equity`` has a row per closed trade: its exit's ``timestamp`` and the realised PnL up to and including it.
     """
     base = params or TradingParams()
-    trades, numbers = trades_of(pack(session, price_source), base)
+    trades, numbers = trades_of(tape_of(session, price_source), base)
     equity = trades.select(
         timestamp=pl.col("exit_time"), equity=pl.Series(np.cumsum(trades["realized_pnl"].to_numpy()))
     )

@@ -11,7 +11,7 @@ What does not depend on the parameters is settled here: which events make a pric
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -84,6 +84,10 @@ class Tape:
     def lookup(self) -> Lookup:
         """Block minima and maxima and the like: built when first asked for."""
         return build_lookup(self.arrays())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the lookup, which a worker builds faster than it travels.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def arrays(self) -> TapeArrays:
         """Return the arrays in the form that compiled code takes."""

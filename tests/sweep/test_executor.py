@@ -1,0 +1,108 @@
+"""Sweeps on other processes: the same result to the bit, also when a worker is killed in the middle."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from replaylab.params import TradingParams
+from replaylab.sweep import distributed, sweep
+from replaylab.sweep.distributed import reference, run_on
+from replaylab.sweep.grid import make_grid
+from replaylab.sweep.running import run_rows
+from replaylab.sweep.tape import pack
+from tests.strategies import make_session
+
+GRID = {
+    "entry_threshold": [0.2, 0.5, 0.7],
+    "sl_pct": np.linspace(0.1, 1.0, 10),
+    "tp2_pct": np.linspace(0.3, 1.2, 20),
+    "trailing_activation_pct": [None, 0.1],
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Any:
+    # Spawned, as everywhere but on old Linux defaults: nothing is inherited.
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+def test_processes_give_the_same_result_to_the_bit(pool: ProcessPoolExecutor) -> None:
+    session = make_session(3, 3000, 2)
+    here = sweep(session, GRID, progress=False)
+    there = sweep(session, GRID, progress=False, executor=pool)
+    assert there.frame.equals(here.frame)
+    assert there.trades(7).equals(here.trades(7))
+
+
+class Counting(Executor):
+    """Runs tasks at once, in a worker that forgets its tapes when told to, and counts shipped tapes."""
+
+    def __init__(self) -> None:
+        self._max_workers = 1
+        self.shipped = 0
+        self.tasks = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.tasks += 1
+        self.shipped += args[1] is not None
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_a_worker_is_sent_the_tape_once() -> None:
+    distributed._tapes.clear()
+    session = make_session(11, 2000, 2)
+    executor = Counting()
+    sweep(session, GRID, progress=False, executor=executor)
+    assert executor.tasks > 3
+    assert executor.shipped == 1
+    sweep(session, GRID, progress=False, executor=executor)
+    assert executor.shipped == 1
+
+
+def test_a_worker_killed_in_the_middle_loses_nothing() -> None:
+    tape = pack(make_session(4, 3000, 2))
+    grid, base = make_grid(GRID), TradingParams()
+    expected, _ = run_rows(tape, grid, base)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        executor.submit(time.sleep, 0).result()
+        victim = next(iter(executor._processes))
+        threading.Timer(0.2, os.kill, (victim, signal.SIGKILL)).start()
+        # Both workers are busy until after the kill.
+        for _ in range(2):
+            executor.submit(time.sleep, 1)
+        with pytest.warns(RuntimeWarning, match="a worker was lost"):
+            found, _ = run_on(executor, tape, reference(tape, None, None, "auto"), grid, base)
+    assert np.array_equal(found, expected)
+
+
+def test_an_error_of_the_sweep_itself_is_raised() -> None:
+    with pytest.raises(ValueError, match="method"):
+        sweep(make_session(1), {"sl_pct": [0.1]}, progress=False, executor=Counting(), method="fast")
+
+
+def test_a_dask_cluster_gives_the_same_result_to_the_bit() -> None:
+    distributed_library = pytest.importorskip(
+        "distributed", reason="the extra replaylab[dask] is not installed"
+    )
+    session = make_session(3, 3000, 2)
+    here = sweep(session, GRID, progress=False)
+    with (
+        distributed_library.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed_library.Client(cluster) as client,
+    ):
+        there = sweep(session, GRID, progress=False, executor=client.get_executor())
+    assert there.frame.equals(here.frame)

@@ -1,0 +1,135 @@
+"""Packing: what becomes a price, what is unusable, and the cache that spares the second packing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from replaylab.errors import SweepError
+from replaylab.sweep import pack, sweep
+from replaylab.sweep.tapecache import open_tape, tape_of
+from tests import oracle
+from tests.strategies import RandomSession, make_session
+
+
+def session_of(*events: tuple[str, str | None, dict[str, Any]], **options: Any) -> RandomSession:
+    raw = [(1_000 * k, kind, symbol, payload) for k, (kind, symbol, payload) in enumerate(events)]
+    return RandomSession(raw, options.get("initial_state", {}), options.get("price_source", "auto"))
+
+
+SCORE = ("SCORING_UPDATE", "A", {"score": 0.9})
+
+
+@dataclass
+class Stored:
+    """A session on disk, as far as a sweep looks at it."""
+
+    events: pl.DataFrame
+    path: Path
+    digest: str
+    initial_state: dict[str, Any] | None = None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_prices_are_those_of_the_oracle(seed: int) -> None:
+    session = make_session(seed, 500, 3)
+    tape = pack(session, session.price_source)
+    chosen = oracle.choose_prices(session.raw, session.initial_state.get("symbols", {}), session.price_source)
+    for k, name in enumerate(tape.symbols):
+        part = slice(tape.price_from[k], tape.price_from[k + 1])
+        found = dict(zip(tape.price_index[part].tolist(), tape.price[part].tolist(), strict=True))
+        assert found == chosen[name]
+
+
+def test_unusable_payloads_are_counted() -> None:
+    session = session_of(
+        ("MARKET_TRADE", "A", {"price": 1.0}),
+        ("MARKET_TRADE", "A", {"price": "1.0"}),
+        ("MARKET_TRADE", None, {"price": 1.0}),
+        ("REGIME_UPDATE", "A", {"regime": 1}),
+        ("SCORING_UPDATE", "A", {"score": True}),
+        SCORE,
+    )
+    tape = pack(session)
+    assert tape.unusable == {"MARKET_TRADE": 2, "REGIME_UPDATE": 1, "SCORING_UPDATE": 1}
+    assert tape.price.tolist() == [1.0]
+
+
+def test_a_payload_that_is_not_an_object_is_unusable() -> None:
+    frame = session_of(("MARKET_TRADE", "A", {"price": 1.0}), ("MARKET_TRADE", "A", {}), SCORE).events
+    frame = frame.with_columns(payload=pl.Series([frame["payload"][0], "[1, 2", frame["payload"][2]]))
+    assert pack(frame).unusable == {"MARKET_TRADE": 1}
+
+
+def test_a_symbol_without_prices_is_refused_with_what_to_include() -> None:
+    with pytest.raises(SweepError, match=r"for A.*MARKET_TRADE.*MARKET_BOOK"):
+        pack(session_of(SCORE))
+    with pytest.raises(SweepError, match=r"no prices from book"):
+        pack(session_of(("MARKET_TRADE", "A", {"price": 1.0}), SCORE), "book")
+
+
+def test_an_unknown_price_source_or_symbol_is_refused() -> None:
+    session = session_of(("MARKET_TRADE", "AAA", {"price": 1.0}))
+    with pytest.raises(SweepError, match="Did you mean 'trade'"):
+        pack(session, "trades")
+    with pytest.raises(SweepError, match="Did you mean 'AAA'"):
+        pack(session, {"AAB": "trade"})
+
+
+def test_the_second_opening_maps_the_first_ones_file(tmp_path: Path) -> None:
+    """Same arrays, not packed again: the events are not even looked at."""
+    session = make_session(5, 400, 2)
+    stored = Stored(session.events, tmp_path, "digest", session.initial_state)
+    first, place = open_tape(stored)
+    assert place is not None
+    assert place.parent == tmp_path
+    stored.events = None  # type: ignore[assignment]
+    second, _ = open_tape(stored)
+    for name, left, right in zip(first.arrays()._fields, first.arrays(), second.arrays(), strict=True):
+        assert left.dtype == right.dtype, name
+        assert np.array_equal(left, right), name
+    assert (first.symbols, first.regimes, first.sources) == (second.symbols, second.regimes, second.sources)
+
+
+def test_another_digest_or_initial_state_is_packed_anew(tmp_path: Path) -> None:
+    one, two = make_session(5, 400, 2), make_session(6, 300, 2)
+    tape_of(Stored(one.events, tmp_path, "one"))
+    assert tape_of(Stored(two.events, tmp_path, "two")).n_events == two.events.height
+    blocked = {"symbols": {"AAA": {"tradingBlocked": True}}}
+    again = tape_of(Stored(two.events, tmp_path, "two", blocked))
+    assert again.score_blocked.sum() > tape_of(Stored(two.events, tmp_path, "two")).score_blocked.sum()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_torn_cache_file_is_packed_anew(tmp_path: Path) -> None:
+    session = make_session(5, 400, 2)
+    stored = Stored(session.events, tmp_path, "digest")
+    tape, place = open_tape(stored)
+    assert place is not None
+    for cut in (0, 10, 30, 400, place.stat().st_size // 2):
+        place.write_bytes(place.read_bytes()[:cut])
+        assert np.array_equal(tape_of(stored).price, tape.price)
+
+
+def test_a_session_that_cannot_be_written_beside_uses_the_cache_folder(tmp_path: Path) -> None:
+    session = make_session(5, 400, 2)
+    file = tmp_path / "no-folder"
+    file.write_text("")
+    _, place = open_tape(Stored(session.events, file, "elsewhere"))
+    assert place is not None
+    assert place.parent.name == "tapes"
+
+
+def test_a_mapped_tape_sweeps_like_a_packed_one(tmp_path: Path) -> None:
+    session = make_session(9, 3000, 2)
+    stored = Stored(session.events, tmp_path, "digest", session.initial_state)
+    grid = {"sl_pct": [0.1, 0.3], "tp2_pct": [0.3, 0.5]}
+    first = sweep(stored, grid, progress=False).frame
+    second = sweep(stored, grid, progress=False).frame
+    assert first.equals(second)
+    assert first["n_trades"].sum() > 10
