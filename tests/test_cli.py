@@ -331,3 +331,19 @@ def test_a_missing_file_is_one_line(call: Call, tmp_path: Path) -> None:
     assert result.stderr.startswith("error: ")
     assert "not-there.gz" in result.stderr
     assert os.linesep not in result.stderr.rstrip()
+
+
+def test_the_documentation_names_commands_and_options_that_exist() -> None:
+    """Every command line in docs/cli.md parses: known commands, known options."""
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    lines = [
+        line.removeprefix("$ ").split("#")[0].split() for line in page.splitlines() if line.startswith("$ ")
+    ]
+    assert len(lines) > 6
+    for words in lines:
+        assert words[1] in COMMANDS
+        shown = CliRunner().invoke(app, [words[1], "--help"]).stdout
+        for option in (word for word in words[2:] if word.startswith("-")):
+            assert f" {option} " in shown, f"{' '.join(words)}: {option}"
+    told = [line.split("`")[1].split()[0] for line in page.splitlines() if line.startswith("| `")]
+    assert set(COMMANDS) <= {*told, "stop", "recover"}

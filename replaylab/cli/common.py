@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ __all__ = [
     "print_table",
     "say",
     "split",
+    "write_whole",
 ]
 
 
@@ -129,6 +130,16 @@ def split(values: Sequence[str] | None) -> list[str] | None:
 def say(text: str = "") -> None:
     """Print a line for a person."""
     print(text)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and moved there when it is complete: Ctrl-C leaves no half."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from replaylab.cli.common import (
     print_json,
     print_table,
     say,
+    write_whole,
 )
 from replaylab.cli.values import Param, parse_grid, trading_params
 from replaylab.errors import SweepError
@@ -95,7 +96,7 @@ def sweep(
         if output.suffix == ".csv":
             _write(result.frame, output)
         else:
-            result.save(output)
+            write_whole(output, result.save)
     top = result.best(best, by=by)
     if json:
         print_json({"combinations": result.frame.height, "best": frame_dicts(top)})
@@ -106,11 +107,11 @@ def sweep(
         say(f"all combinations in {output}")
 
 
-def _write(frame: object, path: Path) -> None:
+def _write(frame: Any, path: Path) -> None:
     if path.suffix == ".csv":
-        frame.write_csv(path)  # type: ignore[attr-defined]
+        write_whole(path, frame.write_csv)
     elif path.suffix == ".parquet":
-        frame.write_parquet(path)  # type: ignore[attr-defined]
+        write_whole(path, frame.write_parquet)
     else:
         raise SweepError(f"{path}: expected a name that ends in .parquet or .csv")
 
