@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Block", "blocks", "is_blank", "meetings", "preview", "whole", "without_mark"]
 
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN, _OPEN, _CLOSE = (ord(mark) for mark in "\n\r{}")
 

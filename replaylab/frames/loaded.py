@@ -14,6 +14,7 @@ REJECTS_SCHEMA = pl.Schema(
     {"file": pl.String, "line": pl.Int64, "offset": pl.Int64, "reason": pl.String, "text": pl.String}
 )
 _TOGETHER = 32
+_SMALL_ROWS = 50_000
 Reject = tuple[str, int, int, str, str]
 
 
@@ -52,12 +53,15 @@ def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
         lines, blank, rows = lines + part.lines, blank + part.blank, rows + part.rows
         if part.rejects.height:
             rejects.append(part.rejects)
-        if part.frame.height:
-            small.append(part.frame)
         # Small pieces are copied together as they come: their memory is used again, and the whole has few chunks.
-        if len(small) == _TOGETHER:
+        is_small = part.frame.height < _SMALL_ROWS
+        if is_small and part.frame.height:
+            small.append(part.frame)
+        if small and (not is_small or len(small) == _TOGETHER):
             frames.append(pl.concat(small, rechunk=True))
             small = []
+        if not is_small:
+            frames.append(part.frame)
     if small:
         frames.append(pl.concat(small, rechunk=True))
     return Loaded(
