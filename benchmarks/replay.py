@@ -8,9 +8,11 @@ Pacing: the same events are emitted by the engine, by a bare loop on absolute de
 and a list), by `asyncio.sleep` and by a naive `time.sleep(delta)` loop, taking turns. Lateness is measured from the
 outside in all of them: when the handler was called, minus when the event was due, counted from the least late event.
 
-Speed: events per second to a handler that does nothing, to the reference trading system with logging, and ticks per
-second through NautilusTrader's BacktestEngine with a strategy that does nothing, if NAUTILUS_PYTHON names an
-interpreter that has it.
+Speed: events per second to a handler that does nothing, to the reference trading system with logging (trades, a score
+a second and regimes; deciding again: a score after every distinct time), and ticks per second of the same trades
+through NautilusTrader's BacktestEngine with a strategy that does nothing, if NAUTILUS_PYTHON names an interpreter that
+has it.
+"With load" counts opening the session, or making the ticks, too.
 
 Data: an hour of recorded BTCUSDT trades (REPLAYLAB_REAL_DATA), else of the package's own generator.
 
@@ -35,11 +37,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from replaylab import ReplayEngine, TradingParams
+from replaylab import ReplayEngine, ScoringParams, TradingParams
 from replaylab.history import write_trades
 from replaylab.importers.synthetic import generate_market
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayEvent
+from replaylab.replay import run_sim
 from replaylab.sessions import Session, SessionStore, build_replay_session
 from replaylab.timestamps import iso
 
@@ -47,6 +50,7 @@ SPEEDS = (1.0, 10.0, 100.0)
 ROUNDS = 3
 HOUR = 3_600_000_000_000
 SPIN_NS = 250_000
+PARAMS = TradingParams(entry_threshold=0.3, max_hold_s=600)
 Emissions = list[int]
 
 
@@ -79,8 +83,12 @@ def main() -> None:
         print(f"data: {source}; the first hour has {hour.total_events:,} trades")
         print(f"machine: {os.cpu_count()} cores, Python {sys.version.split()[0]}\n")
         pacing(SessionStore(root).open("hour"), options.seconds)
+        run_sim(root, ["BTCUSDT"], params=PARAMS, scoring=ScoringParams(interval_ms=1_000))
+        build["include_types"] = ["MARKET_TRADE", "SCORING_UPDATE", "REGIME_UPDATE"]
         every = build_replay_session(root, end=iso(start + 48 * HOUR), session_id="all", **build)
-        print(f"\nas fast as it can, {every.total_events:,} trades (best of 3)")
+        print(
+            f"\nas fast as it can: {every.total_events:,} events, {len(trades):,} of them trades (best of 3)"
+        )
         throughput(SessionStore(root).open("all"), trades, Path(folder))
 
 
@@ -207,7 +215,7 @@ def naive_sleep(times: np.ndarray, speed: float, session: Session) -> Emissions:
 
 
 def throughput(session: Session, trades: pl.DataFrame, folder: Path) -> None:
-    params = TradingParams(entry_threshold=0.3)
+    params = PARAMS
     rows = [
         ("replaylab, handler that does nothing", *best(session, Nothing(), params)),
         ("replaylab, trading system + logs", *best(session, None, params)),

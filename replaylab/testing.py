@@ -148,6 +148,7 @@ class SessionBuilder:
             "totalEvents": len(events),
             "eventCounts": dict(sorted(Counter(event.type for event in events).items())),
             "eventsSha256": hashlib.sha256(lines).hexdigest(),
+            "eventsBytes": len(lines),
         }
         if initial_state is not None:
             meta["initialState"] = dict(initial_state)

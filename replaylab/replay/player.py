@@ -173,7 +173,9 @@ class Player:
                     if on_event is not None:
                         on_event(index, block.times[place], event.type, event.symbol, payloads[place])
                     elif handle is not None:
-                        handle(event)
+                        result = handle(event)
+                        if result is not None:
+                            target.settle(result)
                     if subscribers:
                         self._tell(event)
                     index += 1
@@ -217,7 +219,9 @@ class Player:
         if target.on_event is not None:
             target.on_event(index, ts, kind, symbol, payload)
         elif target.handle is not None and event is not None:
-            target.handle(event)
+            result = target.handle(event)
+            if result is not None:
+                target.settle(result)
         if event is not None and self.subscribers:
             self._tell(event)
 

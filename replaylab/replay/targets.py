@@ -32,7 +32,10 @@ class Target(Protocol):
     """What the player needs of whatever it plays to: one of two ways to be given an event, and a beginning and end."""
 
     on_event: OnEvent | None  # index, ns since 1970, type, symbol, payload
-    handle: Callable[[ReplayEvent], None] | None
+    handle: Callable[[ReplayEvent], Any] | None
+
+    def settle(self, result: Any) -> None:
+        """Take what ``handle`` returned, where that is not None."""
 
     def begin(self, *, rewinding: bool = False) -> None:
         """Start from nothing but the session's initial state; ``rewinding`` where what follows must be identical."""
@@ -54,7 +57,7 @@ class SystemTarget:
     """The reference trading system in SIM mode, recording into the run's folder."""
 
     on_event: OnEvent | None = None
-    handle: Callable[[ReplayEvent], None] | None = None
+    handle: Callable[[ReplayEvent], Any] | None = None
 
     def __init__(
         self,
@@ -78,6 +81,9 @@ class SystemTarget:
         self.recorder.begin_again()
         self.system = self._new_system()
         self.on_event = self.system.on_event
+
+    def settle(self, result: Any) -> None:
+        """Nothing: the system returns nothing."""
 
     def finish(self) -> None:
         self.system.finish()
@@ -130,7 +136,7 @@ class HandlerTarget:
     """A user's own system: ``handle_event``, plain or async; ``reset`` and ``finish`` where it has them."""
 
     on_event: OnEvent | None = None
-    handle: Callable[[ReplayEvent], None] | None = None
+    handle: Callable[[ReplayEvent], Any] | None = None
 
     def __init__(self, handler: Any, feed: EventFeed, inject_mode: str) -> None:
         if not callable(getattr(handler, "handle_event", None)):
@@ -141,15 +147,12 @@ class HandlerTarget:
         self._feed = feed
         self._recomputes = inject_mode == "FULL_DECISION"
         self._loop: asyncio.AbstractEventLoop | None = None
-        if inspect.iscoroutinefunction(handler.handle_event):
-            self.handle = self._only_fed(self._await) if self._recomputes else self._await
-        else:
-            self.handle = self._only_fed(handler.handle_event) if self._recomputes else handler.handle_event
+        self.handle = self._only_fed(handler.handle_event) if self._recomputes else handler.handle_event
 
     def begin(self, *, rewinding: bool = False) -> None:
         reset = getattr(self._handler, "reset", None)
         if callable(reset):
-            self._settle(reset())
+            self.settle(reset())
         elif rewinding:
             raise ReplayError(
                 f"to go back, {type(self._handler).__name__} needs a method reset() that takes it to its beginning"
@@ -158,7 +161,7 @@ class HandlerTarget:
     def finish(self) -> None:
         finish = getattr(self._handler, "finish", None)
         if callable(finish):
-            self._settle(finish())
+            self.settle(finish())
 
     def flush(self) -> None:
         """Nothing: what a user's system records is its own business."""
@@ -177,10 +180,7 @@ class HandlerTarget:
             "handler": type(self._handler).__qualname__,
         }
 
-    def _await(self, event: ReplayEvent) -> None:
-        self._settle(self._handler.handle_event(event))
-
-    def _settle(self, result: Any) -> None:
+    def settle(self, result: Any) -> None:
         """Run a coroutine to its end, on a loop of the replay's own thread."""
         if inspect.isawaitable(result):
             if self._loop is None:
@@ -188,12 +188,11 @@ class HandlerTarget:
             self._loop.run_until_complete(_awaited(result))
 
     @staticmethod
-    def _only_fed(handle: Callable[[ReplayEvent], None]) -> Callable[[ReplayEvent], None]:
+    def _only_fed(handle: Callable[[ReplayEvent], Any]) -> Callable[[ReplayEvent], Any]:
         """Keep recorded signals from a system that makes its own; recorded risk events reach it."""
 
-        def fed(event: ReplayEvent) -> None:
-            if not event.type.startswith(("SCORING", "REGIME")):
-                handle(event)
+        def fed(event: ReplayEvent) -> Any:
+            return None if event.type.startswith(("SCORING", "REGIME")) else handle(event)
 
         return fed
 

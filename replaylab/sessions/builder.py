@@ -197,6 +197,7 @@ def _fill(
         "eventCounts": dict(sorted(written.types.items())),
         "truncated": sorter.rows > written.total,
         "eventsSha256": written.digest.hexdigest(),
+        "eventsBytes": written.size,
         "initialState": state.to_dict(),
         "recordedParams": params[0] if params else None,
         "recordedParamsChanges": params[1:],
@@ -213,6 +214,7 @@ class _Writer:
         self._file = file
         self._limit = limit
         self.total = 0
+        self.size = 0
         self.types: Counter[str] = Counter()
         self.symbols: set[str] = set()
         self.digest = hashlib.sha256()
@@ -225,6 +227,7 @@ class _Writer:
             data = json_lines(chunk)
             self._file.write(data)
             self.digest.update(data)
+            self.size += len(data)
         self.total += rows.height
         self.types.update(dict(rows.group_by("type").len().iter_rows()))
         self.symbols.update(rows["symbol"].unique().to_list())

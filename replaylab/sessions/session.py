@@ -100,13 +100,14 @@ class Session:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of ``events.jsonl`` in hex, as the build wrote it down; computed where it did not."""
-        known = self.meta.get("eventsSha256")
-        if isinstance(known, str):
-            return known
+        """SHA-256 of ``events.jsonl`` in hex, as the build wrote it down; computed where that no longer holds."""
         path = self.root.session_events(self.id)
         if not path.is_file():
             return hashlib.sha256().hexdigest()
+        known = self.meta.get("eventsSha256")
+        # Events may have been appended since.
+        if isinstance(known, str) and self.meta.get("eventsBytes") == path.stat().st_size:
+            return known
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -142,6 +142,24 @@ def test_async_handlers_are_awaited(tmp_path: Path) -> None:
     assert handler.seen == ["SCORING_UPDATE", "SCORING_UPDATE", "end"]
 
 
+def test_a_plain_function_may_return_something_to_await(tmp_path: Path) -> None:
+    class Indirect(Collector):
+        def handle_event(self, event: ReplayEvent) -> object:  # type: ignore[override]
+            return self.later(event)
+
+        async def later(self, event: ReplayEvent) -> None:
+            await asyncio.sleep(0)
+            self.events.append(event)
+
+    handler = Indirect()
+    ticks(tmp_path, [0.0, 0.01])
+    for speed in (INF, 1.0):
+        engine = engine_of(tmp_path, handler)
+        engine.start_session("ticks", speed)
+        engine.wait()
+        assert len(handler.events) == 2
+
+
 def test_full_decision_keeps_recorded_signals_from_the_handler(tmp_path: Path) -> None:
     session = market(tmp_path, seconds=20)
     handler, everything = Collector(), Collector()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -112,3 +113,12 @@ def test_a_damaged_session_says_so_and_plays_the_rest(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 lines of"):
         assert session.events.height == 2
     assert session.rejects["line"].to_list() == [3]
+
+
+def test_the_digest_follows_events_that_are_appended(tmp_path: Path) -> None:
+    make(tmp_path, "s")
+    before = SessionStore(tmp_path).open("s").digest
+    path = tmp_path / "replay" / "sessions" / "s" / "events.jsonl"
+    path.write_bytes(path.read_bytes() * 2)
+    after = SessionStore(tmp_path).open("s").digest
+    assert before != after == hashlib.sha256(path.read_bytes()).hexdigest()
