@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from replaylab.ml.leaks import check_no_lookahead as check_no_lookahead
     from replaylab.ml.leaks import check_splits as check_splits
     from replaylab.ml.leaks import shuffled_baseline as shuffled_baseline
+    from replaylab.ml.scan import barrier_scan as barrier_scan
     from replaylab.ml.scorers import ClassifierScore as ClassifierScore
     from replaylab.ml.splits import CombinatorialPurgedCV as CombinatorialPurgedCV
     from replaylab.ml.splits import PurgedKFold as PurgedKFold
@@ -47,6 +48,7 @@ _HOMES = {
     "PurgedKFold": "splits",
     "WalkForward": "splits",
     "average_uniqueness": "weights",
+    "barrier_scan": "scan",
     "check_duplicates": "leaks",
     "check_label_times": "leaks",
     "check_no_lookahead": "leaks",
@@ -74,6 +76,7 @@ __all__ = [
     "PurgedKFold",
     "WalkForward",
     "average_uniqueness",
+    "barrier_scan",
     "check_duplicates",
     "check_label_times",
     "check_no_lookahead",

@@ -40,6 +40,7 @@ __all__ = ["labels"]
 
 Levels = float | Sequence[float | None] | npt.NDArray[np.float64] | None
 SIDES = ("long", "short", "score")
+_MOST_ROWS = 100_000_000
 TIME_TYPE = pl.Datetime("ns", "UTC")
 
 
@@ -81,13 +82,19 @@ def labels(
     if time_label not in ("zero", "sign"):
         raise DatasetError(f"time_label must be 'zero' or 'sign', found {time_label!r}")
     settings = list(
-        product(_levels("tp_pct", tp_pct), _levels("sl_pct", sl_pct), _levels("max_hold_s", max_hold_s))
+        product(levels_of("tp_pct", tp_pct), levels_of("sl_pct", sl_pct), levels_of("max_hold_s", max_hold_s))
     )
     if latency_ms is None:
         latency_ms = 0.0 if costs is None else costs.latency_ms
     latency = formulas.milliseconds_to_ns(latency_ms)
     found = decisions(session, at, symbols)
     prices = prices_by_symbol(session, [part.symbol for part in found], price_source)
+    rows = sum(len(part.ts) for part in found) * len(settings)
+    if rows > _MOST_ROWS:
+        raise DatasetError(
+            f"{len(settings):,} settings make {rows:,} rows, too many for one frame: take fewer at a time, or "
+            "barrier_scan, which has a row per setting"
+        )
     pieces = [
         _label_symbol(part, prices[part.symbol], settings, side, latency, costs, time_label) for part in found
     ]
@@ -107,7 +114,7 @@ def directions(found: Decisions, side: str) -> npt.NDArray[np.int8]:
     return np.full(len(found.ts), 1 if side == "long" else -1, dtype=np.int8)
 
 
-def _levels(name: str, value: Levels) -> list[float]:
+def levels_of(name: str, value: Levels) -> list[float]:
     """Return the settings of one barrier; infinity stands for none."""
     several = [value] if value is None or isinstance(value, (int, float)) else list(value)
     levels = [np.inf if item is None else float(item) for item in several]
