@@ -42,7 +42,7 @@ def barrier_scan(
 
     Columns: ``tp_pct, sl_pct, max_hold_s``; ``n`` labels, ``unknown`` decisions without one; ``n_tp, n_sl, n_time``;
     ``mean_ret`` and ``std_ret`` (fraction of the notional); ``mean_s``, seconds to the barrier. Options as in
-    ``labels``. The best of many settings is partly luck: ``docs/statistics.md``. Memory does not grow with the settings.
+    ``labels``. The best of many settings is partly luck (``docs/statistics.md``). Memory does not grow with them.
     """
     several = [
         levels_of(name, value) for name, value in zip(_NAMES, (tp_pct, sl_pct, max_hold_s), strict=True)
