@@ -83,6 +83,7 @@ def main() -> None:
         print(f"data: {source}; the first hour has {hour.total_events:,} trades")
         print(f"machine: {os.cpu_count()} cores, Python {sys.version.split()[0]}\n")
         pacing(SessionStore(root).open("hour"), options.seconds)
+        stopping(SessionStore(root).open("hour"))
         run_sim(root, ["BTCUSDT"], params=PARAMS, scoring=ScoringParams(interval_ms=1_000))
         build["include_types"] = ["MARKET_TRADE", "SCORING_UPDATE", "REGIME_UPDATE"]
         every = build_replay_session(root, end=iso(start + 48 * HOUR), session_id="all", **build)
@@ -209,6 +210,21 @@ def naive_sleep(times: np.ndarray, speed: float, session: Session) -> Emissions:
         before = ts
         at.append(time.monotonic_ns())
     return at
+
+
+def stopping(session: Session) -> None:
+    """Print how long a stop takes in the middle of a wait of minutes."""
+    took = []
+    for _ in range(30):
+        player = ReplayEngine(SessionStore(session.root), Nothing())
+        player.start_session(session, speed_factor=1e-3)
+        time.sleep(0.05)
+        began = time.monotonic()
+        player.stop()
+        took.append((time.monotonic() - began) * 1e3)
+    print(
+        f"\nstop() in the middle of a long wait: median {np.median(took):.1f} ms, worst of 30 {max(took):.1f} ms"
+    )
 
 
 # Speed

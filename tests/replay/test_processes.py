@@ -56,7 +56,7 @@ def test_seen_refused_and_stopped_from_another_process(tmp_path: Path) -> None:
             engine.start_session("ticks")
         began = time.monotonic()
         assert engine.stop() is True
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 9
         assert not engine.get_status().running
         assert process.communicate(timeout=10)[0] == "stopped\n"
     engine.start_session("ticks", speed_factor=math.inf)
