@@ -12,6 +12,7 @@ import msgspec
 import polars as pl
 import pyarrow.parquet as pq
 
+from replaylab.errors import LogReadError
 from replaylab.frames.archived import (
     METADATA_KEY,
     PartInfo,
@@ -24,10 +25,11 @@ from replaylab.frames.archived import (
 from replaylab.frames.cache import to_table
 from replaylab.frames.fingerprint import Fingerprint
 from replaylab.frames.loaded import Loaded, Reject
+from replaylab.frames.sources import open_log
 from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 
-__all__ = ["PartWriter", "Written", "archived", "drop_superseded", "settle_parts"]
+__all__ = ["PartWriter", "Written", "archived", "drop_superseded", "settle_finished", "settle_parts"]
 
 _LEVEL = 9
 _GROUP_ROWS = 100_000
@@ -174,6 +176,26 @@ def settle_parts(paths: Iterable[Path]) -> None:
     for path in paths:
         pending_mark(path).unlink(missing_ok=True)
         sync_folder(str(path.parent))
+
+
+def settle_finished(root: DataRoot) -> None:
+    """Settle parts whose lines a clean-up removed before it died."""
+    for mark in root.archive_dir.glob("**/*.parquet.pending"):
+        part = mark.with_suffix("")
+        if not part.exists() or not _may_be_in_its_log(root, part):
+            settle_parts([part])
+
+
+def _may_be_in_its_log(root: DataRoot, part: Path) -> bool:
+    try:
+        info = part_info(part)
+    except LogReadError:
+        return True
+    file = open_log(root.path / info.source)
+    if file is None:
+        return False
+    with file:
+        return is_superseded(part, info, file.fileno())
 
 
 def _hash(frame: pl.DataFrame) -> int:

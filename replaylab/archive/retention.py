@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import orjson
 
-from replaylab.archive.compaction import PartWriter, drop_superseded, settle_parts
+from replaylab.archive.compaction import PartWriter, drop_superseded, settle_finished, settle_parts
 from replaylab.archive.listing import refuse_unsafe, running_session
 from replaylab.archive.plan import Plan, Step, excess, over_limit, plan
 from replaylab.archive.rotation import rotate_events
@@ -72,6 +72,7 @@ def run_retention(
         _pretend(place, moment, settings, made, report)
         return report
     with _only_one(place):
+        _sweep_leftovers(place)
         made = plan(place, moment, settings)
         _apply(place, moment, settings, made, report)
         write_atomic(report_path(place), orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2) + b"\n")
@@ -218,6 +219,24 @@ def _rewrite_index(root: DataRoot) -> None:
     ]
     text = orjson.dumps({**index, "timestamp": iso(now_ns()), "sessions": left}, option=orjson.OPT_INDENT_2)
     write_atomic(path, text + b"\n")
+
+
+def _sweep_leftovers(root: DataRoot) -> None:
+    """Remove what a clean-up that died left half done. Nobody else makes files of these names."""
+    for folder, pattern in (
+        (root.events_dir, ".*.jsonl.*.tmp"),
+        (root.archive_dir, "**/.part-*.tmp"),
+        (root.summary_dir, "**/.day-*.json.*.tmp"),
+    ):
+        if folder.is_dir() and not folder.is_symlink():
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+    if root.archive_dir.is_dir() and not root.archive_dir.is_symlink():
+        settle_finished(root)
+    if root.sessions_dir.is_dir() and not root.sessions_dir.is_symlink():
+        for path in root.sessions_dir.glob(".deleted-*"):
+            if not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -51,8 +51,9 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
     >>> verify("data").findings.height                         # doctest: +SKIP
     0
 
-    A line is wrong when a loader would reject it, when its symbol or day is not that of its file, or when a closed day
-    of it is not in order of the specification's formats. Reads only. Raises FileNotFoundError.
+    A line is wrong when a loader would reject it, when its symbol or day is not that of its file, or when the events
+    of a session go back in time. Snapshots, manifests, rolling files and archived parts are checked as a whole.
+    Reads only. Raises FileNotFoundError.
     """
     start = Path(path).absolute()
     if not start.exists():

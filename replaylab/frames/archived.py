@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from replaylab.errors import LogReadError
+from replaylab.frames.files import is_safe_name
 from replaylab.frames.fingerprint import Fingerprint, begins_with
 from replaylab.frames.loaded import Loaded, Reject, reject_frame
 from replaylab.paths import DataRoot
@@ -30,7 +31,6 @@ __all__ = [
     "archived_days",
     "archived_symbols",
     "is_superseded",
-    "live_parts",
     "part_info",
     "parts_of",
     "pending_mark",
@@ -88,7 +88,9 @@ def archived_days(root: DataRoot, log: str) -> set[str]:
 def archived_symbols(root: DataRoot) -> set[str]:
     """Return the symbols that have archived state events."""
     folder = root.archive_dir / "events"
-    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    if not folder.is_dir():
+        return set()
+    return {path.name for path in folder.iterdir() if path.is_dir() and is_safe_name(path.name)}
 
 
 def part_info(path: Path) -> PartInfo:
@@ -110,22 +112,20 @@ def is_superseded(part: Path, info: PartInfo, fd: int) -> bool:
     return pending_mark(part).exists() and begins_with(fd, info.fingerprint)
 
 
-def live_parts(root: DataRoot, live: Path, fd: int | None) -> list[tuple[Path, PartInfo]]:
-    """Return the parts that are to be read beside the open live file."""
-    parts = [(path, part_info(path)) for path in parts_of(root, live)]
-    return [(path, info) for path, info in parts if fd is None or not is_superseded(path, info, fd)]
-
-
 def read_part(path: Path, info: PartInfo, schema: pl.Schema) -> Iterator[Loaded]:
-    """Yield the rows of a part, a row group at a time; rejects and counts come with the first."""
-    rejects = reject_frame(info.rejects)
-    account = Loaded(schema.to_frame(), rejects, info.lines - info.rows, info.blank, 0)
-    file = pq.ParquetFile(path)
-    groups = file.num_row_groups
-    for group in range(groups):
-        frame = pl.DataFrame(pl.from_arrow(file.read_row_group(group)))
-        frame = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
-        yield replace(account, frame=frame, lines=account.lines + frame.height, rows=frame.height)
-        account = Loaded(schema.to_frame())
-    if not groups:
+    """Yield the rows of a part, a row group at a time; rejects and counts come with the first.
+
+    Raises LogReadError for rows that cannot be read.
+    """
+    account = Loaded(schema.to_frame(), reject_frame(info.rejects), info.lines - info.rows, info.blank, 0)
+    try:
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            frame = pl.DataFrame(pl.from_arrow(file.read_row_group(group)))
+            frame = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+            yield replace(account, frame=frame, lines=account.lines + frame.height, rows=frame.height)
+            account = Loaded(schema.to_frame())
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise LogReadError(f"{path}: not an archived log: {error}") from None
+    if account.lines:
         yield account

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from replaylab.frames.archived import PartInfo, live_parts, read_part
+from replaylab.errors import LogReadError
+from replaylab.frames.archived import PartInfo, is_superseded, part_info, parts_of, read_part
 from replaylab.frames.cache import cached_chunks
 from replaylab.frames.files import ReplacedError, Window, in_window, name_in
-from replaylab.frames.loaded import Loaded, concat
+from replaylab.frames.loaded import Loaded, concat, reject_frame
 from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot
 
@@ -73,13 +73,20 @@ def open_log(path: Path) -> BinaryIO | None:
 def _archived(
     root: DataRoot, live: Path, fd: int | None, schema: LogSchema, span: Window
 ) -> Iterator[tuple[Path, Loaded]]:
-    for path, info in live_parts(root, live, fd):
-        outside = _is_outside(info, span)
-        for loaded in read_part(path, info, schema.archived):
-            yield (
-                path,
-                replace(loaded, frame=schema.archived.to_frame()) if outside else in_window(loaded, span),
-            )
+    nothing = schema.archived.to_frame()
+    for path in parts_of(root, live):
+        try:
+            info = part_info(path)
+            if fd is not None and is_superseded(path, info, fd):
+                continue
+            if _is_outside(info, span):
+                yield path, Loaded(nothing, reject_frame(info.rejects), info.lines, info.blank, info.rows)
+                continue
+            for loaded in read_part(path, info, schema.archived):
+                yield path, in_window(loaded, span)
+        except LogReadError as error:
+            # How many lines a damaged part held is not known: it counts as one.
+            yield path, Loaded(nothing, reject_frame([(name_in(root, path), 0, 0, str(error), "")]), lines=1)
 
 
 def _is_outside(info: PartInfo, span: Window) -> bool:

@@ -285,7 +285,23 @@ def test_a_load_begins_again_when_the_log_is_replaced_under_it(
         list(frames.scan_event_chunks(root, "BTCUSDT"))
 
 
-def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path) -> None:
-    write_lines(tmp_path / "archive/trades_log/day-2025-01-01.parquet", "not parquet")
-    with pytest.raises(LogReadError, match=r"day-2025-01-01\.parquet"):
-        frames.load_trades(tmp_path)
+@pytest.mark.parametrize("damage", ["no parquet", "cut", "rows"])
+def test_a_damaged_part_is_a_reject_that_names_it(tmp_path: Path, damage: str) -> None:
+    for day in ("2025-01-01", "2025-01-02"):
+        write_lines(tmp_path / f"trades_log/day-{day}.jsonl", *(trade(day, second) for second in range(100)))
+    run_retention(tmp_path, now=NOW, config=ARCHIVE)
+    part = tmp_path / "archive/trades_log/day-2025-01-01.parquet"
+    data = bytearray(part.read_bytes())
+    if damage == "no parquet":
+        data = bytearray(b"nothing")
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[4:1500] = bytes(1496)
+    part.write_bytes(data)
+    loaded = frames.load_trades(tmp_path)
+    assert loaded.frame.height == 100
+    assert loaded.rejects["file"].to_list() == ["archive/trades_log/day-2025-01-01.parquet"]
+    assert "not an archived log" in loaded.rejects["reason"][0]
+    assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
+    run_retention(tmp_path, now=NOW, config=ARCHIVE)
