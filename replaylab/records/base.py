@@ -24,15 +24,27 @@ __all__ = ["Record", "check_timestamp", "decode_record", "encode_record", "find_
 R = TypeVar("R", bound="Record")
 
 
+class QuickForm:
+    """The fields of a record again, the timestamp as a datetime and the free object as raw JSON.
+
+    msgspec checks that several times as fast. ``free`` names the free object, which is not looked into.
+    """
+
+    __slots__ = ("decode", "free")
+
+    def __init__(self, form: type[msgspec.Struct], free: str) -> None:
+        self.decode = msgspec.json.Decoder(form).decode
+        self.free = free
+
+
 class Record(msgspec.Struct, rename="camel", dict=True):
     """Base of every record: attributes in snake_case, fields on disk in camelCase.
 
     Fields that replaylab does not know are kept in ``unknown_fields`` and written again by ``to_dict``.
-    A type that is logged very often names a ``quick_form``: its fields again, the timestamp as a datetime and the
-    free object as raw JSON, which msgspec checks several times as fast.
+    A type that is logged very often has a ``quick_form``.
     """
 
-    quick_form: ClassVar[Any] = None
+    quick_form: ClassVar[QuickForm | None] = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -89,8 +101,27 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
         if bad is not None:
             field, found = bad
             raise RecordError(f"{cls.__name__}.{field}: expected a finite number, found {found}", field=field)
-    if cls.quick_form is None or not _has_quick_form(cls.quick_form, value, line):
-        _decode(cls, line)
+    form = cls.quick_form
+    if form is not None:
+        try:
+            form.decode(line)
+            # msgspec has checked the timestamp as a datetime, within a grammar a little wider than ours: hence the
+            # rest. What passes here is valid beyond doubt; what does not is looked at properly.
+            if type(value) is dict:
+                text, free = value["timestamp"], value[form.free]
+            else:
+                text, free = getattr(value, "timestamp", ""), getattr(value, form.free)
+            if (
+                len(text) <= 30
+                and text[10] == "T"
+                and text[-1] == "Z"
+                and text[:2] in _CENTURIES
+                and type(free) is dict
+            ):
+                return line
+        except (msgspec.MsgspecError, LookupError, TypeError, AttributeError):
+            pass
+    _decode(cls, line)
     return line
 
 
@@ -138,23 +169,6 @@ def _decode(cls: type[R], line: bytes | str) -> R:
         raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
 
 
-def _has_quick_form(form: Callable[[bytes], Any], value: Any, line: bytes) -> bool:
-    """Whether a line is valid beyond doubt; False means that it must be looked at properly."""
-    try:
-        quick = form(line)
-        # A datetime is checked by msgspec, within a grammar that is a little wider than ours: hence the rest.
-        text = value["timestamp"] if type(value) is dict else value.timestamp
-        return (
-            20 <= len(text) <= 30
-            and text[10] == "T"
-            and text[-1] == "Z"
-            and text[:2] in _CENTURIES
-            and bytes(quick.free)[0] == _BRACE
-        )
-    except (msgspec.MsgspecError, LookupError, TypeError, AttributeError):
-        return False
-
-
 def _all_finite(value: Any) -> bool:
     """Whether no NaN or infinity is inside: find_not_finite without the path, several times as fast."""
     if isinstance(value, dict):
@@ -179,7 +193,6 @@ def _all_finite(value: Any) -> bool:
 
 
 _SCALARS = frozenset({str, bool, int, type(None)})
-_BRACE = ord("{")
 _CENTURIES = ("20", "19")
 _find_null = re.compile(b"null").search
 _encode = msgspec.json.Encoder().encode

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from replaylab.errors import RecordError
-from replaylab.records.base import Record, check_timestamp
+from replaylab.records.base import QuickForm, Record, check_timestamp
 from replaylab.timestamps import parse_ns
 
 __all__ = [
@@ -38,7 +38,7 @@ class _StateEventForm(msgspec.Struct, kw_only=True, rename="camel", gc=False):
     to_state: str
     event_type: str
     reason: str
-    free: msgspec.Raw = msgspec.field(name="extra")
+    extra: msgspec.Raw
 
 
 class StateEvent(Record, kw_only=True):
@@ -57,7 +57,7 @@ class StateEvent(Record, kw_only=True):
     reason: str
     extra: dict[str, Any]
 
-    quick_form = msgspec.json.Decoder(_StateEventForm).decode
+    quick_form = QuickForm(_StateEventForm, "extra")
 
     def __post_init__(self) -> None:
         check_timestamp(self.timestamp)
