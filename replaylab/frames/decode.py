@@ -34,6 +34,8 @@ _HUGE_BYTES = re.compile(_HUGE.encode())
 _HUGE_TEXT = re.compile(_HUGE)
 _NEWLINE, _OPEN, _ZERO, _EXPONENTS = ord("\n"), ord("{"), ord("0"), (ord("e"), ord("E"))
 _NULLS = pl.Series("unknown_fields", [None] * 65_536, dtype=pl.String)
+# orjson reads 1024 levels; whatever may have more is looked at one by one.
+_DEPTH = 1000
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -246,7 +248,7 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
     offsets[1:-1] = ends - np.arange(len(ends))
     offsets[-1] = len(joined)
     data = np.frombuffer(joined, np.uint8)
-    if (data[offsets[:-1]] != _OPEN).any() or _has_huge_number(joined, data):
+    if (data[offsets[:-1]] != _OPEN).any() or _has_huge_number(joined, data) or _is_deep(joined, offsets):
         raise _NotPlainError
     texts_in_a_row = pa.LargeStringArray.from_buffers(
         len(values), pa.py_buffer(offsets), pa.py_buffer(joined)
@@ -266,6 +268,15 @@ def _has_huge_number(joined: bytes, data: npt.NDArray[np.uint8]) -> bool:
     spots = (rows[:, (0, 31, 63, 95, 127)] - _ZERO) < 10
     full = np.flatnonzero(spots.all(axis=1))
     return any(rows[place].tobytes().isdigit() for place in full.tolist())
+
+
+def _is_deep(joined: bytes, offsets: npt.NDArray[np.int64]) -> bool:
+    """Tell whether some text may be nested more deeply than orjson reads."""
+    long = np.flatnonzero(np.diff(offsets) > 2 * _DEPTH)
+    for start, end in zip(offsets[long].tolist(), offsets[long + 1].tolist(), strict=True):
+        if joined.count(b"{", start, end) + joined.count(b"[", start, end) >= _DEPTH:
+            return True
+    return False
 
 
 def _is_plain_object(text: str) -> bool:

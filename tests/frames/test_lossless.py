@@ -249,3 +249,12 @@ def test_numbers_beyond_all_doubles_are_rejects_wherever_they_stand(number: str,
     )
     data = json.dumps(GOOD).encode() + b"\n" + line + b"\n"
     check_against_slow(data, 1 << 19)
+
+
+@pytest.mark.parametrize("depth", [50, 500, 1100, 5000, 200_000])
+def test_nesting_that_nobody_can_read_is_a_reject(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    line = json.dumps({**GOOD, "extra": {"n": 0}}).encode().replace(b": 0}", b": " + deep + b"}")
+    loaded = load(json.dumps(GOOD).encode() + b"\n" + line + b"\n", 1 << 19)
+    assert loaded.lines == 2
+    assert loaded.rejects.height == (depth > 1000)
