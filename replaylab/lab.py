@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -263,26 +263,12 @@ class Lab:
     # Sweep
 
     def sweep(
-        self,
-        session: AnySession,
-        grid: Any,
-        params: TradingParams | None = None,
-        *,
-        scoring: Any = None,
-        **options: Any,
+        self, session: AnySession, grid: Any, params: TradingParams | None = None, **options: Any
     ) -> SweepResult:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options.
+        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options."""
+        from replaylab.sweep import sweep
 
-        ``scoring``: ScoringParams, or a model with ``predict``, makes the scores anew from the market data; a mapping
-        of fields of ScoringParams to values makes them further axes.
-        """
-        from replaylab.sweep import rescored, sweep, sweep_scoring
-
-        opened, params = self.session(session), params or self.config.trading
-        if isinstance(scoring, Mapping):
-            return sweep_scoring(opened, scoring, grid, params, give=self._give, **options)
-        subject = opened if scoring is None else rescored(opened, scoring)
-        return sweep(subject, grid, params, give=self._give, **options)
+        return sweep(self.session(session), grid, params or self.config.trading, give=self._give, **options)
 
     def backtest(
         self,

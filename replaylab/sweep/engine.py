@@ -36,6 +36,7 @@ def sweep(
     progress: bool = True,
     executor: Executor | None = None,
     *,
+    scoring: Any = None,
     method: str = "auto",
     threads: int | None = None,
     table_memory: float = 1e9,
@@ -49,8 +50,9 @@ def sweep(
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on threads here. ``method``: "auto", or "tables", "index", "loop" (same
     results, other speed; see ``docs/sweep.md``). ``threads`` defaults to the machine's cores. ``table_memory``: bytes
-    that first-touch tables may take. An axis ``scoring.<field>`` makes the scores anew with each of its values: see
-    ``sweep_scoring``, which such a grid is handed to. Raises SweepError.
+    that first-touch tables may take. ``scoring`` (ScoringParams, or a model with ``predict``) makes the scores anew
+    from the market data; an axis ``scoring.<field>`` does so with each of its values: see ``sweep_scoring``, which such
+    a grid is handed to. Raises SweepError.
     """
     if isinstance(grid, Mapping) and any(str(name).startswith("scoring.") for name in grid):
         from replaylab.sweep.rescoring import sweep_scoring
@@ -64,8 +66,15 @@ def sweep(
             "table_memory": table_memory,
             "give": give,
         }
-        return sweep_scoring(session, signals, rest, params, price_source, progress, **options)
+        return sweep_scoring(
+            session, signals, rest, params, price_source, progress, scoring=scoring, **options
+        )
+    if scoring is not None:
+        from replaylab.sweep.rescoring import rescored
+
+        session = rescored(session, scoring)
     base = params or TradingParams()
+    in_session = getattr(session, "in_session", _same)
     combinations = make_grid(grid, base)
     tape, place = open_tape(session, price_source)
     ref = reference(tape, place, session, price_source) if executor is not None else None
@@ -94,7 +103,7 @@ def sweep(
         params=base,
         session_id=_session_id(session),
         digest=getattr(session, "digest", None),
-        trades_of=lambda chosen: trades_of(tape, chosen)[0],
+        trades_of=lambda chosen: in_session(trades_of(tape, chosen)[0]),
         left_out=combinations.left_out,
         method=", ".join(sorted(used)),
         give=give,

@@ -179,3 +179,12 @@ def test_wrong_settings_are_named(session: Session) -> None:
 
     with pytest.raises(SweepError, match="market data"):
         rescored(Bare(), BASE)
+
+
+def test_one_sweep_on_scores_made_anew(session: Session) -> None:
+    """``sweep(..., scoring=...)``: the trades of FULL_DECISION, at positions in the session itself."""
+    scoring = BASE.replace(gain=2.0)
+    result = sweep(session, {"entry_threshold": [0.4, 0.6]}, PARAMS, scoring=scoring, progress=False)
+    for row, threshold in enumerate([0.4, 0.6]):
+        expected = decided_again(session, scoring, PARAMS.replace(entry_threshold=threshold))
+        assert same(result.trades(row), expected)
