@@ -72,4 +72,6 @@ def fidelity(decisions: Any, title: str | None = None) -> Picture:
     panel.set_ylim(-0.6, len(symbols) - 0.4)
     utc_axis(panel)
     figure.legend_for(panel, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_COLOURS))
+    for mark in getattr(panel.get_legend(), "legend_handles", ()):
+        mark.set_alpha(1.0)  # the faint marks of what is identical would not be seen in it
     return figure

@@ -1,0 +1,167 @@
+"""Each public picture beside one that a person has looked at (``tests/pictures``).
+
+``pytest --mpl-generate-path=tests/pictures tests/test_pictures.py`` draws them again after a change that is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib import ft2font
+from matplotlib.figure import Figure
+
+from replaylab import plots
+
+START = datetime(2025, 11, 18, 10, tzinfo=UTC)
+# With the FreeType that drew the kept pictures (the wheels of matplotlib bring their own) only rounding differs: one
+# colour of a few small marks is then seen. Another FreeType moves every panel by a pixel or two, which costs up to 30.
+DRAWN_WITH = "2.14.3"
+TOLERANCE = 1.5 if ft2font.__freetype_version__ == DRAWN_WITH else 30.0
+
+
+def waves(count: int, *periods: float) -> np.ndarray:
+    """Return a curve that looks like a price and is the same with every version of NumPy."""
+    places = np.arange(count)
+    return sum(np.sin(2 * np.pi * places / period + period) for period in periods) / len(periods)
+
+
+def moments(count: int, step_s: float) -> pl.Series:
+    return pl.Series([START + timedelta(seconds=step_s * place) for place in range(count)]).cast(
+        pl.Datetime("ns", "UTC")
+    )
+
+
+def tape(count: int = 900, step_s: float = 2.0) -> pl.DataFrame:
+    price = 60_000 + 60 * waves(count, 611.0, 173.0, 37.0, 7.3)
+    return pl.DataFrame({"timestamp": moments(count, step_s), "price": price})
+
+
+def trades(count: int = 24, shift: float = 0.0) -> pl.DataFrame:
+    prices = tape()["price"].to_numpy()
+    entry = np.arange(count) * 36 + 5
+    leave = entry + 6 + (np.arange(count) * 7) % 23
+    sign = np.where(np.arange(count) % 3 == 1, -1, 1)
+    pnl = sign * (prices[leave] - prices[entry]) * 0.1 + shift
+    when = moments(900, 2.0)
+    return pl.DataFrame(
+        {
+            "symbol": ["BTCUSDT"] * count,
+            "side": np.where(sign > 0, "LONG", "SHORT"),
+            "entry_time": when.gather(entry),
+            "exit_time": when.gather(leave),
+            "entry_price": prices[entry],
+            "close_price": prices[leave],
+            "qty": [0.1] * count,
+            "realized_pnl": pnl,
+            "mfe": np.maximum(pnl, 0) + 2 + 2 * waves(count, 7.0, 3.1),
+            "mae": np.minimum(pnl, 0) - 2 - 2 * waves(count, 5.0, 2.3),
+            "reason": np.where(pnl > 1, "TP2", np.where(pnl < -1, "STOP_LOSS", "TIME_LIMIT")),
+        }
+    )
+
+
+def swept() -> pl.DataFrame:
+    thresholds = [round(0.3 + 0.05 * step, 2) for step in range(8)]
+    rows = list(product(thresholds, [0.05, 0.1, 0.15, 0.2, 0.3], [60.0, 300.0, None]))
+    schema = {"entry_threshold": pl.Float64, "sl_pct": pl.Float64, "max_hold_s": pl.Float64}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    hill = -90 * (pl.col("entry_threshold") - 0.5) ** 2 - 60 * (pl.col("sl_pct") - 0.15) ** 2
+    return frame.with_columns(net_pnl=1.2 + hill + pl.col("max_hold_s").fill_null(0.0) / 600)
+
+
+def scored() -> pl.DataFrame:
+    frame = tape(300, 6.0)
+    return frame.with_columns(score=pl.Series(0.9 * waves(300, 97.0, 41.0)))
+
+
+def events() -> pl.DataFrame:
+    """Market trades that come and go, with a hole; and a signal a second."""
+    rate = np.round(12 + 10 * waves(1800, 397.0, 61.0)).astype(int)
+    rate[1000:1240] = 0
+    seconds = moments(1800, 1.0).to_frame("timestamp")
+    market = seconds[np.repeat(np.arange(1800), rate)].with_columns(type=pl.lit("MARKET_TRADE"))
+    return pl.concat([market, seconds.with_columns(type=pl.lit("SCORING_UPDATE"))])
+
+
+def overfitting() -> SimpleNamespace:
+    inside = 1 + waves(70, 13.0, 5.0)
+    outside = 0.4 - 0.5 * (inside - 1) + 0.6 * waves(70, 9.0, 3.7)
+    logits = 1.5 * waves(70, 11.0, 4.3) + 0.5
+    return SimpleNamespace(
+        probability=float((logits <= 0).mean()),
+        slope=-0.5,
+        loss_probability=float((outside < 0).mean()),
+        logits=logits,
+        in_sample=inside,
+        out_of_sample=outside,
+    )
+
+
+def steps() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "in_sample": [1.9, 1.4, 2.2, 1.1, 1.6],
+            "out_of_sample": [0.7, -0.6, 0.4, 0.9, -1.2],
+            "test_start": [START + timedelta(minutes=10 * step) for step in range(5)],
+        }
+    )
+
+
+def decisions() -> pl.DataFrame:
+    count = 120
+    places = np.arange(count)
+    status = np.full(count, "identical", dtype=object)
+    status[[17, 64]], status[[30]], status[[90, 91]] = "different", "missing", "added"
+    status[:2], status[-3:] = "carried_in", "cut_off"
+    return pl.DataFrame(
+        {
+            "timestamp": moments(count, 15.0),
+            "symbol": np.where(places % 3 == 0, "AIUSDT", "BTCUSDT"),
+            "status": status.tolist(),
+        }
+    )
+
+
+AXES = ["entry_threshold", "sl_pct", "max_hold_s"]
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "density": lambda: plots.density(events(), "What the session holds"),
+    "equity": lambda: plots.equity({"best of the sweep": trades(), "default": trades(shift=-0.8)}, "Equity"),
+    "excursions": lambda: plots.excursions(trades()),
+    "exit_reasons": lambda: plots.exit_reasons(trades()),
+    "fidelity": lambda: plots.fidelity(decisions()),
+    "heatmap": lambda: plots.heatmap(swept(), "entry_threshold", "sl_pct"),
+    "overfitting": lambda: plots.overfitting(overfitting()),
+    "parallel_coordinates": lambda: plots.parallel_coordinates(swept(), AXES, n=40),
+    "price_with_trades": lambda: plots.price_with_trades(tape(), trades(), "BTCUSDT"),
+    "scores": lambda: plots.scores(scored(), 0.5, "BTCUSDT"),
+    "slices": lambda: plots.slices(swept(), AXES),
+    "walk_forward": lambda: plots.walk_forward(steps()),
+}
+
+
+def test_each_public_picture_is_compared(request: pytest.FixtureRequest) -> None:
+    """And the comparison is switched on: without it the tests below would pass whatever is drawn."""
+    assert request.config.getoption("--mpl")
+    assert set(PICTURES) == set(plots.__all__) - {"Picture"}
+    kept = {
+        path.stem.removeprefix("test_picture_") for path in (Path(__file__).parent / "pictures").glob("*")
+    }
+    assert kept == set(PICTURES)
+
+
+@pytest.mark.mpl_image_compare(
+    baseline_dir="pictures",
+    style="default",
+    tolerance=TOLERANCE,
+    savefig_kwargs={"dpi": 60, "facecolor": "white"},
+)
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture(name: str) -> Figure:
+    return PICTURES[name]()
