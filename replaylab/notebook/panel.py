@@ -14,10 +14,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import ipywidgets as w
 
-from replaylab.errors import ReplayError, ReplaylabError
+from replaylab.errors import ReplaylabError
+from replaylab.notebook.actions import Actions
 from replaylab.notebook.controls import Controls
 from replaylab.notebook.coverage import covered
 from replaylab.notebook.detail import DetailView, describe
@@ -60,7 +62,8 @@ class Panel:
         self._follower = RunFollower(lab.root, events=False)
         self._status = ReplayStatus()
         self._picture_at = self._slow_at = 0.0
-        self._doomed: str | None = None
+        self._starting = False
+        self._health = ""
         self._seen: tuple[int, ...] | None = None
 
         self.table = SessionTable(self._selected)
@@ -75,6 +78,7 @@ class Panel:
         )
         self._build_widgets()
         self._task: asyncio.Task[None] | None = None
+        self._take_over()
         self.tick()
         try:
             self._task = asyncio.get_running_loop().create_task(self._redraw())
@@ -82,42 +86,24 @@ class Panel:
             # No event loop: a script or a test, which calls tick().
             self._task = None
 
+    def _take_over(self) -> None:
+        """One panel per data root redraws itself: the one of a cell that was run again gives way to the new one."""
+        earlier = _SHOWN.get(str(self.lab.root))
+        if earlier is not None and not earlier.closed:
+            self.replay, earlier.replay = earlier.replay, None
+            earlier.controls.say("a newer panel shows this data root")
+            earlier.halt()
+        _SHOWN[str(self.lab.root)] = self
+
     def _build_widgets(self) -> None:
         self.badge = w.HTML()
-        self.run = w.Button(
-            description="Run", icon="play", button_style="success", layout=w.Layout(width="7.5em")
-        )
-        self.load = w.Button(description="Load into detail", icon="search", layout=w.Layout(width="11em"))
-        self.delete = w.Button(description="Delete", icon="trash", layout=w.Layout(width="7.5em"))
-        self.confirm = w.Button(
-            description="Yes, delete", button_style="danger", layout=w.Layout(width="9em")
-        )
-        self.keep = w.Button(description="Keep", layout=w.Layout(width="6em"))
-        self.question = w.HTML()
-        self.asking = w.HBox([self.question, self.confirm, self.keep])
-        self.asking.layout.display = "none"
-        self.mode = w.Dropdown(
-            options=[
-                ("recorded signals", "SCORING_ONLY"),
-                ("decide again from market data", "FULL_DECISION"),
-            ],
-            layout=w.Layout(width="17em"),
-        )
-        self.loop = w.Checkbox(description="loop", indent=False, layout=w.Layout(width="5em"))
-        self.run.on_click(lambda _: self._run())
-        self.load.on_click(lambda _: self._load())
-        self.delete.on_click(lambda _: self._ask_delete())
-        self.confirm.on_click(lambda _: self._delete())
-        self.keep.on_click(lambda _: self._settle_delete(""))
-        actions = w.HBox(
-            [self.run, self.mode, self.loop, self.load, self.delete, self.asking],
-            layout=w.Layout(align_items="center", flex_flow="row wrap"),
-        )
+        self.actions = Actions(on_run=self._run, on_load=self._load, on_delete=self._delete)
+        self.run = self.actions.run
         sessions = w.VBox(
             [
                 w.HTML('<div class="rl-heading">Replay sessions</div>'),
                 self.table.widget,
-                actions,
+                self.actions.widget,
                 self.form.widget,
             ]
         )
@@ -191,9 +177,7 @@ class Panel:
                 self.table.set_manifests(slow["manifests"])
             self.form.offer(*slow["covered"])
         self.badge.value = self._badge_text(status) + self._health
-        self.run.disabled = self.table.selected is None or status.running
-
-    _health = ""
+        self.actions.offer(self.table.selected, running=status.running or self._starting)
 
     def _badge_text(self, status: ReplayStatus) -> str:
         if status.running:
@@ -215,10 +199,7 @@ class Panel:
     # Clicks
 
     def _selected(self, session_id: str | None) -> None:
-        for button in (self.load, self.delete):
-            button.disabled = session_id is None
-        self.run.disabled = session_id is None or self._status.running
-        self._settle_delete("")
+        self.actions.offer(session_id, running=self._status.running)
         manifest = self.table.manifest(session_id) if session_id else None
         if manifest is not None and not self._status.running:
             self.controls.set_speed(manifest.speed_factor)
@@ -229,14 +210,14 @@ class Panel:
             return
         options = {
             "speed_factor": float(self.controls.speed.value),
-            "inject_mode": self.mode.value,
-            "loop": self.loop.value,
+            "inject_mode": self.actions.mode.value,
+            "loop": self.actions.loop.value,
         }
-        self.run.disabled = True
+        self._starting = self.run.disabled = True
         self.controls.say(f"starting {session_id} ...")
 
-        def work() -> RemoteReplay:
-            return RemoteReplay.start(
+        def work() -> None:
+            replay = RemoteReplay.start(
                 self.lab.root,
                 session_id,
                 params=self.params,
@@ -244,13 +225,19 @@ class Panel:
                 run_mode=self.lab.config.run_mode,
                 **options,
             )
+            # Meanwhile a newer panel may have taken over.
+            (_SHOWN.get(str(self.lab.root)) or self).replay = replay
 
-        def done(replay: RemoteReplay, _: list[str]) -> None:
-            self.replay = replay
+        def done(_: None, __: list[str]) -> None:
+            self._starting = False
             self.controls.say("")
             self.tabs.selected_index = OVERVIEW
 
-        self._jobs.submit(work, done, self._complain)
+        def failed(problem: Exception) -> None:
+            self._starting = False
+            self._complain(problem)
+
+        self._jobs.submit(work, done, failed)
 
     def _pause(self) -> None:
         paused = self._status.paused
@@ -321,48 +308,33 @@ class Panel:
 
         self._jobs.submit(lambda: MarketTrack.load(self.lab, session_id), done, self._complain)
 
-    def _ask_delete(self) -> None:
-        self._doomed = self.table.selected
-        if self._doomed is not None:
-            self.question.value = note(f"Delete {self._doomed} and its runs?")
-            self.asking.layout.display = "flex"
-
-    def _delete(self) -> None:
-        doomed, self._doomed = self._doomed, None
-        if doomed is None:
+    def _delete(self, session_id: str) -> None:
+        if self._status.running and self._status.session_id == session_id:
+            self.controls.complain(f"{session_id} is being replayed: stop it first")
             return
-        if self._status.running and self._status.session_id == doomed:
-            self._settle_delete(error("it is being replayed: stop it first"))
-            return
-
-        def done(_: Any, __: list[str]) -> None:
-            self._settle_delete("")
-            self.table.set_manifests(self.lab.sessions.list_sessions())
-
         self._jobs.submit(
-            lambda: self.lab.sessions.delete_session(doomed),
-            done,
-            lambda problem: self._settle_delete(error(str(problem))),
+            lambda: self.lab.sessions.delete_session(session_id),
+            lambda *_: self.table.set_manifests(self.lab.sessions.list_sessions()),
+            self._complain,
         )
-
-    def _settle_delete(self, message: str) -> None:
-        self._doomed = None
-        self.asking.layout.display = "none"
-        if message:
-            self.controls.message.value = message
 
     def _complain(self, problem: Exception) -> None:
         self.controls.complain(str(problem))
 
-    def close(self) -> None:
-        """Stop the replay that was started here and redraw no more."""
+    def halt(self) -> None:
+        """Redraw no more; a replay that was started here goes on."""
         self.closed = True
         if self._task is not None:
             self._task.cancel()
-        if self.replay is not None:
-            try:
-                self.replay.stop()
-            except ReplayError as problem:
-                self.controls.complain(str(problem))
         self._follower.close()
+
+    def close(self) -> None:
+        """Stop the replay that was started here, and vanish."""
+        self.halt()
+        if self.replay is not None:
+            self.replay.stop()
         self.widget.close()
+
+
+# The panel that redraws itself, by data root.
+_SHOWN: WeakValueDictionary[str, Panel] = WeakValueDictionary()

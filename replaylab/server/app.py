@@ -24,8 +24,8 @@ class Replaylab(ExtensionApp):
     open_browser = False
     # On its own it serves the API and nothing else: no terminals, no file browser.
     load_other_extensions = False
-    # In a container the user often is root, and whoever starts this server has chosen to.
-    serverapp_config: dict[str, Any] = {"open_browser": False, "allow_root": True}  # noqa: RUF012  (as in the base)
+    # In a container the user often is root, and whoever starts this server has chosen to. Ctrl-C ends it unasked.
+    serverapp_config: dict[str, Any] = {"open_browser": False, "allow_root": True, "answer_yes": True}  # noqa: RUF012  (as in the base)
 
     data_root = Unicode(help="Data root. Without it: REPLAYLAB_DATA in the environment, else ./data.").tag(
         config=True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -141,7 +142,9 @@ class Service:
         if self._builders is None:
             # Spawned, not forked: a forked copy of a server with threads may hang.
             context = multiprocessing.get_context("spawn")
-            self._builders = ProcessPoolExecutor(max_workers=1, mp_context=context)
+            self._builders = ProcessPoolExecutor(
+                max_workers=1, mp_context=context, initializer=_ignore_interrupts
+            )
         job = (str(self.root), request.from_, request.to, request.symbols, options)
         try:
             plain = await asyncio.get_running_loop().run_in_executor(self._builders, _build, *job)
@@ -263,6 +266,11 @@ class Service:
         if self._builders is not None:
             self._builders.shutdown(wait=False, cancel_futures=True)
         self._lab.close()
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C in a terminal reaches the worker too; a build that has begun is finished, and then it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _build(root: str, start: str, end: str, symbols: list[str], options: dict[str, Any]) -> dict[str, Any]:

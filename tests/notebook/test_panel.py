@@ -19,7 +19,7 @@ from replaylab.config import Config
 from replaylab.lab import Lab
 from replaylab.notebook import Panel
 from replaylab.notebook.panel import DETAIL, LOGS, OVERVIEW
-from replaylab.replay import ReplayEngine
+from replaylab.replay import ReplayEngine, read_status
 from replaylab.sessions import build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
 
@@ -50,7 +50,7 @@ def until(panel: Panel, condition: Callable[[], Any], timeout: float = 30.0) -> 
 def play(panel: Panel, session_id: str = "a-minute") -> None:
     panel.table.select(session_id)
     panel.run.click()
-    until(panel, lambda: panel._status.running)
+    until(panel, lambda: panel._status.running and not panel.controls.pause.disabled)
 
 
 def test_idle_is_calm(panel: Panel) -> None:
@@ -149,7 +149,7 @@ def test_a_replay_of_another_process_is_shown_and_stopped(panel: Panel) -> None:
 
 def test_detail(panel: Panel) -> None:
     panel.table.select("a-minute")
-    panel.load.click()
+    panel.actions.load.click()
     assert panel.tabs.selected_index == DETAIL
     assert panel.settle()
     text = panel.detail.text.value
@@ -167,22 +167,22 @@ def test_detail(panel: Panel) -> None:
 
 def test_delete_asks_first(panel: Panel) -> None:
     panel.table.select("a-minute")
-    panel.delete.click()
-    assert panel.asking.layout.display == "flex"
-    panel.keep.click()
+    panel.actions.delete.click()
+    assert panel.actions.asking.layout.display == "flex"
+    panel.actions.keep.click()
     assert panel.lab.sessions.get_session("a-minute") is not None
-    panel.delete.click()
-    panel.confirm.click()
+    panel.actions.delete.click()
+    panel.actions.confirm.click()
     assert panel.settle()
     assert panel.lab.sessions.get_session("a-minute") is None
     assert panel.table.visible == []
-    assert panel.asking.layout.display == "none"
+    assert panel.actions.asking.layout.display == "none"
 
 
 def test_a_session_that_is_played_is_not_deleted(panel: Panel) -> None:
     play(panel)
-    panel.delete.click()
-    panel.confirm.click()
+    panel.actions.delete.click()
+    panel.actions.confirm.click()
     assert "stop it first" in panel.controls.message.value
     assert panel.lab.sessions.get_session("a-minute") is not None
 
@@ -193,6 +193,19 @@ def test_a_build_that_fails_says_why_beside_the_field(panel: Panel) -> None:
     assert panel.settle()
     assert "a-minute" in panel.form.errors["session_id"].value
     assert not panel.form.create.disabled
+
+
+def test_the_panel_of_a_cell_that_is_run_again_takes_over(lab: Lab) -> None:
+    """The earlier one stops redrawing, and the new one steers the replay that the earlier one started."""
+    first = Panel(lab)
+    play(first)
+    second = Panel(Lab(lab.root))
+    assert first.closed
+    until(second, lambda: not second.controls.pause.disabled)
+    second.controls.pause.click()
+    until(second, lambda: second.controls.pause.description == "Resume")
+    second.close()
+    assert not read_status(lab.root).running
 
 
 def test_an_empty_root(tmp_path: Path) -> None:
