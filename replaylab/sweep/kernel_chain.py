@@ -32,6 +32,7 @@ _CHAIN = np.dtype(
         ("phase", "i8"),
         ("action", "i8"),
         ("cand", "i8"),
+        ("follower", "i8"),
         ("q", "i8"),
         ("t1", "i8"),
         ("x", "i8"),
@@ -62,6 +63,17 @@ def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
         else:
             high = middle
     return low
+
+
+@inlined
+def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, end: Any) -> Any:
+    """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
+
+    One number, so that threads that share the table can never see a half of it; and the chain goes on to the next
+    entry without waiting for what lies at ``x``.
+    """
+    follower = np.int64(cand_at[ticks[x].next_score]) if x < end else np.int64(0)
+    return (touch + 1) << 32 | follower
 
 
 @inlined
@@ -97,25 +109,31 @@ def trailing_stop(
 
 
 @inlined
-def settle(s: Any, p: Any, price: Any, ts: Any, duration: Any, losses: Any, account: Any, raw: Any) -> None:
-    """Book the trade that exits now at an event with ``price``, and its last fill on its day."""
+def settle(
+    s: Any,
+    p: Any,
+    tp1: Any,
+    tp2: Any,
+    market: Any,
+    ts: Any,
+    duration: Any,
+    losses: Any,
+    account: Any,
+    raw: Any,
+) -> None:
+    """Book the trade that exits now, and its last fill on its day; ``market`` is what a market exit would get."""
     direction, entry, qty = s.direction, s.entry, s.qty
     left = qty
     gross = 0.0
     fees = rules.fee(entry, qty, p.taker_fee_bps)
     if s.t1 >= 0:
-        fill = rules.target_price(entry, direction, p.tp1_pct)
         part = rules.tp1_qty(qty, p.tp1_fraction)
-        gross += rules.gross_pnl(fill, entry, part, direction)
-        fees += rules.fee(fill, part, p.maker_fee_bps)
+        gross += rules.gross_pnl(tp1, entry, part, direction)
+        fees += rules.fee(tp1, part, p.maker_fee_bps)
         left = rules.remaining_qty(qty, part)
     if s.reason != rules.TP1:
-        if s.reason == rules.TP2:
-            fill = rules.target_price(entry, direction, p.tp2_pct)
-            cost = rules.fee(fill, left, p.maker_fee_bps)
-        else:
-            fill = rules.market_exit_price(price, direction, p.slippage_bps)
-            cost = rules.fee(fill, left, p.taker_fee_bps)
+        fill = tp2 if s.reason == rules.TP2 else market
+        cost = rules.fee(fill, left, p.maker_fee_bps if s.reason == rules.TP2 else p.taker_fee_bps)
         last = rules.gross_pnl(fill, entry, left, direction)
         gross += last
         fees += cost
@@ -162,8 +180,8 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     cands, cand_ts, cand_index, cand_from = plan.cands, plan.cand_ts, plan.cand_index, plan.cand_from
     score_index, score_from, force_from = plan.score_index, plan.score_from, plan.force_from
     force_index = plan.force_index
-    cand_at, table = plan.cand_at, plan.table
-    tables = len(table) > 0
+    cand_at, table, next_entry = plan.cand_at, plan.table, plan.next_entry
+    tables = len(next_entry) > 0
     n_symbols = len(price_from) - 1
     state = np.zeros(n_symbols, dtype=_CHAIN)
     accounts = np.zeros(1, dtype=ACCOUNT)
@@ -178,6 +196,17 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
         limited = losses or p.max_open_positions >= 0 or p.max_trades_per_day >= 0
         leaves = not np.isnan(p.exit_threshold)
         trails = not np.isnan(p.trailing_activation_pct)
+        # The formulas at price 1: what multiplies a price, divided out once per combination. 1·x is x to the bit.
+        entry_long = rules.entry_price(1.0, 1.0, p.slippage_bps)
+        entry_short = rules.entry_price(1.0, -1.0, p.slippage_bps)
+        market_long = rules.market_exit_price(1.0, 1.0, p.slippage_bps)
+        market_short = rules.market_exit_price(1.0, -1.0, p.slippage_bps)
+        stop_long = rules.stop_price(1.0, 1.0, p.sl_pct)
+        stop_short = rules.stop_price(1.0, -1.0, p.sl_pct)
+        tp1_long = rules.target_price(1.0, 1.0, p.tp1_pct)
+        tp1_short = rules.target_price(1.0, -1.0, p.tp1_pct)
+        tp2_long = rules.target_price(1.0, 1.0, p.tp2_pct)
+        tp2_short = rules.target_price(1.0, -1.0, p.tp2_pct)
         if p.max_open_positions == 0 or p.max_trades_per_day == 0:
             continue
         account.open = 0
@@ -200,7 +229,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                         last = cand_from[k + 1]
                         if c < last:
                             if tables:
-                                c = np.int64(table[key.entry_set, c])
+                                c = np.int64(next_entry[key.entry_set, c])
                             else:
                                 c = first_ge(
                                     strength, strength_high, plan.strength_offsets, c, last, p.entry_threshold
@@ -226,46 +255,55 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                             s.action = _NEVER
                             continue
                         direction = cand.direction
-                        entry = rules.entry_price(ticks[q].price, direction, p.slippage_bps)
+                        rising = direction > 0.0
+                        entry = ticks[q].price * (entry_long if rising else entry_short)
                         s.q = q
                         s.direction = direction
                         s.entry = entry
                         s.qty = entry_qty(p, entry)
                         # The first stop.
-                        base = rules.stop_price(entry, direction, p.sl_pct)
+                        base = entry * (stop_long if rising else stop_short)
                         base_reason = rules.STOP_LOSS
-                        known: Any = np.int64(table[key.stop, c]) if tables else 0
+                        known: Any = table[key.stop, c] if tables else np.int64(0)
                         if known == 0:
-                            known = towards(price, high, low, offsets, q + 1, end, base, -direction) + 1
+                            x = towards(price, high, low, offsets, q + 1, end, base, -direction)
+                            known = cell(ticks, cand_at, x, x, end)
                             if tables:
                                 table[key.stop, c] = known
-                        base_touch = known - 1
+                        base_cell = known
+                        base_touch = (known >> 32) - 1
                         # The trailing stop: it does not depend on the others, only which is hit first does.
                         trail = end
+                        trail_cell = base_cell
                         if trails:
-                            known = np.int64(table[key.trail, c]) if tables else 0
+                            known = table[key.trail, c] if tables else np.int64(0)
                             if known == 0:
                                 activation, distance = p.trailing_activation_pct, p.trailing_distance_pct
-                                known = 1 + first_trailing(
+                                x = first_trailing(
                                     price, high, low, offsets, q, end, entry, direction, activation, distance
                                 )
+                                known = cell(ticks, cand_at, x, x, end)
                                 if tables:
                                     table[key.trail, c] = known
-                            trail = known - 1
+                            trail_cell = known
+                            trail = (known >> 32) - 1
                         # Market exits: the time that is up, and the first score or risk exit to be submitted.
                         market = end
                         market_reason = rules.TIMEOUT
+                        market_cell = base_cell
                         if p.max_hold_ns >= 0:
-                            known = np.int64(table[key.hold, c]) if tables else 0
+                            known = table[key.hold, c] if tables else np.int64(0)
                             if known == 0:
-                                known = 1 + first_at_least(price_ts, q + 1, end, price_ts[q] + p.max_hold_ns)
+                                x = first_at_least(price_ts, q + 1, end, price_ts[q] + p.max_hold_ns)
+                                known = cell(ticks, cand_at, x, x, end)
                                 if tables:
                                     table[key.hold, c] = known
-                            market = known - 1
+                            market_cell = known
+                            market = (known >> 32) - 1
                         if leaves or force_from[k + 1] > force_from[k]:
-                            known = np.int64(table[key.leave, c]) if tables else 0
+                            known = table[key.leave, c] if tables else np.int64(0)
                             if known == 0:
-                                # Twice the position where it is due, plus one for a risk exit, plus one.
+                                # The cell holds twice the position where it is due, plus one for a risk exit.
                                 index = price_index[q]
                                 decided: Any = _NEVER
                                 due_ts = 0
@@ -296,30 +334,35 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                                 if decided < _NEVER:
                                     due = first_at_least(price_index, q + 1, end, decided + 1)
                                     due = first_at_least(price_ts, due, end, due_ts)
-                                known = 2 * due + risk + 1
+                                known = cell(ticks, cand_at, 2 * due + risk, due, end)
                                 if tables:
                                     table[key.leave, c] = known
                             # At one event the time is up first.
-                            if (known - 1) >> 1 < market:
-                                market = (known - 1) >> 1
-                                market_reason = rules.SCORE_EXIT + ((known - 1) & 1)
+                            leave = (known >> 32) - 1
+                            if leave >> 1 < market:
+                                market = leave >> 1
+                                market_reason = rules.SCORE_EXIT + (leave & 1)
+                                market_cell = known
                         # TP1, and the second stage that it starts. At one event: stop, TP1, TP2, market exit.
                         s.t1 = -1
                         s.x = -1
+                        then = trail_cell
                         if p.tp1_fraction > 0.0:
-                            known = np.int64(table[key.tp1, c]) if tables else 0
+                            known = table[key.tp1, c] if tables else np.int64(0)
                             if known == 0:
-                                level = rules.target_price(entry, direction, p.tp1_pct)
-                                known = towards(price, high, low, offsets, q + 1, end, level, direction) + 1
+                                level = entry * (tp1_long if rising else tp1_short)
+                                x = towards(price, high, low, offsets, q + 1, end, level, direction)
+                                known = cell(ticks, cand_at, x, x, end)
                                 if tables:
                                     table[key.tp1, c] = known
-                            t1 = known - 1
+                            t1 = (known >> 32) - 1
                             if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
                                 s.t1 = t1
                                 even = rules.break_even_price(entry, direction, p.break_even_offset_pct)
                                 if p.tp1_fraction == 1.0:
                                     s.x = t1
                                     s.reason = rules.TP1
+                                    then = known
                                 elif rules.tightens(even, base, direction):
                                     raised = np.nan
                                     if trails:
@@ -329,30 +372,36 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                                     if np.isnan(raised) or rules.tightens(even, raised, direction):
                                         base = even
                                         base_reason = rules.BREAK_EVEN
-                                        known = np.int64(table[key.even, c]) if tables else 0
+                                        known = table[key.even, c] if tables else np.int64(0)
                                         if known == 0:
-                                            known = 1 + towards(
+                                            x = towards(
                                                 price, high, low, offsets, t1 + 1, end, even, -direction
                                             )
+                                            known = cell(ticks, cand_at, x, x, end)
                                             if tables:
                                                 table[key.even, c] = known
-                                        base_touch = known - 1
+                                        base_cell = known
+                                        base_touch = (known >> 32) - 1
                         stop = min(base_touch, trail)
                         if s.x < 0 and (p.tp1_fraction == 0.0 or s.t1 >= 0):
-                            known = np.int64(table[key.tp2, c]) if tables else 0
+                            known = table[key.tp2, c] if tables else np.int64(0)
                             if known == 0:
-                                level = rules.target_price(entry, direction, p.tp2_pct)
-                                known = towards(price, high, low, offsets, q + 1, end, level, direction) + 1
+                                level = entry * (tp2_long if rising else tp2_short)
+                                x = towards(price, high, low, offsets, q + 1, end, level, direction)
+                                known = cell(ticks, cand_at, x, x, end)
                                 if tables:
                                     table[key.tp2, c] = known
-                            t2 = known - 1
+                            t2 = (known >> 32) - 1
                             if t2 < end and t2 < stop and t2 <= market:
                                 s.x = t2
                                 s.reason = rules.TP2
+                                then = known
                         if s.x < 0:
                             if stop < end and stop <= market:
                                 s.x = stop
                                 s.reason = base_reason
+                                if base_touch <= trail:
+                                    then = base_cell
                                 # Both stops at once: the tighter one had been moved last.
                                 if trail < base_touch or (
                                     trail == base_touch
@@ -368,9 +417,11 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                             elif market < end:
                                 s.x = market
                                 s.reason = market_reason
+                                then = market_cell
                             else:
                                 s.x = end - 1
                                 s.reason = rules.SESSION_END
+                        s.follower = then & 0xFFFFFFFF
                         s.phase = FILL if losses else EXIT
                         s.action = ticks[q if losses else s.x].index
                 if s.action < earliest:
@@ -381,7 +432,19 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
             s = state[chosen]
             if s.phase == EXIT:
                 tick = ticks[s.x]
-                settle(s, p, tick.price, tick.ts, tick.ts - ticks[s.q].ts, losses, account, figures)
+                rising = s.direction > 0.0
+                settle(
+                    s,
+                    p,
+                    s.entry * (tp1_long if rising else tp1_short),
+                    s.entry * (tp2_long if rising else tp2_short),
+                    tick.price * (market_long if rising else market_short),
+                    tick.ts,
+                    tick.ts - ticks[s.q].ts,
+                    losses,
+                    account,
+                    figures,
+                )
                 if s.reason == rules.SESSION_END:
                     s.phase = DONE
                     s.action = _NEVER
@@ -389,7 +452,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                     account.open -= 1
                     s.phase = SEEK
                     s.action = _UNKNOWN
-                    s.cand = np.int64(cand_at[tick.next_score])
+                    s.cand = s.follower
                     if p.cooldown_ns > 0:
                         s.cand = first_at_least(
                             cand_ts, s.cand, cand_from[chosen + 1], tick.ts + p.cooldown_ns

@@ -31,9 +31,10 @@ CANDIDATE = np.dtype([("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("afte
 
 
 class Plan(NamedTuple):
-    """Arrays for the kernel. ``table`` is [row, candidate]; 0 = not yet known, else a position + 1.
+    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``kernel_chain.cell`` says: a
+    position, and the candidate at which a chain goes on from there.
 
-    The first rows of ``table`` are different: per entry set the next candidate that passes. ``cand_at``: per score the
+    ``next_entry`` is [entry set, candidate]: the first candidate from there on that passes. ``cand_at``: per score the
     first candidate at or after it. ``strength``: [filter, candidate] |score|, −1 where the filter forbids.
     """
 
@@ -63,16 +64,21 @@ class Plan(NamedTuple):
     strength: Array
     strength_high: Array
     strength_offsets: Array
+    next_entry: Array
     table: Array
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """Each combination's table rows, how many rows there are, and how many of them are entry sets."""
+    """Each combination's table rows, how many rows there are, and how many entry sets."""
 
     keys: Array
     rows: int
     sets: int
+
+    def nbytes(self, candidates: int) -> int:
+        """Bytes of all tables."""
+        return 4 * candidates * (2 * self.rows + self.sets)
 
 
 def number_tables(rows: Rows) -> Numbered:
@@ -83,9 +89,9 @@ def number_tables(rows: Rows) -> Numbered:
     fill = rows.number(late, "slippage_bps")
     sets = rows.number("filter", "entry_threshold")
     tp1, tp2 = rows.number(fill, "tp1_pct"), rows.number(fill, "tp2_pct")
+    keys["entry_set"] = sets[0]
     total = 0
     for key, (codes, count), on in (
-        ("entry_set", sets, None),
         ("stop", rows.number(fill, "sl_pct"), None),
         (
             "trail",
@@ -121,15 +127,17 @@ def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -
     if numbered is None:
         keys = np.full(len(params), -1, dtype=KEYS)
         keys["entry_set"] = np.searchsorted(filters, params["filter"])
-        table = np.zeros((0, 0), dtype=np.int32)
+        next_entry = np.zeros((0, 0), dtype=np.int32)
+        table = np.zeros((0, 0), dtype=np.int64)
     else:
         keys = numbered.keys
         # Pages of zeros take memory only once they are written to.
-        table = np.zeros((numbered.rows, len(at)), dtype=np.int32)
+        table = np.zeros((numbered.rows, len(at)), dtype=np.int64)
+        next_entry = np.empty((numbered.sets, len(at)), dtype=np.int32)
         first = np.unique(keys["entry_set"], return_index=True)[1]
         threshold = np.ascontiguousarray(params["entry_threshold"][first])
         filter_row = np.searchsorted(filters, params["filter"][first])
-        _fill_next(strength, filter_row, threshold, cand_from, table[: numbered.sets])
+        _fill_next(strength, filter_row, threshold, cand_from, next_entry)
     parts = [build_levels(row) for row in strength]
     plan = Plan(
         ticks=lookup.ticks,
@@ -158,6 +166,7 @@ def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -
         strength=strength,
         strength_high=np.stack([part[0] for part in parts]),
         strength_offsets=parts[0][2],
+        next_entry=next_entry,
         table=table,
     )
     return plan, keys

@@ -105,11 +105,10 @@ def book_trade(raw: Any, gross: Any, fees: Any, duration_ns: Any, reason: Any) -
     raw[GROSS] += gross
     raw[FEES] += fees
     raw[NET] += pnl
-    if pnl > 0.0:
-        raw[WINS] += 1.0
-        raw[PROFIT] += pnl
-    else:
-        raw[LOSS] -= pnl
+    # Without a branch: whether a trade wins is the one thing that a processor cannot guess.
+    raw[WINS] += pnl > 0.0
+    raw[PROFIT] += max(pnl, 0.0)
+    raw[LOSS] += max(-pnl, 0.0)
     raw[PEAK] = max(raw[PEAK], raw[NET])
     raw[DRAWDOWN] = min(raw[DRAWDOWN], raw[NET] - raw[PEAK])
     # Sums of deviations from the first trade: equal trades give a variance of exactly zero.

@@ -17,12 +17,13 @@ from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid
 from replaylab.sweep.kernel_chain import run_chain
 from replaylab.sweep.kernel_loop import TRADE, run_loop
+from replaylab.sweep.kernel_pairs import run_pairs, suits_pairs
 from replaylab.sweep.plan import Numbered, Plan, number_tables, prepare
 from replaylab.sweep.rows import Rows
 from replaylab.sweep.rules import RAW, N
 from replaylab.sweep.tape import Tape
 from replaylab.sweep.trades import allowed_table
-from replaylab.sweep.warm import compile_chain, compile_loop
+from replaylab.sweep.warm import compile_chain, compile_loop, compile_pairs
 
 __all__ = ["METHODS", "parts", "run_rows"]
 
@@ -86,19 +87,24 @@ def run_rows(
         used.add("tables" if tables else "index")
         some = rows.part(slice(start, stop))
         plan, keys = prepare(tape, allowed, some, tables)
-        _share(raw[start:stop], threads, done, _Chain(plan, some.params, keys, raw[start:stop]))
+        kernel = run_chain
+        if tables and suits_pairs(tape, some.params):
+            _compile("the sweep of targets and stops", run_pairs, compile_pairs, say)
+            kernel = run_pairs
+        _share(raw[start:stop], threads, done, _Chain(kernel, plan, some.params, keys, raw[start:stop]))
     return raw, "+".join(sorted(used, reverse=True))
 
 
 @dataclass(frozen=True)
 class _Chain:
+    kernel: Callable[..., None]
     plan: Plan
     params: Array
     keys: Array
     raw: Array
 
     def __call__(self, a: int, b: int) -> None:
-        run_chain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
+        self.kernel(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
 
 
 def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any]) -> None:
@@ -159,7 +165,7 @@ def _fitting(
     waiting = [(0, len(rows), numbered)]
     while waiting:
         start, stop, tables = waiting.pop()
-        if 4 * tables.rows * candidates <= memory:
+        if tables.nbytes(candidates) <= memory:
             ranges.append((start, stop, tables))
         elif stop - start <= 256:
             ranges.append((start, stop, None))

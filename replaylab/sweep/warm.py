@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from replaylab.features.compiled import one_at_a_time
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid
 from replaylab.sweep.kernel_chain import run_chain
+from replaylab.sweep.kernel_pairs import run_pairs
 from replaylab.sweep.plan import number_tables, prepare
 from replaylab.sweep.rules import RAW
 from replaylab.sweep.tape import Tape, TapeArrays
 from replaylab.sweep.trades import allowed_table, trades_of
 
-__all__ = ["compile_chain", "compile_loop", "warm_up"]
+__all__ = ["compile_chain", "compile_loop", "compile_pairs", "warm_up"]
 
 
 def warm_up() -> None:
@@ -26,6 +29,7 @@ def warm_up() -> None:
     with one_at_a_time():
         compile_loop()
         compile_chain()
+        compile_pairs()
 
 
 def compile_loop() -> None:
@@ -35,10 +39,19 @@ def compile_loop() -> None:
 
 def compile_chain() -> None:
     """Compile or load the walk from trade to trade, and what prepares it."""
+    _run(run_chain)
+
+
+def compile_pairs() -> None:
+    """Compile or load the walk of targets and stops."""
+    _run(run_pairs)
+
+
+def _run(kernel: Callable[..., None]) -> None:
     tape, params = _tiny_tape(), TradingParams()
     rows = Grid({}, {}, 1, {}).pack(params)
     plan, keys = prepare(tape, allowed_table(tape, [None]), rows, number_tables(rows))
-    run_chain(plan, rows.params, keys, np.zeros((1, RAW)))
+    kernel(plan, rows.params, keys, np.zeros((1, RAW)))
 
 
 def _tiny_tape() -> Tape:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from replaylab.params import TradingParams
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
+from replaylab.sweep.kernel_pairs import suits_pairs
 from replaylab.sweep.running import run_rows
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.trades import trades_of
@@ -62,6 +63,44 @@ def test_a_product_shares_tables_without_mixing_them_up(seed: int) -> None:
     assert loop[:, 0].sum() > 10_000
     assert np.array_equal(loop, index)
     assert np.array_equal(loop, tables)
+
+
+@pytest.mark.parametrize("latency_ms", [0, 200])
+@pytest.mark.parametrize("cooldown_s", [0, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_targets_and_stops_have_a_kernel_of_their_own(
+    seed: int, cooldown_s: float, latency_ms: float
+) -> None:
+    """One symbol, no forced exits: the short kernel runs, on two threads that fill the same tables."""
+    session = make_session(seed, 4000, 1)
+    session.raw = [event for event in session.raw if event[1] != "RISK_UPDATE"]
+    tape = pack(session)
+    base = TradingParams(tp1_fraction=0.0, tp1_pct=0.0, cooldown_s=cooldown_s, latency_ms=latency_ms)
+    grid = make_grid(
+        {
+            "entry_threshold": [0.2, 0.7],
+            "tp2_pct": np.linspace(0.0, 1.0, 7),
+            "sl_pct": np.linspace(0.0, 1.0, 7),
+            "slippage_bps": [0.0, 3.0],
+            "risk_per_trade_usd": [None, 3.0],
+        },
+        base,
+    )
+
+    assert suits_pairs(tape, grid.pack(base).params)
+    loop = run_rows(tape, grid, base, "loop")[0]
+    assert loop[:, 0].sum() > 1000
+    for threads in (1, 2):
+        assert np.array_equal(loop, run_rows(tape, grid, base, "tables", threads=threads)[0])
+
+
+def test_threads_that_share_tables_see_whole_cells() -> None:
+    """Many trades, many rows, many threads: the full kernel gives what one thread gives."""
+    tape = pack(make_session(77, 20_000, 2))
+    grid = make_grid({"sl_pct": np.linspace(0.05, 1.0, 20), "tp1_pct": np.linspace(0.05, 0.5, 20)})
+    one = run_rows(tape, grid, TradingParams(), "tables", threads=1)[0]
+    for _ in range(5):
+        assert np.array_equal(one, run_rows(tape, grid, TradingParams(), "tables", threads=4)[0])
 
 
 @settings(max_examples=60, deadline=None)
