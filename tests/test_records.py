@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -300,6 +301,43 @@ def test_what_json_cannot_hold_is_named(extra, field, message):
     error = refused(StateEvent, sample.state_event(extra=extra))
     assert error.field == field
     assert message in str(error)
+
+
+def test_numbers_of_numpy_are_written_as_plain_numbers():
+    """What pandas and numpy compute needs no conversion, in a dict or a record, in a field or deep in extra."""
+    extra = {
+        "score": np.float64(0.5),
+        "parts": [{"n": np.int64(3)}],
+        "ok": np.bool_(True),
+        "x": np.float32(0.25),
+    }
+    plain = {"score": 0.5, "parts": [{"n": 3}], "ok": True, "x": 0.25}
+    event = StateEvent.from_dict(sample.state_event())
+    event.extra = extra
+    for value in (sample.state_event(extra=extra), event):
+        assert orjson.loads(encode_record(StateEvent, value))["extra"] == plain
+    trade = TradeLogRecord.from_dict(sample.trade())
+    trade.qty = np.float64(1.5)
+    written = orjson.loads(encode_record(TradeLogRecord, trade))
+    assert written["qty"] == 1.5
+    assert "entryTimestamp" not in written, "a field that is not set is not written"
+
+
+@pytest.mark.parametrize("number", [float("nan"), np.float64("nan"), np.float32("inf")])
+def test_what_is_no_number_is_refused_from_numpy_too(number):
+    error = refused(StateEvent, sample.state_event(extra={"a": [np.float64(1), number]}))
+    assert error.field == "extra.a[1]"
+    trade = TradeLogRecord.from_dict(sample.trade())
+    trade.realized_pnl = number
+    assert refused(TradeLogRecord, trade).field == "realizedPnl"
+
+
+def test_an_error_of_a_record_names_the_field_as_the_file_has_it():
+    trade = TradeLogRecord.from_dict(sample.trade())
+    trade.entry_price = object()
+    assert refused(TradeLogRecord, trade).field == "entryPrice"
+    event = sample.state_event(extra={"scores": np.array([1.0])})
+    assert refused(StateEvent, event).field == "extra.scores"
 
 
 def test_data_that_is_nested_without_end_is_refused():

@@ -17,6 +17,7 @@ import orjson
 
 from replaylab.errors import RecordError, TimeError
 from replaylab.records.explain import explain, explain_unwritable, find_not_finite
+from replaylab.records.numbers import with_plain_numbers
 from replaylab.timestamps import parse_ns
 
 __all__ = ["Record", "check_timestamp", "decode_record", "encode_record", "find_not_finite"]
@@ -77,7 +78,8 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
     """Return one JSON line (without newline) of a record, or of a plain dict in its on-disk form.
 
     Raises RecordError, naming the field, when the value does not have the form of ``cls``.
-    Keys of a dict keep their order, and keys that ``cls`` does not name are kept.
+    Keys of a dict keep their order, and keys that ``cls`` does not name are kept. Numbers of numpy are written as the
+    plain numbers that they are.
     """
     # The common cases come first: this is on the way of every line that is logged.
     try:
@@ -93,6 +95,9 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, RecordError):
             raise
+        plain = _plain(value)
+        if plain is not value:
+            return encode_record(cls, plain)
         raise explain_unwritable(cls.__name__, value, str(error)) from None
     # Both encoders write NaN and infinity as null: only a line with a null can hide one.
     if _find_null(line) and not _all_finite(value):
@@ -167,6 +172,13 @@ def _decode(cls: type[R], line: bytes | str) -> R:
         raise explain(cls, line, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return with_plain_numbers(value)
+    except RecursionError:
+        return value
 
 
 def _all_finite(value: Any) -> bool:

@@ -16,6 +16,7 @@ import orjson
 from msgspec import inspect as kinds
 
 from replaylab.errors import RecordError, did_you_mean
+from replaylab.records.numbers import on_disk_fields
 
 __all__ = ["explain", "explain_unwritable", "find_not_finite"]
 
@@ -157,7 +158,8 @@ def _wanted(kind: kinds.Type) -> str:
 
 
 def _find_unwritable(value: Any, path: str) -> tuple[str, str] | None:
-    if value is None or isinstance(value, (bool, float)):
+    # Not isinstance: no encoder writes a subclass of float.
+    if value is None or type(value) in (bool, float):
         return None
     if isinstance(value, int):
         fits = -(2**63) <= value < 2**64
@@ -177,7 +179,7 @@ def _find_unwritable(value: Any, path: str) -> tuple[str, str] | None:
     elif isinstance(value, (list, tuple)):
         pass
     elif isinstance(value, msgspec.Struct):
-        value = msgspec.structs.asdict(value)
+        value = on_disk_fields(value)
     else:
         try:
             orjson.dumps(value)
