@@ -5,44 +5,27 @@ Screenshots go to the folder that REPLAYLAB_SCREENSHOTS names, or to the test's 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 
 from replaylab.lab import Lab
 from replaylab.replay import read_status
-
-REPOSITORY = Path(__file__).parents[2]
-TOKEN = "token-of-the-browser-test"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-WAIT_MS = 30_000
-# Earlier, JupyterLab would ask which kernel to use.
-KERNEL_IS_READY = """() => {
-  const context = window.jupyterapp?.shell.currentWidget?.sessionContext;
-  return context?.isReady && context.session?.kernel?.connectionStatus === "connected";
-}"""
+from tests.browser.driving import (
+    BROWSERS,
+    browser_page,
+    button,
+    command,
+    field,
+    find_browser,
+    jupyterlab,
+    open_dashboard,
+    tab,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,79 +37,20 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def jupyter(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A JupyterLab server on a copy of the dashboard notebook; yields the notebook's address."""
-    home = tmp_path_factory.mktemp("jupyter")
-    folder = home / "notebooks"
-    folder.mkdir()
-    notebook = json.loads((REPOSITORY / "notebooks" / "05_dashboard.ipynb").read_text())
-    notebook["cells"][1]["source"] = [f"DATA_ROOT = {str(lab.root)!r}"]
-    (folder / "05_dashboard.ipynb").write_text(json.dumps(notebook))
-    quiet = home / "settings" / "@jupyterlab" / "apputils-extension"
-    quiet.mkdir(parents=True)
-    (quiet / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}'
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JUPYTER_TOKEN": TOKEN,
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += [f"--ServerApp.root_dir={folder}", "--expose-app-in-browser", "--ServerApp.port_retries=0"]
-    with (home / "jupyter.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/api/status?token={TOKEN}", home / "jupyter.log")
-            yield f"http://127.0.0.1:{port}/lab/tree/05_dashboard.ipynb?reset&token={TOKEN}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for(address: str, log: Path) -> None:
-    limit = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (URLError, OSError):
-            if time.monotonic() > limit:
-                raise AssertionError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}") from None
-        time.sleep(0.2)
+    with jupyterlab(lab.root.path, tmp_path_factory.mktemp("jupyter")) as address:
+        yield address
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Any]:
-    """A page of a headless browser with a profile of its own."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
+    executable = find_browser()
+    if executable is None:
         pytest.skip(
             f"NOT TESTED IN A BROWSER: none of {', '.join(BROWSERS)} is installed (tools/install-chromium)"
         )
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="NOT TESTED IN A BROWSER: playwright is missing"
-    )
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=found,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": 1500, "height": 1250},
-        )
-        context.set_default_timeout(WAIT_MS)
-        yield context.pages[0]
-        context.close()
+    pytest.importorskip("playwright.sync_api", reason="NOT TESTED IN A BROWSER: playwright is missing")
+    with browser_page(executable, tmp_path / "profile") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -136,36 +60,9 @@ def shoot(page: Any, tmp_path: Path) -> Any:
     return lambda name: page.screenshot(path=folder / f"{name}.png")
 
 
-def command(page: Any, call: str) -> None:
-    """Give JupyterLab a command; its promise is not waited for."""
-    page.evaluate(f"() => {{ window.jupyterapp.commands.execute({call}); }}")
-
-
-def field(page: Any, label: str) -> Any:
-    """The input of a widget with that label."""
-    return (
-        page.locator(".rl-panel .widget-text")
-        .filter(has=page.get_by_text(label, exact=True))
-        .locator("input")
-    )
-
-
-def button(page: Any, text: str) -> Any:
-    return page.locator(".rl-panel button").filter(has_text=re.compile(rf"^\s*{re.escape(text)}\s*$"))
-
-
-def tab(page: Any, text: str) -> Any:
-    return page.locator(".rl-panel .lm-TabBar-tab").filter(has_text=text)
-
-
 def test_make_run_follow_stop(jupyter: str, page: Any, shoot: Any, lab: Lab) -> None:
     """R9 in a browser: a session is made with the form, played at 20×, seen to move, and stopped."""
-    page.goto(jupyter)
-    page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-    page.wait_for_function(KERNEL_IS_READY)
-    command(page, "'notebook:run-all-cells'")
-    page.wait_for_selector(".rl-badge.calm")
-    command(page, "'application:toggle-left-area'")
+    open_dashboard(page, jupyter)
 
     tab(page, "Logs & Events").click()
     field(page, "session id").fill("made-in-the-browser")
