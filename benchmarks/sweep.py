@@ -1,0 +1,256 @@
+"""How fast is a sweep? ours beside a plain compiled loop over ticks and beside vectorbt, on the same work.
+
+    python benchmarks/sweep.py                    # 1,000,000 ticks × 10,000 combinations, three regimes
+    python benchmarks/sweep.py --ticks 200000 --repeat 1 --only sparse
+    REPLAYLAB_VECTORBT=/path/to/venv/bin/python python benchmarks/sweep.py
+
+Data: a seeded random walk; scores of an autoregressive process. Every method computes the figures of a result frame
+(our sweep all of them; the loop the sums that they come from). Before a time is printed, numbers of trades and net PnL
+of the methods are compared. Times are medians of ``--repeat`` runs with everything compiled; packing is timed apart.
+
+What this does not show: other data have other numbers of trades per combination, and our cost grows with trades
+while a loop's grows with ticks. The sparse and the dense table are the two ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sweep_loops import full_loop, simple_loop
+
+from replaylab import TradingParams
+from replaylab.sweep import make_grid, pack, sweep, warm_up
+from replaylab.sweep.figures import figures
+from replaylab.sweep.running import run_rows
+
+SECOND = 1_000_000_000
+OFF = {"tp1_fraction": 0.0, "break_even_offset_pct": None}
+
+
+def make_events(ticks: int, every: int, step_bps: float, seed: int = 7) -> pl.DataFrame:
+    """A session of trades, with a score after every ``every`` of them."""
+    rng = np.random.default_rng(seed)
+    price = 50_000.0 * np.exp(np.cumsum(rng.normal(0.0, step_bps / 1e4, ticks)))
+    ts = 1_700_000_000 * SECOND + np.cumsum(rng.integers(1, 200_000_000, ticks))
+    at = np.arange(every - 1, ticks, every)
+    noise = rng.normal(size=len(at))
+    score = np.empty(len(at))
+    last = 0.0
+    for k, shock in enumerate(noise):
+        last = score[k] = 0.9 * last + shock
+    score = np.tanh(score / score.std() / 2.0)
+    trades = pl.DataFrame({"n": np.arange(ticks) * 2, "ns": ts, "value": np.round(price, 1)}).select(
+        "n",
+        "ns",
+        type=pl.lit("MARKET_TRADE"),
+        payload=pl.concat_str(pl.lit('{"price":'), "value", pl.lit(',"qty":1.0,"side":"BUY"}')),
+    )
+    scores = pl.DataFrame({"n": at * 2 + 1, "ns": ts[at], "value": score}).select(
+        "n",
+        "ns",
+        type=pl.lit("SCORING_UPDATE"),
+        payload=pl.concat_str(pl.lit('{"score":'), "value", pl.lit("}")),
+    )
+    return (
+        pl.concat([trades, scores])
+        .sort("n")
+        .select(
+            timestamp=pl.col("ns").cast(pl.Datetime("ns", "UTC")),
+            type="type",
+            symbol=pl.lit("BTCUSDT"),
+            payload="payload",
+        )
+    )
+
+
+def grids(regime: str, n: int) -> tuple[dict[str, Any], TradingParams]:
+    """About ``n`` combinations: 25 thresholds and two levels, or seven axes of the full model."""
+    side = max(2, round((n / 25) ** 0.5))
+    if regime == "full":
+        k = max(2, round((n / 400) ** 0.5))
+        return {
+            "entry_threshold": np.linspace(0.80, 0.92, 10),
+            "trailing_activation_pct": [None, 0.15, 0.3, 0.45, 0.6],
+            "max_hold_s": [None, 900.0],
+            "tp1_pct": np.linspace(0.1, 0.3, 4),
+            "tp2_pct": np.linspace(0.4, 1.0, k),
+            "sl_pct": np.linspace(0.15, 0.6, k),
+        }, TradingParams(trailing_distance_pct=0.1, exit_threshold=-0.95)
+    if regime == "dense":
+        return {
+            "entry_threshold": np.linspace(0.1, 0.6, 25),
+            "tp2_pct": np.linspace(0.005, 0.05, side),
+            "sl_pct": np.linspace(0.005, 0.05, side),
+        }, TradingParams(**OFF, tp1_pct=0.0, slippage_bps=0.0)
+    return {
+        "entry_threshold": np.linspace(0.80, 0.92, 25),
+        "tp2_pct": np.linspace(0.2, 1.0, side),
+        "sl_pct": np.linspace(0.2, 1.0, side),
+    }, TradingParams(**OFF, tp1_pct=0.0)
+
+
+def median(repeat: int, work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of the median run, and the last result; one run before that is not counted."""
+    work()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        result = work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), result
+
+
+def ours(tape: Any, grid: Any, base: TradingParams, method: str = "auto") -> pl.DataFrame:
+    """All figures of all rows, as ``sweep`` computes them."""
+    return figures(run_rows(tape, grid, base, method, threads=os.cpu_count() or 1)[0])
+
+
+def baseline(tape: Any, grid: Any, base: TradingParams, regime: str) -> np.ndarray:
+    """Sums of the plain loop for every row: trades, net PnL, ..."""
+    packed = grid.pack(base).params
+    # The score that follows each tick, NaN where none does: what a loop over ticks reads.
+    score = np.full(len(tape.price), np.nan)
+    score[np.searchsorted(tape.price_index, tape.score_index) - 1] = tape.score
+    loop = full_loop if regime == "full" else simple_loop
+    return loop(tape.price, tape.price_ts, score, packed)
+
+
+def run_regime(regime: str, args: argparse.Namespace) -> None:
+    every, step = (10, 0.2) if regime == "dense" else (50, 0.5)
+    events = make_events(args.ticks, every, step)
+    start = time.perf_counter()
+    tape = pack(events)
+    axes, base = grids(regime, args.combinations)
+    grid = make_grid(axes, base)
+    rows = []
+    tape.lookup  # built once per tape, as packing is  # noqa: B018
+    packing = time.perf_counter() - start
+    whole, frame = median(args.repeat, lambda: ours(tape, grid, base, args.method))
+    method = run_rows(tape, grid, base, args.method, threads=os.cpu_count() or 1)[1]
+    per_row = frame["n_trades"].mean()
+    loop_seconds, sums = median(max(1, args.repeat // 2), lambda: baseline(tape, grid, base, regime))
+    agree = np.array_equal(sums[:, 0], frame["n_trades"].to_numpy()) and np.allclose(
+        sums[:, 1], frame["net_pnl"].to_numpy(), rtol=1e-9, atol=1e-6
+    )
+    work = grid.rows * args.ticks
+    rows.append((f"replaylab ({method}), all figures", whole, 1.0))
+    rows.append(("parallel numba loop over ticks", loop_seconds, loop_seconds / whole))
+    if regime != "full":
+        rows += vectorbt_rows(tape, grid, base, frame, whole, args)
+    print(
+        f"\n{regime}: {args.ticks:,} ticks, a score every {every}, {grid.rows:,} combinations, "
+        f"{per_row:,.0f} trades each; loop agrees: {'yes' if agree else 'NO'}"
+    )
+    print(f"  {'what':<46} {'seconds':>10} {'M comb·ticks/s':>15} {'ratio':>9}")
+    for name, took, ratio in rows:
+        print(f"  {name:<46} {took:>10.4f} {work / took / 1e6:>15,.0f} {ratio:>8.1f}×")
+    print(
+        f"  packing the session into a tape, with its index: {packing:.2f} s once; {tape.nbytes / 1e6:.0f} MB"
+    )
+    if not agree:
+        raise SystemExit("the methods disagree: no time above means anything")
+
+
+def vectorbt_rows(
+    tape: Any, grid: Any, base: TradingParams, mine: pl.DataFrame, ours_took: float, args: argparse.Namespace
+) -> list[Any]:
+    python = os.environ.get("REPLAYLAB_VECTORBT", "")
+    if not python or not Path(python).exists():
+        return [("vectorbt: not run (REPLAYLAB_VECTORBT is not set)", float("nan"), float("nan"))]
+    folder = Path(args.scratch)
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = grid.pack(base).params
+    some = np.linspace(0, grid.rows - 1, min(args.vectorbt_part, grid.rows)).astype(int)
+    score = np.full(len(tape.price), np.nan)
+    score[np.searchsorted(tape.price_index, tape.score_index) - 1] = tape.score
+    np.savez(
+        folder / "work.npz",
+        price=tape.price,
+        score=score,
+        threshold=packed["entry_threshold"][some],
+        tp=packed["tp2_pct"][some] / 100,
+        sl=packed["sl_pct"][some] / 100,
+        fees=[base.slippage_bps / 1e4, base.taker_fee_bps / 1e4, base.maker_fee_bps / 1e4, base.notional_usd],
+        max_orders=2 * int(mine["n_trades"].max()) + 2,
+    )
+    script = Path(__file__).with_name("sweep_vectorbt.py")
+    done = subprocess.run(
+        [python, str(script), str(folder / "work.npz")], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return [(f"vectorbt failed: {done.stderr.strip().splitlines()[-1][:60]}", float("nan"), float("nan"))]
+    name, took, count, pnl = done.stdout.splitlines()[-1].split("\t")
+    picked = mine[some.tolist()]
+    # vectorbt leaves the last trade open at the last price; ours pays to close it: so trades are compared, PnL loosely.
+    same = int(count) == picked["n_trades"].sum()
+    close = abs(float(pnl) - picked["net_pnl"].sum()) <= 1e-3 * abs(picked["net_pnl"].sum()) + len(some)
+    seconds = float(took) * grid.rows / len(some)
+    agrees = "" if same and close else f" DISAGREES: {count} trades, {pnl}"
+    return [(f"{name}, from {len(some)} rows{agrees}", seconds, seconds / ours_took)]
+
+
+def run_scaling(args: argparse.Namespace) -> None:
+    """1M → 10M ticks at about the same trades per combination: steps shrink so that the walk covers the same range."""
+    print("\nscaling at about the same number of trades per combination")
+    first = 0.0
+    for factor in (1, 10):
+        ticks = args.ticks * factor
+        tape = pack(make_events(ticks, 50 * factor, 0.5 / factor**0.5))
+        axes, base = grids("sparse", args.combinations)
+        grid = make_grid(axes, base)
+        seconds, raw = median(args.repeat, lambda t=tape, g=grid, b=base: ours(t, g, b))
+        first = first or seconds
+        print(
+            f"  {ticks:>12,} ticks: {seconds:.4f} s, {raw['n_trades'].mean():,.0f} trades each, "
+            f"{seconds / first:.2f} × the time"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ticks", type=int, default=1_000_000)
+    parser.add_argument("--combinations", type=int, default=10_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--method", default="auto")
+    parser.add_argument("--only", choices=["sparse", "full", "dense", "scaling", "million"])
+    parser.add_argument("--vectorbt-part", type=int, default=16, help="rows that vectorbt runs")
+    parser.add_argument("--scratch", default=".benchmark-scratch", help="folder for what vectorbt reads")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    warm_up()
+    print(f"compiling or loading the kernels: {time.perf_counter() - start:.2f} s; {os.cpu_count()} cores")
+    for regime in ("sparse", "full", "dense"):
+        if args.only in (None, regime):
+            run_regime(regime, args)
+    if args.only in (None, "scaling"):
+        run_scaling(args)
+    if args.only in (None, "million"):
+        events = make_events(args.ticks, 50, 0.5)
+        axes, base = grids("sparse", 100 * args.combinations)
+        start = time.perf_counter()
+        result = sweep(events, axes, base, progress=sys.stderr.isatty())
+        took = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"\n{result.frame.height:,} combinations on {args.ticks:,} ticks: {took:.1f} s, packing included"
+        )
+        print(
+            f"  peak memory of this process {peak:,.0f} MB, result {result.frame.estimated_size('mb'):,.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()
