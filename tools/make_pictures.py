@@ -1,7 +1,7 @@
 """Make the pictures of README.md from the sample: ``python tools/make_pictures.py [FOLDER]`` (default docs/images).
 
-``heatmap.png`` and ``equity.png`` are what ``replaylab.plots`` returns; ``panel.png`` is a screenshot of the dashboard in
-a real JupyterLab, taken with Chromium (``tools/install-chromium``). The sample is a synthetic market.
+``heatmap.png`` and ``equity.png`` are what ``replaylab.plots`` returns; ``panel.png`` is a screenshot of the dashboard
+in a real JupyterLab, taken with Chromium (``tools/install-chromium``). The sample is a synthetic market.
 """
 
 from __future__ import annotations
