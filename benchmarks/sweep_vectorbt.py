@@ -59,7 +59,7 @@ def run(work, columns):
         update_value=False,
         ffill_val_price=False,
         fill_pos_record=False,
-        max_orders=int(work["max_orders"]),
+        max_orders=int(work["max_orders"]) * columns,
         max_logs=1,
     )
     trades = portfolio.trades
