@@ -39,8 +39,6 @@ LAYERS = {
     "replay": 4,
     "health": 5,
     "notebook": 5,
-    "testing": 5,
-    "health": 5,
     "lab": 6,
     "demo": 7,
     "cli": 8,

@@ -30,10 +30,12 @@ const events = [
 ];
 fs.writeFileSync(path.join(root, "events/BTCUSDT.jsonl"), line(events[0]) + "\r\n\r\n" + line(events[1]) + "\r\n");
 const trade = {timestamp: at(2), dateKey: "2025-11-18", symbol: "BTCUSDT", side: "SHORT", entryPrice: 50000.0,
-  closePrice: 49990.5, qty: 1e-3, leverage: 5, realizedPnl: -0.0, mfe: 1e21, mae: -1e-7, durationSeconds: 12, mode: "LIVE"};
+  closePrice: 49990.5, qty: 1e-3, leverage: 5, realizedPnl: -0.0, mfe: 1e21, mae: -1e-7, durationSeconds: 12,
+  mode: "LIVE"};
 fs.writeFileSync(path.join(root, "trades_log/day-2025-11-18.jsonl"), line(trade) + "\n");
-const order = {timestamp: at(3), clientOrderId: "x1", exchangeOrderId: null, symbol: "BTCUSDT", side: "BUY", type: "LIMIT",
-  timeInForce: "GTC", price: 50000, triggerPrice: null, qty: 2, reduceOnly: false, status: "NEW", filledQty: 0,
+const order = {timestamp: at(3), clientOrderId: "x1", exchangeOrderId: null, symbol: "BTCUSDT", side: "BUY",
+  type: "LIMIT", timeInForce: "GTC", price: 50000, triggerPrice: null, qty: 2,
+  reduceOnly: false, status: "NEW", filledQty: 0,
   avgFillPrice: null, notionalUsd: 100000, mode: "LIVE", source: "STATE_MACHINE", lastError: null};
 fs.writeFileSync(path.join(root, "orders/day-2025-11-18.jsonl"), line(order) + "\n");
 fs.writeFileSync(path.join(root, "trades/BTCUSDT.json"), JSON.stringify(
@@ -52,8 +54,9 @@ const kinds = {
   trades_log: {timestamp: "iso", dateKey: "string", symbol: "string", side: ["LONG", "SHORT"], entryPrice: "number",
     closePrice: "number", qty: "number", leverage: "number", realizedPnl: "number", mfe: "number", mae: "number",
     durationSeconds: "number", mode: ["SIM", "DRY_RUN", "LIVE"]},
-  orders: {timestamp: "iso", clientOrderId: "string", exchangeOrderId: "string?", symbol: "string", side: ["BUY", "SELL"],
-    type: "string", timeInForce: "string", price: "number?", triggerPrice: "number?", qty: "number",
+  orders: {timestamp: "iso", clientOrderId: "string", exchangeOrderId: "string?", symbol: "string",
+    side: ["BUY", "SELL"], type: "string", timeInForce: "string", price: "number?",
+    triggerPrice: "number?", qty: "number",
     reduceOnly: "boolean", status: "string", filledQty: "number", avgFillPrice: "number?", notionalUsd: "number",
     mode: ["SIM", "DRY_RUN", "LIVE"], source: "string", lastError: "string?"},
   risk: {timestamp: "iso", account: "object", dailyStats: "object", riskFlags: "object"},
@@ -117,8 +120,14 @@ def test_logs_written_by_javascript_load_with_the_same_values(tmp_path: Path) ->
     lab = Lab(root)
     events = lab.events()
     assert events["reason"].to_list() == ["ispod praga – čekam 🚀", ""]
-    assert [json.loads(text) for text in events["extra"]] == [{"score": 1, "side": "LONG", "price": 50000}, {}]
-    assert [json.loads(text or "{}") for text in events["unknown_fields"]] == [{}, {"botVersion": {"major": 3}}]
+    assert [json.loads(text) for text in events["extra"]] == [
+        {"score": 1, "side": "LONG", "price": 50000},
+        {},
+    ]
+    assert [json.loads(text or "{}") for text in events["unknown_fields"]] == [
+        {},
+        {"botVersion": {"major": 3}},
+    ]
     assert events["timestamp"].dt.epoch("ms").to_list() == [1763460000250, 1763460001250]
     trade = lab.trades().row(0, named=True)
     assert (trade["entry_price"], trade["qty"], trade["leverage"], trade["mfe"], trade["mae"]) == (
