@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel"]
 
 _PERIOD_S = 0.2
+_END_S = 10.0
 _PICTURE_PERIOD_S = 1.0
 _SLOW_PERIOD_S = 2.0
 OVERVIEW, LOGS, DETAIL = 0, 1, 2
@@ -64,6 +65,7 @@ class Panel:
         self._picture_at = self._slow_at = 0.0
         self._starting = False
         self._health = ""
+        self._track_of: tuple[str, int] | None = None
         self._seen: tuple[int, ...] | None = None
 
         self.table = SessionTable(self._selected)
@@ -162,10 +164,9 @@ class Panel:
 
     def _draw(self, news: News, png: bytes | None, slow: dict[str, Any] | None) -> None:
         status = news.status
-        began = status.running and status.session_id != self._status.session_id
         self._status = status
-        if began or (status.session_id and self.live.track is None and status.running):
-            self._load_track(str(status.session_id))
+        if status.session_id is not None:
+            self._load_track(status.session_id)
         self.controls.show(status, steerable=self.replay is not None and self.replay.running)
         self.live.draw()
         self.live.show_picture(png)
@@ -217,6 +218,8 @@ class Panel:
         self.controls.say(f"starting {session_id} ...")
 
         def work() -> None:
+            if self.replay is not None:
+                self.replay.wait(_END_S)
             replay = RemoteReplay.start(
                 self.lab.root,
                 session_id,
@@ -301,10 +304,17 @@ class Panel:
         )
 
     def _load_track(self, session_id: str) -> None:
+        """Have the prices of a session read, once; again where it was built anew under the same name."""
+        path = self.lab.root.session_events(session_id)
+        wanted = (session_id, path.stat().st_mtime_ns if path.is_file() else 0)
+        if wanted == self._track_of:
+            return
+        self._track_of = wanted
         self.live.track = None
 
         def done(track: MarketTrack | None, _: list[str]) -> None:
-            self.live.track = track
+            if self._track_of == wanted:
+                self.live.track = track
 
         self._jobs.submit(lambda: MarketTrack.load(self.lab, session_id), done, self._complain)
 

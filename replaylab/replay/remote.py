@@ -97,7 +97,12 @@ class RemoteReplay:
         """Whether the child still plays."""
         if self._process.poll() is None:
             return True
-        self._close()
+        # Not while another thread still reads its last answer; that thread's next look closes the pipes.
+        if self._turn.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._turn.release()
         return False
 
     @property
@@ -154,14 +159,14 @@ class RemoteReplay:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return False
-        self._close()
+        with self._turn:
+            self._close()
         return True
 
     def kill(self) -> None:
         """End the child at once."""
         self._process.kill()
-        self._process.wait()
-        self._close()
+        self.wait()
 
     def _call(self, name: str, *args: Any, timeout: float = 30.0) -> Any:
         return self._ask({"call": name, "args": args}, timeout)

@@ -178,6 +178,9 @@ class Service:
         async with self._turn:
             if (now := await self.status()).running:
                 raise ReplayRunningError(f"a replay of {now.session_id} is running: stop it first")
+            if self._replay is not None:
+                # It has ended, or is about to: its status says so before its process is gone.
+                await asyncio.to_thread(self._replay.wait, _STOP_TIMEOUT_S)
             self._replay = await asyncio.to_thread(
                 lambda: RemoteReplay.start(
                     self.root,

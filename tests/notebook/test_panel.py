@@ -264,6 +264,9 @@ def repeat(lab: Lab, times: int) -> tuple[dict[str, int], dict[str, int], int]:
         play_to_the_end(panel)
 
     once()
+    # The first picture opens matplotlib's fonts, once and for all.
+    panel.live._drawn = ()
+    assert panel.live.png() is not None
     before, widgets = leftovers(), len(Widget._instances) if hasattr(Widget, "_instances") else 0
     for _ in range(times):
         once()
@@ -278,6 +281,7 @@ def play_to_the_end(panel: Panel) -> None:
     panel.run.click()
     until(panel, lambda: panel._status.run_id not in (None, earlier) and not panel._status.running)
     assert panel.settle()
+    until(panel, lambda: panel.replay is not None and not panel.replay.running)
 
 
 def test_runs_leave_nothing_behind(lab: Lab) -> None:
