@@ -141,3 +141,15 @@ def test_figures_are_those_of_the_trades(session: RandomSession, params: Trading
     counts = {name: row[name] for name in row if name.startswith("n_") and name not in ("n_trades", "n_wins")}
     by_reason = dict(trades["reason"].value_counts().iter_rows())
     assert counts == {name: by_reason.get(name[2:].upper(), 0) for name in counts}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sessions_of_nothing_have_no_trades(method: str) -> None:
+    """No events; prices only; a score after the last price, which stays pending."""
+    trade = (0, "MARKET_TRADE", "A", {"price": 1.0})
+    score = (1, "SCORING_UPDATE", "A", {"score": 1.0})
+    for raw in ([], [trade], [trade, score]):
+        tape = pack(RandomSession(raw, {}, "auto"))
+        figures_of_one = figures(run_rows(tape, rows_of([TradingParams()]), TradingParams(), method)[0])
+        assert figures_of_one.row(0, named=True)["n_trades"] == 0
+        assert figures_of_one["win_rate"][0] is None
