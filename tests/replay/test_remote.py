@@ -1,0 +1,164 @@
+"""A replay in a process of its own: steered, watched, and gone when it should be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from replaylab.errors import ConfigError, ReplayError, ReplayRunningError, SessionNotFoundError
+from replaylab.params import TradingParams
+from replaylab.paths import DataRoot
+from replaylab.replay import ReplayEngine, read_status
+from replaylab.replay.follow import RunFollower
+from replaylab.replay.remote import RemoteReplay
+from replaylab.sessions import SessionStore, build_replay_session
+from tests.roots import END, START, SYMBOLS, signal_root
+
+SESSION = "a-minute"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> DataRoot:
+    made = signal_root(tmp_path / "data")
+    build_replay_session(made, START, END, list(SYMBOLS), session_id=SESSION)
+    return made
+
+
+@pytest.fixture
+def replay(root: DataRoot) -> Iterator[RemoteReplay]:
+    started = RemoteReplay.start(root, SESSION, speed_factor=1.0)
+    yield started
+    started.stop()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_it_decides_as_a_replay_in_this_process(root: DataRoot) -> None:
+    """Parameters, speed and mode cross the border between processes: the digest of the run is the same."""
+    params = TradingParams(entry_threshold=0.8, sl_pct=0.1, max_hold_s=20.0, allowed_regimes=("TREND",))
+    engine = ReplayEngine(SessionStore(root), params=params)
+    engine.start_session(SESSION, speed_factor=float("inf"))
+    engine.wait()
+    here = engine.last_run
+    assert here is not None
+    there = RemoteReplay.start(root, SESSION, speed_factor=float("inf"), params=params)
+    assert there.wait(30)
+    run = root.run(SESSION, read_status(root).run_id or "")
+    assert run.path != here.path
+    assert (run.path / "run.json").read_text().count(here.digest) == 1
+
+
+def test_steering(replay: RemoteReplay, root: DataRoot) -> None:
+    replay.pause()
+    assert replay.status().paused
+    at = replay.status().current_event_index
+    replay.step(3)
+    assert replay.status().current_event_index == at + 3
+    replay.seek(700)
+    assert replay.status().current_event_index == 700
+    replay.seek("2025-11-18T10:00:50Z")
+    assert replay.status().current_event_index > 900
+    replay.set_speed(50.0)
+    assert replay.status().speed_factor == 50.0
+    replay.set_speed(float("inf"))
+    replay.resume()
+    assert replay.wait(20)
+    assert not replay.running
+    assert replay.status().current_event_index == 1202
+    with pytest.raises(ReplayError, match="has ended"):
+        replay.pause()
+    replay.stop()
+
+
+def test_refusals_come_back_as_the_errors_they_are(root: DataRoot, replay: RemoteReplay) -> None:
+    with pytest.raises(ReplayRunningError, match=SESSION):
+        RemoteReplay.start(root, SESSION)
+    with pytest.raises(SessionNotFoundError, match="nope"):
+        RemoteReplay.start(root, "nope")
+    with pytest.raises((ConfigError, ReplayError)):
+        replay.set_speed(-1.0)
+    with pytest.raises(ReplayError):
+        replay.seek(10**9)
+    assert replay.running, "a refused order changes nothing"
+
+
+def test_a_killed_replay_is_noticed(replay: RemoteReplay, root: DataRoot) -> None:
+    os.kill(replay.pid, signal.SIGKILL)
+    until(lambda: not replay.running)
+    assert read_status(root).running is False
+    assert replay.status().error
+    replay.stop()
+
+
+def test_a_replay_does_not_outlive_who_started_it(root: DataRoot) -> None:
+    code = (
+        "import sys, time; from replaylab.paths import DataRoot; from replaylab.replay.remote import RemoteReplay\n"
+        f"r = RemoteReplay.start(DataRoot({str(root)!r}), {SESSION!r}, speed_factor=1.0)\n"
+        "print(r.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    assert read_status(root).running is False
+
+
+def test_a_follower_sees_every_event_and_record_once(root: DataRoot) -> None:
+    follower = RunFollower(root)
+    assert follower.poll().status.running is False
+    started = RemoteReplay.start(root, SESSION, speed_factor=60.0)
+    events, states, began = [], [], 0
+    while True:
+        over = not started.running
+        news = follower.poll()
+        events += news.events
+        states += [record for kind, record in news.records if kind == "state"]
+        began += news.began
+        if over:
+            break
+        time.sleep(0.1)
+    follower.close()
+    assert len(events) == 1202
+    assert sum(record["eventType"] == "SCORING_UPDATE" for record in states) == 1200
+    assert began == 1
+
+
+def test_a_follower_that_comes_late_leaves_out_and_counts(root: DataRoot) -> None:
+    RemoteReplay.start(root, SESSION, speed_factor=float("inf")).wait(30)
+    follower = RunFollower(root)
+    news = follower.poll()
+    follower.close()
+    assert len(news.events) == 500
+    assert news.skipped == 702
+    assert news.events[-1]["timestamp"] == "2025-11-18T10:00:59.900Z"
+
+
+def test_a_follower_waits_for_the_end_of_a_line(root: DataRoot) -> None:
+    """A record that is being written is read when it is whole."""
+    RemoteReplay.start(root, SESSION, speed_factor=float("inf")).wait(30)
+    run = root.run(SESSION, read_status(root).run_id or "")
+    follower = RunFollower(root, events=False)
+    before = len(follower.poll().records)
+    assert before > 1200
+    with run.events("BTCUSDT").open("ab") as log:
+        log.write(b'{"half":')
+        log.flush()
+        assert follower.poll().records == []
+        log.write(b"1}\n")
+    assert follower.poll().records == [("state", {"half": 1})]
