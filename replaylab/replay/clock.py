@@ -17,7 +17,7 @@ SPIN_NS = 250_000
 def check_speed(factor: float) -> float:
     """Return a speed factor as a float; raises ReplayError unless it is above 0 (infinity is allowed)."""
     try:
-        value = float(factor)
+        value = math.nan if isinstance(factor, bool) else float(factor)
     except (TypeError, ValueError):
         value = math.nan
     if not value > 0:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import polars as pl
@@ -228,10 +229,11 @@ class ReplayEngine:
 
     def step(self, n: int = 1) -> int | None:
         """Pause, emit the next ``n`` events at once, and return how many there were."""
-        if n < 1:
-            raise ReplayError(f"a step is one event or more, found {n}")
+        events = _whole(n)
+        if events is None or events < 1:
+            raise ReplayError(f"a step is one event or more, found {n!r}")
         player = self._playing()
-        done: int | None = player.ask(lambda: player.step(n))
+        done: int | None = player.ask(lambda: player.step(events))
         return done
 
     def seek(self, to: int | str | datetime) -> int | None:
@@ -242,12 +244,15 @@ class ReplayEngine:
         """
         player = self._playing()
         feed = player.feed
-        if not isinstance(to, int):
-            ts = to_ns(to)
-            return self._go(player, feed.index_of_time(ts), ts)
-        if not 0 <= to <= feed.total:
-            raise ReplayError(f"an index from 0 to {feed.total}, found {to}")
-        return self._go(player, to)
+        index = _whole(to)
+        if index is not None:
+            if not 0 <= index <= feed.total:
+                raise ReplayError(f"an index from 0 to {feed.total}, found {to!r}")
+            return self._go(player, index)
+        if not isinstance(to, (str, date)):
+            raise ReplayError(f"expected the index of an event, or a time, found {to!r}")
+        ts = to_ns(to)
+        return self._go(player, feed.index_of_time(ts), ts)
 
     def next_event(self, type: str) -> int | None:  # noqa: A002
         """Go to the next event of a type (``"RISK*"``: of a prefix); returns its index, or raises ReplayError."""
@@ -359,3 +364,11 @@ class ReplayEngine:
         if self._feed is None or self._feed[0] != mark:
             self._feed = (mark, EventFeed(self.store.open(session.id)))
         return self._feed[1]
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number as an int, numpy's too; None for anything else. True is not meant as 1."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

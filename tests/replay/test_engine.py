@@ -8,10 +8,19 @@ import math
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from replaylab.errors import ConfigError, ReplayError, ReplayRunningError, SessionError, SessionNotFoundError
+from replaylab.errors import (
+    ConfigError,
+    ReplayError,
+    ReplayRunningError,
+    SessionError,
+    SessionNotFoundError,
+    TimeError,
+)
 from replaylab.params import TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.replay import ReplayEngine, ReplayRun, read_status
@@ -246,6 +255,25 @@ def test_seek_forward_and_back(tmp_path: Path) -> None:
     assert watcher.events[0].payload == {"score": 0.003}
     with pytest.raises(ReplayError, match="index from 0 to 10"):
         engine.seek(11)
+    engine.stop()
+
+
+@pytest.mark.parametrize("nonsense", [True, 1.5, None, [1], -1, 11, "soon", {}])
+def test_a_nonsense_command_is_refused_and_the_replay_goes_on(tmp_path: Path, nonsense: Any) -> None:
+    """Not even a True, which Python takes for an index, ends the replay."""
+    ticks(tmp_path, [0.0] + [60.0] * 9)
+    engine = engine_of(tmp_path, Collector())
+    engine.start_session("ticks", paused=True)
+    with pytest.raises((ReplayError, TimeError)):
+        engine.seek(nonsense)
+    if nonsense != 11:
+        with pytest.raises(ReplayError):
+            engine.step(nonsense)
+    with pytest.raises(ReplayError):
+        engine.set_speed(True)
+    assert engine.seek(np.int64(4)) == 4
+    assert engine.step(np.int32(2)) == 2
+    assert engine.get_status().running
     engine.stop()
 
 
