@@ -48,13 +48,13 @@ types: $(VENV)/develop
 	$(BIN)/mypy
 
 unit: $(VENV)/develop
-	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup --doctest-modules replaylab tests
+	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup --doctest-modules replaylab tests tools
 
 notebooks: $(VENV)/develop
 	$(BIN)/pytest --nbmake --nbmake-timeout=180 -n auto notebooks
 
 docs: $(VENV)/develop
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 browser:
 	@tools/install-chromium

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -51,3 +52,13 @@ def test_every_notebook_is_linked_from_the_landing_page() -> None:
     for path in NOTEBOOKS:
         if path.stem != "00_start_here":
             assert path.name in landing
+
+
+@pytest.mark.parametrize("room", ["barriers", "health", "ml", "notebook", "plots", "replay", "sweep"])
+def test_the_reference_covers_what_users_import(room: str) -> None:
+    """Every public class and function of the package has its entry, found by its name in the strict build."""
+    page = (REPOSITORY / "docs" / "reference.md").read_text()
+    listed = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
+    module = importlib.import_module(f"replaylab.{room}")
+    public = {f"replaylab.{room}.{name}" for name in module.__all__ if callable(getattr(module, name))}
+    assert public <= listed
