@@ -111,13 +111,25 @@ class ReplayEngine:
 
         # Loading a large session takes a while, too.
         options |= {"speed_factor": speed_factor, "loop": loop, "inject_mode": inject_mode}
-        await asyncio.to_thread(self.start_session, session_id, _when_over=when_over, **options)
-        run = self._require_run()
+        given_up = threading.Event()
+        started: list[Running] = []
+
+        def start() -> None:
+            self.start_session(session_id, _when_over=when_over, **options)
+            started.append(self._require_run())
+            if given_up.is_set():
+                started[0].player.stop()
+
         try:
+            await asyncio.to_thread(start)
             await ended
         except asyncio.CancelledError:
-            run.player.stop()
+            # Starting goes on in its thread when nobody waits for it any more.
+            given_up.set()
+            for run in started:
+                run.player.stop()
             raise
+        run = started[0]
         run.raise_failure()
         return run.result
 
@@ -179,7 +191,7 @@ class ReplayEngine:
                 subscribers=self._subscribers,
             )
             run = Running(self.root, run_root, session, player, lock, inject_mode, self._give, _when_over)
-            run.start()
+            self._start(run)
         except OSError as error:
             lock.release()
             raise ReplayError(
@@ -188,8 +200,6 @@ class ReplayEngine:
         except BaseException:
             lock.release()
             raise
-        self._last = self.last_run
-        self._run = run
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end of the replay; returns whether it has ended. Raises ReplayError when its handler failed."""
@@ -345,6 +355,16 @@ class ReplayEngine:
         if self._session is None:
             raise SessionError("no session is loaded")
         return self._session
+
+    def _start(self, run: Running) -> None:
+        before = self._run, self._last
+        # Before its thread begins: the first event may already be answered with a command.
+        self._run, self._last = run, self.last_run
+        try:
+            run.start()
+        except BaseException:
+            self._run, self._last = before
+            raise
 
     def _require_run(self) -> Running:
         if self._run is None:

@@ -24,6 +24,7 @@ from replaylab.errors import (
 from replaylab.params import TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.replay import ReplayEngine, ReplayRun, read_status
+from replaylab.replay.running import Running
 from replaylab.sessions import SessionStore
 from replaylab.testing import SessionBuilder
 from tests.replay.helpers import START, Collector, market, ticks
@@ -412,6 +413,52 @@ def test_a_handler_may_steer(tmp_path: Path) -> None:
     engine.resume()
     assert engine.wait(5)
     assert len(handler.events) == 4
+
+
+def test_the_first_event_may_be_answered_with_a_command(tmp_path: Path, monkeypatch: Any) -> None:
+    """The engine knows of its run before the run's thread begins, however slow the caller's thread is."""
+
+    class Hasty(Collector):
+        engine: ReplayEngine
+
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            self.engine.stop()
+
+    begin = Running.start
+    monkeypatch.setattr(Running, "start", lambda run: (begin(run), run.over.wait(5)))
+    ticks(tmp_path, [0.0] * 9)
+    handler = Hasty()
+    handler.engine = engine = engine_of(tmp_path, handler)
+    engine.start_session("ticks")
+    assert engine.wait(5)
+    assert len(handler.events) == 1
+
+
+def test_cancelling_run_session_while_it_loads_stops_it(tmp_path: Path, monkeypatch: Any) -> None:
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = engine_of(tmp_path, Collector())
+    loading, go_on = threading.Event(), threading.Event()
+    load = engine.load_session
+
+    def slowly(session_id: Any) -> Any:
+        loading.set()
+        assert go_on.wait(10)
+        return load(session_id)
+
+    monkeypatch.setattr(engine, "load_session", slowly)
+
+    async def main() -> None:
+        task = asyncio.create_task(engine.run_session("ticks"))
+        await asyncio.to_thread(loading.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    asyncio.run(main())
+    assert engine.wait(10)
+    assert not engine.get_status().running
 
 
 def test_cancelling_run_session_stops_it(tmp_path: Path) -> None:
