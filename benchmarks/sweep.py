@@ -190,14 +190,17 @@ def vectorbt_rows(
     )
     if done.returncode:
         return [(f"vectorbt failed: {done.stderr.strip().splitlines()[-1][:60]}", float("nan"), float("nan"))]
-    name, took, count, pnl = done.stdout.splitlines()[-1].split("\t")
+    rows = []
     picked = mine[some.tolist()]
-    # vectorbt leaves the last trade open at the last price; ours pays to close it: so trades are compared, PnL loosely.
-    same = int(count) == picked["n_trades"].sum()
-    close = abs(float(pnl) - picked["net_pnl"].sum()) <= 1e-3 * abs(picked["net_pnl"].sum()) + len(some)
-    seconds = float(took) * grid.rows / len(some)
-    agrees = "" if same and close else f" DISAGREES: {count} trades, {pnl}"
-    return [(f"{name}, from {len(some)} rows{agrees}", seconds, seconds / ours_took)]
+    for line in done.stdout.splitlines():
+        name, took, count, pnl = line.split("\t")
+        # vectorbt leaves the last trade open at the last price, ours pays to close it: the PnL is compared loosely.
+        same = int(count) == picked["n_trades"].sum()
+        close = abs(float(pnl) - picked["net_pnl"].sum()) <= 1e-3 * abs(picked["net_pnl"].sum()) + len(some)
+        agrees = "" if same and close else f" DISAGREES: {count} trades, {pnl}"
+        seconds = float(took) * grid.rows / len(some)
+        rows.append((f"{name}, from {len(some)} rows{agrees}", seconds, seconds / ours_took))
+    return rows
 
 
 def run_scaling(args: argparse.Namespace) -> None:
