@@ -77,14 +77,14 @@ class BuildOptions:
                 f"the range is empty: it begins at {iso(start_ns)} and ends before {iso(end_ns)}; "
                 "start must be earlier than end"
             )
-        names = [symbols] if isinstance(symbols, str) else list(symbols)
+        names = _texts(symbols, "symbols: expected a list of symbols")
         if not names:
             raise SessionError("name at least one symbol to build a session of")
         for name in names:
             safe_name(name, "symbol")
         types: tuple[str, ...] | None = None
         if include_types is not None:
-            given = [include_types] if isinstance(include_types, str) else list(include_types)
+            given = _texts(include_types, "include_types: expected a list of event types")
             for kind in given:
                 if not isinstance(kind, str) or not kind or "*" in kind[:-1]:
                     raise SessionError(
@@ -149,6 +149,12 @@ def generated_id(options: BuildOptions) -> str:
         if len(text.encode()) <= _LONGEST_ID or not shown:
             return text
         shown.pop()
+
+
+def _texts(given: Any, expected: str) -> list[Any]:
+    if not isinstance(given, Iterable):
+        raise SessionError(f"{expected}, found {given!r}")
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _clock(ns: int, parts: int) -> str:

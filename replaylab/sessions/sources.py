@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from replaylab.records import OrderLogRecord, Record, TradeLogRecord
 from replaylab.sessions.options import BuildOptions, TypeFilter
 from replaylab.sessions.rows import SOURCE_RANK, book_payloads, iso_texts, rows_frame, trade_payloads
 from replaylab.sessions.tapes import uncovered
-from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
+from replaylab.timestamps import NS_PER_DAY, iso, parse_ns
 
 __all__ = ["Source", "Sources", "in_day_logs", "known_symbols"]
 
@@ -246,7 +245,10 @@ def _event_rows(
 
 def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]) -> pl.Series:
     """Return each row as the JSON record it was: known fields by their names on disk, then the unknown ones."""
-    table = frame.with_columns(_stamps(frame).alias("timestamp"))
+    # As texts, all times: a Python datetime would drop the nanoseconds.
+    moments = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Datetime)]
+    others = [_iso_or_null(frame[name]) for name in moments if name != "timestamp"]
+    table = frame.with_columns(_stamps(frame).alias("timestamp"), *others)
     have = [name for name in names if name in table.columns]
     unknown = (
         table["unknown_fields"].to_list() if "unknown_fields" in table.columns else [None] * table.height
@@ -258,7 +260,7 @@ def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]
             if value is None and name in _OPTIONAL:
                 continue
             record[names[name]] = (
-                orjson.Fragment(value) if name in json_columns and value is not None else _plain(value)
+                orjson.Fragment(value) if name in json_columns and value is not None else value
             )
         if more:
             record |= orjson.loads(more)
@@ -270,8 +272,9 @@ def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]
 _OPTIONAL = frozenset({"entry_timestamp", "reason", "tp1_filled", "fees"})
 
 
-def _plain(value: Any) -> Any:
-    return iso(to_ns(value)) if isinstance(value, datetime) else value
+def _iso_or_null(moments: pl.Series) -> pl.Series:
+    texts = [None if ns is None else iso(ns) for ns in moments.dt.timestamp("ns").to_list()]
+    return pl.Series(moments.name, texts, dtype=pl.String)
 
 
 def _stamps(frame: pl.DataFrame) -> pl.Series:

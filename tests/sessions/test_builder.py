@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -125,6 +126,31 @@ def test_payloads(root: Path) -> None:
             {"price": 1e-7, "qty": 2.0, "side": "SELL", "tradeId": None, "offMarket": True},
         ],
     }
+
+
+def test_a_trade_keeps_the_nanoseconds_of_its_entry(tmp_path: Path) -> None:
+    entry = {"entryTimestamp": "2025-11-18T10:44:00.123456789Z", "reason": "TP2"}
+    append(
+        tmp_path / "trades_log" / "day-2025-11-18.jsonl",
+        trade_record("2025-11-18T10:45:00.000Z") | entry,
+        trade_record("2025-11-18T10:46:00.000Z"),
+    )
+    manifest = build_replay_session(tmp_path, TEN, ELEVEN, "BTCUSDT")
+    first, second = (event["payload"] for event in lines_of(tmp_path, manifest.session_id))
+    assert first == trade_record("2025-11-18T10:45:00.000Z") | entry
+    assert second == trade_record("2025-11-18T10:46:00.000Z"), "what was left out stays out"
+
+
+@pytest.mark.parametrize("given", [5, None, [5], [], [None], {}])
+def test_symbols_that_are_none_are_refused(root: Path, given: Any) -> None:
+    with pytest.raises((SessionError, UnsafeNameError), match="symbol"):
+        build_replay_session(root, TEN, ELEVEN, given)
+
+
+@pytest.mark.parametrize("given", [5, [5], [], ["*X"], [""]])
+def test_types_that_are_none_are_refused(root: Path, given: Any) -> None:
+    with pytest.raises(SessionError, match="include_types"):
+        build_replay_session(root, TEN, ELEVEN, "BTCUSDT", given)
 
 
 def test_state_events_whole_only_where_asked(root: Path) -> None:
