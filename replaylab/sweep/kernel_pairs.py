@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from replaylab.features.compiled import compiled
 from replaylab.sweep import rules
-from replaylab.sweep.kernel_chain import cell, first_at_least, towards
+from replaylab.sweep.links import cell, first_at_least, towards
 from replaylab.sweep.rules import entry_qty
 from replaylab.sweep.tape import Tape
 

@@ -31,7 +31,7 @@ CANDIDATE = np.dtype([("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("afte
 
 
 class Plan(NamedTuple):
-    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``kernel_chain.cell`` says: a
+    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``links.cell`` says: a
     position, and the candidate at which a chain goes on from there.
 
     ``next_entry`` is [entry set, candidate]: the first candidate from there on that passes. ``cand_at``: per score the
