@@ -61,7 +61,7 @@ class Lab:
     ) -> None:
         if frame not in ("polars", "pandas"):
             raise ConfigError(f'frame: expected "polars" or "pandas", found {frame!r}', field="frame")
-        self.config = config or Config()
+        self.config = Config.of(config, "config")
         chosen = root or self.config.data_root or os.environ.get("REPLAYLAB_DATA") or "data"
         self.root = DataRoot(chosen)
         self.frame = frame

@@ -34,6 +34,23 @@ class Settings(msgspec.Struct, rename="camel", frozen=True):
             chosen[names[key]] = value
         return cls(**chosen)
 
+    @classmethod
+    def of(cls, given: Any, name: str) -> Self:
+        """Return an argument as settings: as it is, from a plain dict, or the defaults for None; raises ConfigError.
+
+        >>> TradingParams.of({"sl_pct": 0.5}, "params").sl_pct
+        0.5
+        """
+        if isinstance(given, cls):
+            return given
+        if given is None:
+            return cls()
+        if isinstance(given, Mapping):
+            return cls.from_dict(given)
+        raise ConfigError(
+            f"{name}: expected {cls.__name__}, a dict or None, found {type(given).__name__}", field=name
+        )
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed; an unknown name raises ConfigError.
 

@@ -58,11 +58,11 @@ def to_ns(value: str | datetime | date) -> int:
     """
     if isinstance(value, str):
         return parse_ns(value)
-    if isinstance(value, datetime):
+    if isinstance(value, datetime) and value == value:  # pandas' NaT is a datetime, and equals nothing
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         # pandas.Timestamp is a datetime with an extra field of 0 to 999 nanoseconds.
         return _datetime_ns(aware) + int(getattr(value, "nanosecond", 0))
-    if isinstance(value, date):
+    if isinstance(value, date) and not isinstance(value, datetime):
         return _datetime_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
     raise TimeError(f"expected an ISO text or a datetime, found {value!r}")
 

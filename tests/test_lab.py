@@ -173,3 +173,23 @@ def test_an_unknown_frame_library_is_refused() -> None:
 def test_reprs_say_what_is_there(root: Path) -> None:
     assert "BTCUSDT" in Lab(root)._repr_html_()
     assert str(root) in repr(Lab(root))
+
+
+@pytest.mark.parametrize("use", ["config", "engine", "sweep", "backtest", "run_sim"])
+def test_what_is_no_setting_is_refused_where_it_is_given(root: Path, use: str) -> None:
+    wrong: Any = 5
+    lab = Lab(root)
+    calls: dict[str, Callable[[], Any]] = {
+        "config": lambda: Lab(root, config=wrong),
+        "engine": lambda: lab.engine(params=wrong),
+        "sweep": lambda: lab.sweep("session", {"sl_pct": [0.1]}, params=wrong, progress=False),
+        "backtest": lambda: lab.backtest("session", wrong),
+        "run_sim": lambda: lab.run_sim(params=wrong, start=RANGE[1], overlap="append"),
+    }
+    with pytest.raises(ConfigError, match=r"expected (Config|TradingParams), a dict or None, found int"):
+        calls[use]()
+
+
+def test_parameters_may_be_a_plain_dict(root: Path) -> None:
+    lab = Lab(root, config={"trading": PARAMS.to_dict()})  # type: ignore[arg-type]
+    assert lab.backtest("session").figures == lab.backtest("session", PARAMS.to_dict()).figures  # type: ignore[arg-type]

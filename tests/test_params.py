@@ -84,3 +84,14 @@ def test_parameters_are_immutable_and_replace_makes_a_checked_copy():
     assert params.sl_pct == TradingParams().sl_pct
     with pytest.raises(ConfigError):
         params.replace(sl_pct=-1)
+
+
+def test_an_argument_may_be_settings_a_dict_or_nothing():
+    params = TradingParams(sl_pct=0.5)
+    assert TradingParams.of(params, "params") is params
+    assert TradingParams.of({"slPct": 0.5}, "params") == params
+    assert TradingParams.of(None, "params") == TradingParams()
+    for wrong in (5, "sl_pct", [("sl_pct", 0.5)], ScoringParams()):
+        with pytest.raises(ConfigError, match=r"^params: expected TradingParams, a dict or None") as caught:
+            TradingParams.of(wrong, "params")
+        assert caught.value.field == "params"

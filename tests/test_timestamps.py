@@ -113,3 +113,9 @@ def test_trailing_zeros_beyond_the_nanosecond_are_harmless():
 
 def test_the_clock_is_the_wall_clock():
     assert abs(now_ns() - int(datetime.now(UTC).timestamp() * 1e9)) < 10**9
+
+
+def test_a_time_that_is_none_is_refused_in_words():
+    """pandas' NaT is a datetime to isinstance."""
+    with pytest.raises(TimeError, match="found NaT"):
+        to_ns(pd.NaT)

@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 import polars as pl
 
+from replaylab.errors import ConfigError
+
 __all__ = ["expand_json"]
 
 
@@ -19,6 +21,8 @@ def expand_json(frame: pl.DataFrame, column: str, keys: str | Iterable[str]) -> 
     the value is null. A key that is the name of a column already comes as ``<column>_<key>``.
     """
     wanted = [keys] if isinstance(keys, str) else list(dict.fromkeys(keys))
+    if not all(isinstance(key, str) for key in wanted):
+        raise ConfigError(f"expand: expected names of fields, found {wanted!r}", field="expand")
     found: dict[str, list[Any]] = {key: [] for key in wanted}
     for text in frame[column].to_list():
         plain = None if text is None else orjson.loads(text)

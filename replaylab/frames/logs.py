@@ -240,5 +240,7 @@ def _stems(folder: Path, suffix: str) -> list[str]:
     """Return what stands before ``suffix`` in the file names of a folder, where that is a name we would write."""
     if not folder.is_dir():
         return []
-    stems = (path.name.removesuffix(suffix) for path in folder.iterdir() if path.name.endswith(suffix))
+    # A folder of such a name is no log.
+    paths = (path for path in folder.iterdir() if path.name.endswith(suffix) and not path.is_dir())
+    stems = (path.name.removesuffix(suffix) for path in paths)
     return sorted(stem for stem in stems if is_safe_name(stem))

@@ -60,7 +60,7 @@ class ReplayEngine:
     ) -> None:
         self.store = store if isinstance(store, SessionStore) else SessionStore(store)
         self.root = self.store.root if root is None else DataRoot(root)
-        self.params = TradingParams() if params is None else params
+        self.params = TradingParams.of(params, "params")
         self.scoring = ScoringParams() if scoring is None else scoring
         self.run_mode = run_mode
         self._handler = handler

@@ -96,9 +96,9 @@ def run_sim(
     """
     if run_mode == "REPLAY":
         raise InterlockError("a simulation writes the live logs, which run mode REPLAY forbids")
+    params = TradingParams.of(params, "params")
     names = _symbols(root, symbols)
     from_ns, until_ns = _range(root, names, start, end, overlap)
-    params = params or TradingParams()
     made = scoring if scoring is not None else ScoringParams()
     with Logger(root, logging) as logger:
         known = made if isinstance(made, ScoringParams) else None

@@ -73,7 +73,7 @@ def sweep(
         from replaylab.sweep.rescoring import rescored
 
         session = rescored(session, scoring)
-    base = params or TradingParams()
+    base = TradingParams.of(params, "params")
     in_session = getattr(session, "in_session", _same)
     combinations = make_grid(grid, base)
     tape, place = open_tape(session, price_source)
@@ -122,7 +122,7 @@ def backtest(
 
     ``equity`` has a row per closed trade: its exit's ``timestamp`` and the realised PnL up to and including it.
     """
-    base = params or TradingParams()
+    base = TradingParams.of(params, "params")
     trades, numbers = trades_of(tape_of(session, price_source), base)
     equity = trades.select(
         timestamp=pl.col("exit_time"), equity=pl.Series(np.cumsum(trades["realized_pnl"].to_numpy()))

@@ -286,6 +286,10 @@ def _codes(column: pl.Series, names: list[str]) -> Array:
 def _wishes(price_source: PriceSource, names: list[str]) -> dict[str, str]:
     if isinstance(price_source, str):
         chosen = dict.fromkeys(names, price_source)
+    elif not isinstance(price_source, Mapping):
+        raise SweepError(
+            f"price_source: expected auto, trade, book, score, or a mapping of symbols to these; found {price_source!r}"
+        )
     else:
         chosen = {**dict.fromkeys(names, "auto"), **price_source}
         for name in price_source:

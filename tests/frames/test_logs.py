@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from replaylab import frames
-from replaylab.errors import RecordError, TimeError, UnsafeNameError
+from replaylab.errors import ConfigError, RecordError, TimeError, UnsafeNameError
 from replaylab.frames import logs
 
 TRADE: dict[str, Any] = {
@@ -279,3 +279,17 @@ def test_what_a_javascript_program_writes_loads_with_the_same_values(tmp_path: P
     assert (row["score"], row["big"], row["unknown_fields"]) == (1, 1e21, '{"botId":7}')
     order = frames.load_orders(tmp_path).frame.row(0, named=True)
     assert (order["price"], order["qty"], order["exchange_order_id"]) == (100.0, 2.0, None)
+
+
+def test_a_folder_with_the_name_of_a_log_is_no_log(tmp_path):
+    (tmp_path / "trades_log" / "day-2025-11-18.jsonl").mkdir(parents=True)
+    (tmp_path / "events" / "BTCUSDT.jsonl").mkdir(parents=True)
+    assert frames.list_days(tmp_path, "trades_log") == []
+    assert frames.list_symbols(tmp_path) == []
+    assert frames.load_trades(tmp_path).frame.is_empty()
+    assert frames.load_events(tmp_path).frame.is_empty()
+
+
+def test_names_of_fields_to_expand_are_texts(tmp_path):
+    with pytest.raises(ConfigError, match=r"expand: expected names of fields, found \[5\]"):
+        frames.load_events(tmp_path, expand=[5])

@@ -133,3 +133,10 @@ def test_a_mapped_tape_sweeps_like_a_packed_one(tmp_path: Path) -> None:
     second = sweep(stored, grid, progress=False).frame
     assert first.equals(second)
     assert first["n_trades"].sum() > 10
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["book"]])
+def test_a_price_source_that_is_none_is_refused(wrong: Any) -> None:
+    events = session_of(SCORE, ("MARKET_TRADE", "A", {"price": 1.0})).events
+    with pytest.raises(SweepError, match="price_source: expected auto, trade, book, score"):
+        pack(events, wrong)
