@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
@@ -153,3 +159,39 @@ def test_sessions_of_nothing_have_no_trades(method: str) -> None:
         figures_of_one = figures(run_rows(tape, rows_of([TradingParams()]), TradingParams(), method)[0])
         assert figures_of_one.row(0, named=True)["n_trades"] == 0
         assert figures_of_one["win_rate"][0] is None
+
+
+@pytest.mark.parametrize("memory", [0, 20_000, 600_000])
+def test_tables_that_do_not_fit_are_made_in_parts(memory: int) -> None:
+    """Halves of the rows with tables of their own, or searches where even those are too large: same figures."""
+    tape = pack(make_session(21, 3000, 2))
+    grid = make_grid({"sl_pct": np.linspace(0.05, 1.0, 40), "tp1_pct": np.linspace(0.05, 0.5, 40)})
+    whole, method = run_rows(tape, grid, TradingParams(), "tables")
+    assert method == "tables"
+    parts, method = run_rows(tape, grid, TradingParams(), "tables", memory=memory)
+    assert ("index" in method) == (memory < 100_000)
+    assert np.array_equal(whole, parts)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(SweepError, match="Did you mean 'tables'"):
+        run_rows(pack(make_session(1)), make_grid({"sl_pct": [0.1]}), TradingParams(), "table")
+
+
+@pytest.mark.stress
+def test_processes_that_start_on_a_cold_cache_compile_once(tmp_path: Path) -> None:
+    """Three processes at once: all give the same, and one cache entry per kernel is left."""
+    script = (
+        "from replaylab.sweep import warm_up; from replaylab.features.compiled import cache_folder;"
+        "warm_up(); print(cache_folder())"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    folders = {process.communicate(timeout=280)[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(folders) == 1
+    for kernel in ("run_chain", "run_loop", "run_pairs"):
+        assert len(list(Path(next(iter(folders))).rglob(f"*.{kernel}-*.nbc"))) == 1
