@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replaylab.plots.fidelity import fidelity as fidelity
+    from replaylab.plots.decisions import fidelity as fidelity
     from replaylab.plots.sessions import density as density
     from replaylab.plots.sessions import scores as scores
     from replaylab.plots.style import Picture as Picture
@@ -34,7 +34,7 @@ _HOMES = {
     "equity": "trades",
     "excursions": "trades",
     "exit_reasons": "trades",
-    "fidelity": "fidelity",
+    "fidelity": "decisions",
     "heatmap": "sweeps",
     "overfitting": "sweeps",
     "parallel_coordinates": "sweeps",
