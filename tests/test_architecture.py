@@ -170,3 +170,20 @@ def test_every_dependency_is_explained() -> None:
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">")[0].split("[")[0]
         assert f"| {name} |" in text, f"docs/dependencies.md says nothing of {name}"
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """With every module imported, what a package offers by name is still that and not a module."""
+    code = (
+        "import importlib, pkgutil, sys, types, replaylab\n"
+        "for found in pkgutil.walk_packages(replaylab.__path__, 'replaylab.'):\n"
+        "    if not found.name.endswith('__main__'):\n"
+        "        importlib.import_module(found.name)\n"
+        "for place, module in sorted(sys.modules.items()):\n"
+        "    if place.split('.')[0] == 'replaylab':\n"
+        "        for name in getattr(module, '__all__', []):\n"
+        "            if isinstance(getattr(module, name), types.ModuleType):\n"
+        "                print(place, name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
