@@ -99,7 +99,7 @@ def book_mids(texts: Sequence[str], start: Mapping[str, Any] | None) -> tuple[Ar
     ``start`` is the book at the session's start.
     """
     book = OrderBook()
-    if start:
+    if isinstance(start, Mapping):
         book.apply({**start, "kind": "snapshot"})
     mids = np.full(len(texts), np.nan)
     bad = 0

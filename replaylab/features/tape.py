@@ -122,7 +122,7 @@ def _pack_symbol(
     if is_book.any():
         at = np.flatnonzero(is_book)
         book = OrderBook()
-        if start is not None:
+        if isinstance(start, Mapping):
             book.apply({**start, "kind": "snapshot"})
         for place, text in zip(at.tolist(), payloads.gather(at).to_list(), strict=True):
             if book.apply(_payload(text)):

@@ -183,7 +183,7 @@ def _symbol_scores(
 
 def _standing(start: Mapping[str, Any] | None, levels: int) -> tuple[float, float]:
     book = OrderBook()
-    if start is not None:
+    if isinstance(start, Mapping):
         book.apply({**start, "kind": "snapshot"})
     mid = book.mid()
     return (np.nan, np.nan) if mid is None else (mid, book_imbalance(*book.depth(levels)))

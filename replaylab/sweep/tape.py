@@ -136,7 +136,7 @@ class _Packing:
     ) -> None:
         if events.height >= 2**31:
             raise SweepError(f"a session of {events.height:,} events is too long: the limit is 2^31")
-        self.initial: Mapping[str, Any] = initial_state.get("symbols") or {}
+        self.initial = _stood(initial_state)
         self.n_events = events.height
         self.ts = events["timestamp"].dt.timestamp("ns").to_numpy()
         self.payload = events["payload"]
@@ -217,7 +217,7 @@ class _Packing:
             if wish in ("book", "auto"):
                 rows = self.rows["MARKET_BOOK"]
                 rows = rows[self.symbol[rows] == s]
-                start = (self.initial.get(self.names[s]) or {}).get("book")
+                start = self.initial.get(self.names[s], {}).get("book")
                 mid, bad = book_mids(self.texts(rows), start)
                 self._count("MARKET_BOOK", bad)
                 has = mid > 0
@@ -249,8 +249,9 @@ class _Packing:
         rows = self.rows["REGIME_UPDATE"]
         names = regime_names(self.texts(rows))
         self._count("REGIME_UPDATE", sum(name is None for name in names))
-        start: list[Any] = [(self.initial.get(self.names[s]) or {}).get("regime") for s in kept]
-        regimes = sorted({name for name in (*names, *start) if isinstance(name, str)})
+        stood = [self.initial.get(self.names[s], {}).get("regime") for s in kept]
+        start = [name if isinstance(name, str) else None for name in stood]
+        regimes = sorted({name for name in (*names, *start) if name is not None})
         code_of = {name: k for k, name in enumerate(regimes)}
         good = np.array([name is not None for name in names], dtype=bool)
         rows = rows[good] if len(rows) else rows
@@ -258,7 +259,8 @@ class _Packing:
         parts = []
         for s, at, first in zip(kept, score_rows, start, strict=True):
             mine = self.symbol[rows] == s
-            parts.append(_last_before(at, rows[mine], codes[mine], code_of.get(first, -1)))
+            code = -1 if first is None else code_of[first]
+            parts.append(_last_before(at, rows[mine], codes[mine], code))
         return regimes, parts
 
     def _risk(self, kept: list[int], score_rows: list[Array]) -> tuple[list[Array], list[Array]]:
@@ -270,10 +272,18 @@ class _Packing:
             # A row for every symbol (code −1) is one for this symbol too: the later of both counts.
             mine = (self.symbol[rows] == s) | (self.symbol[rows] < 0)
             says = mine & (blocked >= 0)
-            start = bool((self.initial.get(self.names[s]) or {}).get("tradingBlocked", False))
+            # As in the trading system: what is no flag says nothing.
+            start = self.initial.get(self.names[s], {}).get("tradingBlocked") is True
             blocked_parts.append(_last_before(at, rows[says], blocked[says], int(start)))
             force_parts.append(rows[mine & force])
         return blocked_parts, force_parts
+
+
+def _stood(initial_state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what an initial state says of each symbol; what is malformed says nothing."""
+    symbols = initial_state.get("symbols")
+    entries = symbols.items() if isinstance(symbols, Mapping) else ()
+    return {symbol: entry for symbol, entry in entries if isinstance(entry, Mapping)}
 
 
 def _codes(column: pl.Series, names: list[str]) -> Array:

@@ -140,3 +140,25 @@ def test_a_price_source_that_is_none_is_refused(wrong: Any) -> None:
     events = session_of(SCORE, ("MARKET_TRADE", "A", {"price": 1.0})).events
     with pytest.raises(SweepError, match="price_source: expected auto, trade, book, score"):
         pack(events, wrong)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"symbols": []},
+        {"symbols": {"A": 5}},
+        {"symbols": {"A": None}},
+        {"symbols": {"A": {"regime": ["CALM"], "tradingBlocked": "no", "book": {"bids": 5}}}},
+        {"symbols": {"A": {"regime": 5, "tradingBlocked": 1, "book": 5}}},
+    ],
+)
+@pytest.mark.parametrize("source", ["trade", "book"])
+def test_a_malformed_initial_state_says_nothing(state: dict[str, Any], source: str) -> None:
+    """As in the trading system: trades are those of a session without one."""
+    book = {"bids": [[99.0, 1]], "asks": [[101.0, 1]], "kind": "delta"}
+    events = [SCORE] + [("MARKET_TRADE", "A", {"price": 100.0}), ("MARKET_BOOK", "A", book)] * 2
+    sound = pack(session_of(*events).events, source)
+    odd = pack(session_of(*events).events, source, state)
+    assert len(sound.price) == 2
+    for name in ("price", "price_index", "score_regime", "score_blocked"):
+        assert np.array_equal(getattr(sound, name), getattr(odd, name)), name
