@@ -204,7 +204,7 @@ def main() -> None:
             )
     print(
         "\nAll readers parse timestamps; only replaylab checks every line against the record, keeps unknown fields and"
-        "\nthe text of extra, and accounts for every line. All but pandas use several cores, polars and DuckDB best."
+        "\nthe text of extra, and accounts for every line. polars, DuckDB, pyarrow use all cores, replaylab mostly one."
         "\nPeak memory is what the load adds to a process that has its libraries loaded. Not shown: files with damaged"
         "\nlines or unknown fields (those blocks are read line by line, some three times slower), cold disks."
         "\nOn a machine that is busy with other work, look at the CPU time."

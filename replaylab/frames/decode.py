@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import orjson
 import polars as pl
 import pyarrow as pa
 
 from replaylab.errors import RecordError, TimeError
-from replaylab.frames.limits import HUGE, has_huge_number, is_deep
 from replaylab.frames.lines import Block, is_blank, meetings, preview, without_mark
 from replaylab.frames.loaded import TIMESTAMP, Loaded, Reject, reject_frame
 from replaylab.frames.schema import Column, LogSchema
@@ -28,10 +28,14 @@ from replaylab.timestamps import parse_ns
 __all__ = ["decode_block", "is_day"]
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-_HUGE_BYTES = re.compile(HUGE.encode())
-_HUGE_TEXT = re.compile(HUGE)
-_NEWLINE, _OPEN = ord("\n"), ord("{")
+# JSON that no double can hold: JavaScript never writes it, and it would fail whoever reads the text later.
+_HUGE = r"\d[eE]\+?0*[1-9]\d\d|\d{309}"
+_HUGE_BYTES = re.compile(_HUGE.encode())
+_HUGE_TEXT = re.compile(_HUGE)
+_NEWLINE, _OPEN, _ZERO, _EXPONENTS = ord("\n"), ord("{"), ord("0"), (ord("e"), ord("E"))
 _NULLS = pl.Series("unknown_fields", [None] * 65_536, dtype=pl.String)
+# orjson reads 1024 levels; whatever may have more is looked at one by one.
+_DEPTH = 1000
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -42,19 +46,9 @@ class _NotPlainError(Exception):
 def decode_block(schema: LogSchema, block: Block, file: str) -> Loaded:
     """Return the rows and rejects of a block; ``file`` is what rejects call the file."""
     try:
-        return _compact(schema, block) or _whole(schema, block)
+        return _whole(schema, block)
     except (_NotPlainError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _by_line(schema, block, file)
-
-
-def _compact(schema: LogSchema, block: Block) -> Loaded | None:
-    columns = None if schema.compact is None else schema.compact.read(block.data)
-    if columns is None:
-        return None
-    columns["unknown_fields"] = _nulls(block.count)
-    columns["line"] = pl.Series("line", np.arange(block.line, block.line + block.count, dtype=np.int64))
-    frame = pl.DataFrame([columns[name] for name in schema.frame.names()])
-    return Loaded(frame=frame, lines=block.count, rows=block.count)
 
 
 def _whole(schema: LogSchema, block: Block) -> Loaded:
@@ -254,16 +248,35 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
     offsets[1:-1] = ends - np.arange(len(ends))
     offsets[-1] = len(joined)
     data = np.frombuffer(joined, np.uint8)
-    if (
-        (data[offsets[:-1]] != _OPEN).any()
-        or has_huge_number(joined, data)
-        or is_deep(joined, offsets[:-1], offsets[1:])
-    ):
+    if (data[offsets[:-1]] != _OPEN).any() or _has_huge_number(joined, data) or _is_deep(joined, offsets):
         raise _NotPlainError
     texts_in_a_row = pa.LargeStringArray.from_buffers(
         len(values), pa.py_buffer(offsets), pa.py_buffer(joined)
     )
     return pl.Series(name, texts_in_a_row)
+
+
+def _has_huge_number(joined: bytes, data: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether some number may be beyond all doubles: three digits of an exponent, or very many digits."""
+    for mark in _EXPONENTS:
+        places = np.flatnonzero(data == mark) - 1
+        places = places[(data[places] - _ZERO) < 10]
+        if len(places) and any(_HUGE_BYTES.match(joined, place) for place in places.tolist()):
+            return True
+    # A run of 309 digits covers a whole row of 128 bytes: nine places tell nearly always that it is none.
+    rows = data[: len(data) // 128 * 128].reshape(-1, 128)
+    spots = (rows[:, (0, 16, 32, 48, 64, 80, 96, 112, 127)] - _ZERO) < 10
+    full = np.flatnonzero(spots.all(axis=1))
+    return any(rows[place].tobytes().isdigit() for place in full.tolist())
+
+
+def _is_deep(joined: bytes, offsets: npt.NDArray[np.int64]) -> bool:
+    """Tell whether some text may be nested more deeply than orjson reads."""
+    long = np.flatnonzero(np.diff(offsets) > 2 * _DEPTH)
+    for start, end in zip(offsets[long].tolist(), offsets[long + 1].tolist(), strict=True):
+        if joined.count(b"{", start, end) + joined.count(b"[", start, end) >= _DEPTH:
+            return True
+    return False
 
 
 def _is_plain_object(text: str) -> bool:

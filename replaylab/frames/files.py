@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +12,7 @@ import polars as pl
 
 from replaylab.errors import LogReadError, UnsafeNameError
 from replaylab.frames.decode import decode_block
-from replaylab.frames.lines import BLOCK_BYTES, Block, blocks
+from replaylab.frames.lines import BLOCK_BYTES, blocks
 from replaylab.frames.loaded import TIMESTAMP, Loaded, concat
 from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot, safe_name
@@ -35,8 +31,6 @@ __all__ = [
 ]
 
 Time = str | datetime | date | None
-# More threads would only wait for each other: the parser itself runs in one at a time.
-_WORKERS = min(3, os.cpu_count() or 1)
 Window = tuple[int | None, int | None]
 
 
@@ -64,7 +58,8 @@ def in_window(loaded: Loaded, span: Window, symbols: Iterable[str] | None = None
 
 def read_file(file: BinaryIO, schema: LogSchema, name: str, span: Window = (None, None)) -> Loaded:
     """Return an open JSON Lines file as one load; ``name`` is what rejects call it."""
-    return concat((loaded for loaded, _ in _decoded(schema, blocks(file), name, span)), schema.frame)
+    parts = (in_window(decode_block(schema, block, name), span) for block in blocks(file))
+    return concat(parts, schema.frame)
 
 
 def chunks_of(
@@ -81,44 +76,14 @@ def chunks_of(
     """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text, from byte ``start`` to ``end``."""
     parts: list[Loaded] = []
     size = 0
-    found = blocks(file, start=start, line=line, end=end, size=min(BLOCK_BYTES, chunk_bytes))
-    for loaded, length in _decoded(schema, found, name, span):
-        parts.append(loaded)
-        size += length
+    for block in blocks(file, start=start, line=line, end=end, size=min(BLOCK_BYTES, chunk_bytes)):
+        parts.append(in_window(decode_block(schema, block, name), span))
+        size += len(block.data)
         if size >= chunk_bytes:
             yield concat(parts, schema.frame)
             parts, size = [], 0
     if parts:
         yield concat(parts, schema.frame)
-
-
-def _decoded(
-    schema: LogSchema, found: Iterator[Block], name: str, span: Window
-) -> Iterator[tuple[Loaded, int]]:
-    """Yield each block's load and length, in order; of a long file, several blocks are decoded at a time.
-
-    Most of the work is numpy's, which lets other threads go on.
-    """
-
-    def decode(block: Block) -> tuple[Loaded, int]:
-        return in_window(decode_block(schema, block, name), span), len(block.data)
-
-    yield from map(decode, islice(found, _WORKERS + 1))
-    first = next(found, None)
-    if first is None:
-        return
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="replaylab-frames") as pool:
-        waiting = deque([pool.submit(decode, first)])
-        try:
-            for block in found:
-                waiting.append(pool.submit(decode, block))
-                if len(waiting) > _WORKERS + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def name_in(root: DataRoot, path: Path) -> str:

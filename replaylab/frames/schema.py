@@ -10,7 +10,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import polars as pl
 
-from replaylab.frames.compact import CompactReader
 from replaylab.frames.loaded import TIMESTAMP
 from replaylab.records import Record
 
@@ -79,21 +78,6 @@ class LogSchema:
         return LogSchema(self.record).frame
 
     @cached_property
-    def compact(self) -> CompactReader | None:
-        """The quick reader, for records of texts and one JSON object at the end."""
-        *texts, last = self.columns
-        hints = get_type_hints(self.record)
-        plain = all(
-            column.kind == "time"
-            if place == 0
-            else column.kind == "text" and str in _members(hints[column.name])
-            for place, column in enumerate(texts)
-        )
-        if not plain or last.kind != "json":
-            return None
-        return CompactReader([(column.name, column.disk) for column in texts], (last.name, last.disk))
-
-    @cached_property
     def strict(self) -> msgspec.json.Decoder[Any]:
         """Decodes lines that hold the named fields only."""
         return msgspec.json.Decoder(self._struct(forbid_unknown_fields=True))
@@ -119,12 +103,12 @@ class LogSchema:
         )
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def _kind(name: str, hint: Any) -> tuple[Kind, bool]:
-    members = [part for part in _members(hint) if part is not msgspec.UnsetType]
+    members = [
+        part
+        for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,))
+        if part is not msgspec.UnsetType
+    ]
     optional = type(None) in members
     kinds = [part for part in members if part is not type(None)]
     kind = kinds[0]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from replaylab.errors import TimeError
 from replaylab.timestamps import parse_ns
 
-__all__ = ["is_regular", "parse_matrix", "parse_time", "parse_times"]
+__all__ = ["parse_time", "parse_times"]
 
 _ZERO = ord("0")
 # Where the digits of "2025-11-18T10:00:00.123Z" are, and what stands between them.
@@ -40,10 +40,10 @@ def parse_times(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArra
         return values, bad
     width = len(texts[0])
     joined = "".join(texts)
-    regular = is_regular(width) and joined.isascii() and set(map(len, texts)) == {width}
+    regular = (width == 20 or 22 <= width <= 30) and joined.isascii() and set(map(len, texts)) == {width}
     if regular:
         matrix = np.frombuffer(joined.encode(), np.uint8).reshape(count, width)
-        values, sure = parse_matrix(matrix, width)
+        values, sure = _columns(matrix, width)
         rest = np.flatnonzero(~sure)
     else:
         rest = np.arange(count)
@@ -56,15 +56,10 @@ def parse_times(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return values, bad
 
 
-def is_regular(width: int) -> bool:
-    """Tell whether a time with ``Z`` and up to nine decimals may have so many bytes."""
-    return width == 20 or 22 <= width <= 30
-
-
-def parse_matrix(
+def _columns(
     matrix: npt.NDArray[np.uint8], width: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the value of each row of bytes, and a mask of the certain ones; others need a closer look."""
+    """Return the values, and a mask of the rows that are certainly right; the others need a closer look."""
     fraction = tuple(range(20, width - 1))
     sure = matrix[:, width - 1] == ord("Z")
     for place, mark in _MARKS:
