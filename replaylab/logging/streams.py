@@ -22,10 +22,13 @@ from typing import Any
 
 import orjson
 
+from replaylab.errors import RecordError
 from replaylab.logging.atomic import remove_leftovers, sync_folder, write_atomic
 from replaylab.logging.disk import Disk
+from replaylab.logging.handles import DONE, Handle
 from replaylab.logging.locks import is_current
 from replaylab.logging.tails import close_tail
+from replaylab.records import find_not_finite
 
 __all__ = ["FileStreamManager", "write_atomic"]
 
@@ -99,15 +102,16 @@ class FileStreamManager:
         self._lock = threading.Lock()
         _managers.add(self)
 
-    def append_line(self, path: str | os.PathLike[str], line: str | bytes) -> None:
+    def append_line(self, path: str | os.PathLike[str], line: str | bytes) -> Handle:
         """Append one line and its newline; it survives the death of the process when this returns.
 
-        Raises ValueError for a text that is more than one line.
+        The handle is done and may be awaited. Raises ValueError for a text that is more than one line.
         """
         data = line.encode() if isinstance(line, str) else line
         if b"\n" in data:
             raise ValueError("expected one line, found a line break in it")
         self.append(os.fspath(path), data + b"\n")
+        return DONE
 
     def append(self, path: str, data: bytes, lines: int = 1, *, sync: bool = False) -> None:
         """Append whole lines, each with its newline, in one write; with ``sync`` they survive the machine's death.
@@ -148,9 +152,17 @@ class FileStreamManager:
                 stream.bytes += size
                 return
 
-    def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> None:
-        """Overwrite ``path`` with plain data as JSON at an indent of 2, atomically."""
+    def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> Handle:
+        """Overwrite ``path`` with plain data as JSON at an indent of 2, atomically.
+
+        The handle is done and may be awaited. Raises RecordError, naming the place, for NaN or infinity.
+        """
+        # The encoder would write null.
+        if (bad := find_not_finite(value)) is not None:
+            field, found = bad
+            raise RecordError(f"{field or 'value'}: expected a finite number, found {found}", field=field)
         self.write_file(path, orjson.dumps(value, option=orjson.OPT_INDENT_2), sync=sync)
+        return DONE
 
     def write_file(self, path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
         """Overwrite ``path`` with ``data``, atomically."""

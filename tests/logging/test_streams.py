@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from replaylab.errors import RecordError
 from replaylab.logging import FileStreamManager, rotate_lock, write_atomic
 from tests.logging.faults import FaultyDisk
 
@@ -361,6 +363,28 @@ def test_append_line_takes_one_line(tmp_path):
 def test_write_json_has_an_indent_of_two(tmp_path):
     FileStreamManager().write_json(tmp_path / "s.json", {"a": [1]})
     assert (tmp_path / "s.json").read_text() == '{\n  "a": [\n    1\n  ]\n}'
+
+
+def test_both_calls_of_a_stream_manager_can_be_awaited(tmp_path):
+    """The specification has them asynchronous."""
+    streams = FileStreamManager()
+
+    async def write():
+        await streams.append_line(tmp_path / "x.jsonl", '{"a":1}')
+        await streams.write_json(tmp_path / "s.json", {"a": 1})
+        with pytest.raises(IsADirectoryError):
+            await streams.append_line(tmp_path, "a folder")
+
+    asyncio.run(write())
+    assert (tmp_path / "x.jsonl").read_text() == '{"a":1}\n'
+    assert (tmp_path / "s.json").read_text() == '{\n  "a": 1\n}'
+
+
+def test_write_json_refuses_what_would_become_null(tmp_path):
+    with pytest.raises(RecordError, match=r"a\[1\].b: expected a finite number, found nan") as caught:
+        FileStreamManager().write_json(tmp_path / "s.json", {"a": [1, {"b": float("nan")}]})
+    assert caught.value.field == "a[1].b"
+    assert not list(tmp_path.iterdir())
 
 
 def test_readers_never_see_half_a_snapshot(tmp_path):
