@@ -59,6 +59,12 @@ def serve(
         ),
     ] = None,
     ip: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration, TOML or JSON; retention.dailyAt in it cleans up daily.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Serve the HTTP API under /api/replay, with Jupyter's authentication. Ctrl-C ends it.
 
@@ -70,6 +76,8 @@ def serve(
     """
     command = [sys.executable, "-m", "replaylab.server", f"--Replaylab.data_root={data}"]
     command += [f"--ServerApp.port={port}", f"--ServerApp.ip={ip}"]
+    if config is not None:
+        command.append(f"--Replaylab.config_path={config.absolute()}")
     if token is not None:
         # In the environment and not in the arguments, which every user of the machine can read.
         os.environ["JUPYTER_TOKEN"] = token

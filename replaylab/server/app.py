@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Float, Int, Unicode, default
 
+from replaylab.archive import RetentionScheduler
 from replaylab.config import Config
 from replaylab.server.handlers import ROUTES
 from replaylab.server.service import Service
@@ -60,13 +62,17 @@ class Replaylab(ExtensionApp):
             start_timeout=self.start_timeout,
         )
         self.settings["replaylab"] = self.service
+        # This program stays up, so it is the one that cleans up daily, where the configuration asks for it.
+        self.retention = RetentionScheduler(self.service.root, config.retention)
+        self.retention.start()
         self.log.info("replaylab serves %s", self.service.root)
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(ROUTES)
 
     async def stop_extension(self) -> None:
-        """Stop what this server plays and builds."""
+        """Stop what this server plays, builds and cleans up."""
+        await asyncio.to_thread(self.retention.stop)
         await self.service.close()
 
 
