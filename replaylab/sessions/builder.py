@@ -117,9 +117,12 @@ def _choose_id(
     """Return the id to build under, or the manifest of the session that is to be used again."""
     wanted = options.to_dict()
     if session_id is not None:
-        if not root.manifest(session_id).is_file() or if_exists == "replace":
+        if not root.manifest(session_id).is_file():
             return session_id
         existing = Session(root, session_id)
+        if if_exists == "replace":
+            _refuse_pinned(existing)
+            return session_id
         if if_exists == "error":
             raise SessionExistsError(
                 f'session {session_id!r} exists already; if_exists="reuse" or "replace" allows that'
@@ -132,14 +135,25 @@ def _choose_id(
     base = generated_id(options)
     for name in _numbered(base):
         if not root.session_dir(name).exists():
-            return base if if_exists == "replace" else name
+            return name
         if if_exists == "replace":
+            if root.manifest(name).is_file():
+                _refuse_pinned(Session(root, name))
             return name
         if if_exists == "reuse" and root.manifest(name).is_file():
             existing = Session(root, name)
             if existing.meta.get("options") == wanted:
                 return existing.manifest
     raise SessionError("no free session id")  # pragma: no cover - _numbered never ends
+
+
+def _refuse_pinned(session: Session) -> None:
+    try:
+        pinned = session.meta.get("pin")
+    except SessionError:
+        pinned = False  # Its meta.json is damaged: building it anew is the way out.
+    if pinned:
+        raise SessionError(f"session {session.id!r} is pinned; pin(session_id, False) lets it be replaced")
 
 
 def _require_logs(root: DataRoot, options: BuildOptions) -> None:

@@ -153,6 +153,19 @@ def test_types_that_are_none_are_refused(root: Path, given: Any) -> None:
         build_replay_session(root, TEN, ELEVEN, "BTCUSDT", given)
 
 
+@pytest.mark.parametrize("name", ["kept", None])
+def test_a_pinned_session_is_not_replaced(root: Path, name: str | None) -> None:
+    options: dict[str, Any] = {"session_id": name, "if_exists": "replace"}
+    manifest = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", **options)
+    store = SessionStore(root)
+    store.pin(manifest.session_id)
+    with pytest.raises(SessionError, match="is pinned"):
+        build_replay_session(root, TEN, ELEVEN, "BTCUSDT", **options)
+    store.pin(manifest.session_id, False)
+    again = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", **options)
+    assert again.session_id == manifest.session_id
+
+
 def test_state_events_whole_only_where_asked(root: Path) -> None:
     """STATE_EVENT carries the whole record, and neither the default nor a bare * takes it."""
     every = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", ["*"], session_id="every")
