@@ -223,6 +223,15 @@ def check_inject_mode(inject_mode: str) -> str:
 
 def price_sources(feed: EventFeed, price_source: str | Mapping[str, str]) -> dict[str, str]:
     """Return each symbol's price source; looks at every event only of symbols where the first ones do not tell."""
+    if isinstance(price_source, Mapping):
+        known = feed.frame["symbol"].drop_nulls().unique().sort().to_list()
+        for symbol in price_source:
+            if symbol not in known:
+                hint = did_you_mean(str(symbol), known)
+                raise ConfigError(
+                    f"price_source names {symbol!r}, which is not in this session.{hint}",
+                    field="price_source",
+                )
     state = feed.session.initial_state
     rows = feed.frame.lazy().filter(
         pl.col("type").is_in(["MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE"])

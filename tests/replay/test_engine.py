@@ -278,6 +278,16 @@ def test_a_nonsense_command_is_refused_and_the_replay_goes_on(tmp_path: Path, no
     engine.stop()
 
 
+def test_a_price_source_of_a_symbol_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    market(tmp_path, seconds=4)
+    engine = ReplayEngine(SessionStore(tmp_path))
+    with pytest.raises(ConfigError, match=r"price_source names 'AAB', which is not in this session.*'AAA'"):
+        engine.start_session("market", price_source={"AAB": "trade"})
+    assert not engine.get_status().running
+    engine.start_session("market", price_source={"AAA": "trade"}, speed_factor=INF)
+    assert engine.wait(20)
+
+
 def test_seeking_to_a_time_waits_for_the_next_event_from_there(tmp_path: Path) -> None:
     ticks(tmp_path, [0.0, 60.0, 60.0])
     handler = Collector()
