@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
+from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep.distributed import reference, run_on
 from replaylab.sweep.figures import figures
@@ -74,6 +75,8 @@ def sweep(
 
         session = rescored(session, scoring)
     base = TradingParams.of(params, "params")
+    if executor is not None and not hasattr(executor, "submit"):
+        raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
     in_session = getattr(session, "in_session", _same)
     combinations = make_grid(grid, base)
     tape, place = open_tape(session, price_source)

@@ -121,6 +121,8 @@ def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:
         codes = _product({name: len(values) for name, values in axes.items()})
         rows = int(np.prod([len(values) for values in axes.values()], dtype=np.int64))
     else:
+        if isinstance(grid, pl.LazyFrame):
+            grid = grid.collect()
         frame = grid if isinstance(grid, pl.DataFrame) else _from_pandas(grid)
         _named(dict.fromkeys(frame.columns))
         axes, codes, rows = {}, {}, frame.height

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep import distributed, sweep
 from replaylab.sweep.distributed import reference, run_on
@@ -106,3 +107,12 @@ def test_a_dask_cluster_gives_the_same_result_to_the_bit() -> None:
     ):
         there = sweep(session, GRID, progress=False, executor=client.get_executor())
     assert there.frame.equals(here.frame)
+
+
+def test_what_cannot_take_work_is_refused() -> None:
+    """Rather than run everything here and say that a worker was lost."""
+    executor: Any = "my-cluster"
+    with pytest.raises(
+        SweepError, match=r"executor: expected a concurrent.futures.Executor or None, found 'my-cl"
+    ):
+        sweep(make_session(1, 100, 1).events, {"sl_pct": [0.1]}, executor=executor, progress=False)

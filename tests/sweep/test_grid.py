@@ -101,3 +101,8 @@ def test_a_million_distinct_rows_are_checked_by_their_ends() -> None:
     assert grid.pack(TradingParams()).params["sl_pct"].tolist() == values.tolist()
     with pytest.raises(SweepError, match="sl_pct"):
         make_grid(pl.DataFrame({"sl_pct": values - 0.5}))
+
+
+def test_a_lazy_frame_is_a_frame() -> None:
+    frame = pl.DataFrame({"sl_pct": [0.1, 0.2]})
+    assert make_grid(frame.lazy()).columns()["sl_pct"].to_list() == [0.1, 0.2]
