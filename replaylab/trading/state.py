@@ -61,7 +61,7 @@ class SymbolState:
         self.regime: str | None = None
         self.blocked = blocked
         self.book = book
-        self.cooldown_end = 0
+        self.cooldown_end = -(2**63)  # Before every time there is.
         # Direction of an entry that waits for its fill; 0 = none.
         self.pending = 0.0
         self.pending_due = 0
@@ -119,7 +119,8 @@ def entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, 
     # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
     if score == 0.0 or abs(score) < rules.entry_threshold:
         return "score below entry threshold"
-    if symbol.state == COOLDOWN:
+    # The state alone would do, did no session go back in time after the cooldown was left.
+    if symbol.state == COOLDOWN or ts < symbol.cooldown_end:
         return "cooling down"
     if not (rules.allow_long if score > 0 else rules.allow_short):
         return "direction not allowed"

@@ -103,6 +103,14 @@ def test_no_entry(play: Play, session: Session, steps: list[Any], changes: dict[
     assert play(session(*steps), FREE.replace(**changes)).trades == []
 
 
+def test_a_session_that_goes_back_in_time_is_still_cooling_down(play: Play, session: Session) -> None:
+    """Appended by hand, a session may be out of order. The rule looks at times alone, as in a sweep."""
+    steps = session("s1", 100, 99, "s0", "s1", 100, 99)
+    later = [(ts + 10 * 10**9 if at == 3 else ts, *rest) for at, (ts, *rest) in enumerate(steps)]
+    assert [row[1] for row in outcome(play(later, FREE.replace(cooldown_s=5)))] == [1]
+    assert [row[1] for row in outcome(play(later, FREE.replace(cooldown_s=2)))] == [1, 5]
+
+
 def test_cooldown_ends_at_its_end_to_the_nanosecond(play: Play, session: Session) -> None:
     steps = ["s1", 100, 99, "s1", "s1", 99, 98]
     assert [row[1] for row in outcome(play(session(*steps), FREE.replace(cooldown_s=2)))] == [1, 5]
