@@ -48,7 +48,8 @@ class Lab:
     >>> lab.sweep(manifest, {"entry_threshold": [0.5, 0.6, 0.7]}).best()                            # doctest: +SKIP
 
     ``root``: the folder; made by the first write. None: ``Config.data_root``, else ``$REPLAYLAB_DATA``, else ``data``.
-    ``frame``: "polars" or "pandas", what every table is returned as. Times in arguments are ISO texts or datetimes
+    ``frame``: "polars" or "pandas", what every table is returned as; a Session's own ``events`` stay polars, which is
+    what sweeps, features and engines take them as. Times in arguments are ISO texts or datetimes
     (UTC where they name no zone); ranges are half-open. Wherever a session is asked for, its id, its manifest or a
     Session will do.
     """
