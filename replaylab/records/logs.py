@@ -190,13 +190,20 @@ class ExecutionSnapshot(Record, kw_only=True):
     timestamp: str
     mode: Mode
     safe_mode: bool
-    pending_orders_count: int
-    active_orders_count: int
+    pending_orders_count: int | float
+    active_orders_count: int | float
     last_error_at: str | None
     last_error_message: str | None
 
     def __post_init__(self) -> None:
         check_timestamp(self.timestamp)
+        # A number in the specification: other programs may write 1.0.
+        for name, count in (
+            ("pendingOrdersCount", self.pending_orders_count),
+            ("activeOrdersCount", self.active_orders_count),
+        ):
+            if count != int(count):
+                raise ValueError(f"{name}: expected a whole number, found {count}")
         if self.last_error_at is not None:
             check_timestamp(self.last_error_at, "lastErrorAt")
 
