@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from typing import Any
 
@@ -10,7 +11,7 @@ from replaylab.errors import LogWriteError
 __all__ = ["DONE", "DoneHandle", "Handle", "fresh_error"]
 
 
-class Handle:
+class Handle(ABC):
     """The fate of one line or snapshot: await it, or call ``result()``.
 
     >>> await logger.log_trade(record)                    # doctest: +SKIP
@@ -22,16 +23,16 @@ class Handle:
 
     __slots__ = ()
 
+    @abstractmethod
     def result(self, timeout: float | None = None) -> None:
         """Wait until the line is written; raises LogWriteError, or TimeoutError after ``timeout`` seconds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def done(self) -> bool:
         """Whether the line is written, or has failed."""
-        raise NotImplementedError
 
-    def __await__(self) -> Generator[Any, None, None]:
-        raise NotImplementedError
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, None]: ...
 
 
 class DoneHandle(Handle):
