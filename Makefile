@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/bash
+UNIT := $(BIN)/pytest -m 'not stress' --doctest-modules replaylab tests tools
 BENCHMARKS := write read importing features replay sweep ml
 
 .PHONY: help demo test lab bench stress format lint types unit notebooks docs browser clean sample
@@ -48,7 +49,9 @@ types: $(VENV)/develop
 	$(BIN)/mypy
 
 unit: $(VENV)/develop
-	$(BIN)/pytest -m 'not stress' -n auto --dist loadgroup --doctest-modules replaylab tests tools
+	@$(UNIT) -n auto --dist loadgroup || { \
+	  echo "Some of these watch real clocks, processes and a browser. What failed beside others runs once more, alone:"; \
+	  $(UNIT) --last-failed --last-failed-no-failures none; }
 
 notebooks: $(VENV)/develop
 	$(BIN)/pytest --nbmake --nbmake-timeout=180 -n auto notebooks
