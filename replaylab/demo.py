@@ -110,7 +110,9 @@ def run(
         f"   The best of {result.frame.height:,} tries on one synthetic hour proves nothing about a real market."
     )
     tell("   Fills are at the touch, without market impact, queue position or funding (docs/model.md).")
-    tell("   In the price picture an exit stands at its average price: off the line where a target took a part.")
+    tell(
+        "   In the price picture an exit stands at its average price: off the line where a target took a part."
+    )
     tell("")
     tell(f"Tables, pictures and the data root are in {folder}")
     return summary
