@@ -23,6 +23,7 @@ LAYERS = {
     "params": 0,
     "config": 0,
     "records": 0,
+    "compiled": 0,
     "logging": 1,
     "frames": 1,
     "history": 1,
@@ -45,9 +46,9 @@ LAYERS = {
     "server": 8,
 }
 # Inside the ground floor, modules build on each other in this order.
-GROUND_ORDER = ["errors", "timestamps", "paths", "params", "config", "records"]
+GROUND_ORDER = ["errors", "timestamps", "paths", "params", "config", "records", "compiled"]
 HOMES = {
-    "numba": {"barriers", "sweep", "features", "ml"},
+    "numba": {"barriers", "compiled", "features", "frames", "ml", "sweep"},
     "ipywidgets": {"notebook"},
     "tornado": {"server"},
     "jupyter_server": {"server"},

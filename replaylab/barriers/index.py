@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaylab.features.compiled import compiled, inlined
+from replaylab.compiled import compiled, inlined
 
 __all__ = [
     "BlockIndex",

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+from replaylab.compiled import compiled, inlined
 from replaylab.features import formulas, score_state, state
-from replaylab.features.compiled import compiled, inlined
 
 __all__ = ["walk_features", "walk_scores"]
 

@@ -6,7 +6,7 @@ Both ways take the same lines and give the same rows; only the second can say wh
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,7 +25,7 @@ from replaylab.frames.times import parse_time, parse_times
 from replaylab.records import decode_record
 from replaylab.timestamps import parse_ns
 
-__all__ = ["decode_block", "is_day"]
+__all__ = ["decode_block", "decode_lines", "frame_of", "is_day"]
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # JSON that no double can hold: JavaScript never writes it, and it would fail whoever reads the text later.
@@ -48,7 +48,8 @@ def decode_block(schema: LogSchema, block: Block, file: str) -> Loaded:
     try:
         return _whole(schema, block)
     except (_NotPlainError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _by_line(schema, block, file)
+        torn = 0 if block.data.endswith(b"\n") else block.line + block.count - 1
+        return decode_lines(schema, block.lines(), file, torn)
 
 
 def _whole(schema: LogSchema, block: Block) -> Loaded:
@@ -65,32 +66,31 @@ def _whole(schema: LogSchema, block: Block) -> Loaded:
     return Loaded(frame=frame, lines=lines, rows=lines)
 
 
-def _by_line(schema: LogSchema, block: Block, file: str) -> Loaded:
+def decode_lines(
+    schema: LogSchema, lines: Iterable[tuple[int, int, bytes]], file: str, torn: int = 0
+) -> Loaded:
+    """Return the rows and rejects of single lines: number, offset and bytes of each; number ``torn`` has no end."""
     records: list[Any] = []
     numbers: list[int] = []
     unknown: list[str | None] = []
     rejects: list[Reject] = []
-    lines = blank = 0
-    last = block.line + block.count - 1
-    torn = not block.data.endswith(b"\n")
-    for number, offset, text in block.lines():
-        lines += 1
+    count = blank = 0
+    for number, offset, text in lines:
+        count += 1
         if is_blank(text):
             blank += 1
             continue
         try:
             record, more = _one(schema, without_mark(text, offset))
         except ValueError as error:
-            reason = str(error)
-            if torn and number == last:
-                reason = f"torn last line: {reason}"
+            reason = f"torn last line: {error}" if number == torn else str(error)
             rejects.append((file, number, offset, reason, preview(text)))
             continue
         records.append(record)
         numbers.append(number)
         unknown.append(more)
     frame = _frame(schema, records, np.array(numbers, np.int64), unknown)
-    return Loaded(frame, reject_frame(rejects), lines, blank, len(records))
+    return Loaded(frame, reject_frame(rejects), count, blank, len(records))
 
 
 def _one(schema: LogSchema, text: bytes) -> tuple[Any, str | None]:
@@ -177,17 +177,24 @@ def _frame(
 
     Records that were looked at one by one come with their ``unknown`` fields.
     """
-    series = [
-        _series(column, list(map(attrgetter(column.name), records)), checked=unknown is not None)
+    series = {
+        column.name: _series(column, list(map(attrgetter(column.name), records)), checked=unknown is not None)
         for column in schema.columns
-    ]
-    count = len(records)
-    more = _nulls(count) if unknown is None else pl.Series("unknown_fields", unknown, dtype=pl.String)
-    lines = pl.Series("line", numbers, dtype=pl.Int64)
-    if not schema.keep_text:
-        return pl.DataFrame([*series, more, lines])
-    texts = pl.Series("timestamp_text", [record.timestamp for record in records], dtype=pl.String)
-    return pl.DataFrame([*series, more, lines, texts])
+    }
+    if unknown is not None:
+        series["unknown_fields"] = pl.Series("unknown_fields", unknown, dtype=pl.String)
+    if schema.keep_text:
+        texts = [record.timestamp for record in records]
+        series["timestamp_text"] = pl.Series("timestamp_text", texts, dtype=pl.String)
+    return frame_of(schema, series, numbers)
+
+
+def frame_of(schema: LogSchema, series: Mapping[str, pl.Series], numbers: Any) -> pl.DataFrame:
+    """Return columns in the order of the schema, with the numbers of their lines; without unknown fields, nulls."""
+    given = {**series, "line": pl.Series("line", numbers, dtype=pl.Int64)}
+    if "unknown_fields" not in given:
+        given["unknown_fields"] = _nulls(len(numbers))
+    return pl.DataFrame([given[name] for name in schema.frame.names()])
 
 
 def _nulls(count: int) -> pl.Series:

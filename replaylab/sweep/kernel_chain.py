@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from replaylab.barriers.index import first_ge
-from replaylab.features.compiled import compiled
+from replaylab.compiled import compiled
 from replaylab.sweep import rules
 from replaylab.sweep.kernel_loop import ACCOUNT, entry_decided, refused
 from replaylab.sweep.links import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from replaylab.features.compiled import compiled, inlined
+from replaylab.compiled import compiled, inlined
 from replaylab.sweep import rules
 from replaylab.sweep.rules import book_trade, entry_qty
 from replaylab.sweep.tape import KINDS, PRICE, SCORE

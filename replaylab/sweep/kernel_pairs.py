@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaylab.features.compiled import compiled
+from replaylab.compiled import compiled
 from replaylab.sweep import rules
 from replaylab.sweep.links import cell, first_at_least, towards
 from replaylab.sweep.rules import entry_qty

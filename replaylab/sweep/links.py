@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from replaylab.barriers.index import first_ge, first_le, range_max, range_min
-from replaylab.features.compiled import inlined
+from replaylab.compiled import inlined
 from replaylab.sweep import rules
 from replaylab.sweep.kernel_loop import realise
 from replaylab.sweep.rules import book_trade

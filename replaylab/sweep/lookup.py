@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaylab.barriers.index import build_levels
-from replaylab.features.compiled import compiled
+from replaylab.compiled import compiled
 
 if TYPE_CHECKING:
     from replaylab.sweep.tape import TapeArrays

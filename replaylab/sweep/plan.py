@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaylab.barriers.index import build_levels
-from replaylab.features.compiled import compiled
+from replaylab.compiled import compiled
 from replaylab.sweep.rows import Rows
 from replaylab.sweep.tape import Tape
 

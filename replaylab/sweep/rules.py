@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from replaylab.features.compiled import inlined
+from replaylab.compiled import inlined
 from replaylab.trading import formulas
 
 __all__ = ["PARAMS", "RAW", "REASONS", "book_trade"]

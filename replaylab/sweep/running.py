@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaylab.compiled import one_at_a_time, was_compiled
 from replaylab.errors import SweepError, did_you_mean
-from replaylab.features.compiled import one_at_a_time, was_compiled
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid
 from replaylab.sweep.kernel_chain import run_chain

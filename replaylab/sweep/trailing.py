@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replaylab.barriers.index import BRANCH, SHIFT
-from replaylab.features.compiled import inlined
+from replaylab.compiled import inlined
 from replaylab.sweep.rules import stop_hit, trailing_active, trailing_price
 
 __all__ = ["first_trailing"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from replaylab.features.compiled import one_at_a_time
+from replaylab.compiled import one_at_a_time
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid
 from replaylab.sweep.kernel_chain import run_chain

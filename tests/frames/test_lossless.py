@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replaylab.frames import quick
 from replaylab.frames.decode import decode_block
-from replaylab.frames.lines import blocks
+from replaylab.frames.lines import blocks, whole
 from replaylab.frames.loaded import Loaded, concat
-from replaylab.frames.logs import EVENTS
+from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, load_events
+from replaylab.frames.scan import SLACK, scan_lines
+from replaylab.frames.schema import LogSchema
+from replaylab.records import ReplayEvent
 from tests.frames.slow_loader import load_state_events
 
 GOOD: dict[str, Any] = {
@@ -115,8 +122,32 @@ def load(data: bytes, size: int) -> Loaded:
     return concat(parts, EVENTS.frame)
 
 
+def load_quickly(data: bytes, size: int, schema: LogSchema = EVENTS, few: int = quick._FEW) -> Loaded:
+    """The same through the compiled scanner, and what it leaves through the blocks."""
+    file = io.BytesIO(data)
+    parts: list[Loaded] = []
+    fields = quick.fields_for(schema)
+    assert fields is not None
+    pieces = quick.quick_loads(file, schema, fields, "f", 0, 1, None, piece=size)
+    with mock.patch.object(quick, "_FEW", few):
+        while True:
+            try:
+                parts.append(next(pieces)[0])
+            except StopIteration as end:
+                start, line = end.value
+                break
+    parts += [decode_block(schema, block, "f") for block in blocks(file, start=start, line=line, size=size)]
+    return concat(parts, schema.frame)
+
+
 def check_against_slow(data: bytes, size: int) -> None:
-    loaded = load(data, size)
+    check_way(load(data, size), data)
+    check_way(load_quickly(data, size), data)
+    # However many lines are odd, each by itself.
+    check_way(load_quickly(data, size, few=0), data)
+
+
+def check_way(loaded: Loaded, data: bytes) -> None:
     rows, rejects, blank = load_state_events(data)
     assert loaded.rejects["line"].to_list() == rejects, loaded.rejects.to_dicts()
     assert loaded.blank == len(blank)
@@ -258,3 +289,88 @@ def test_nesting_that_nobody_can_read_is_a_reject(depth: int) -> None:
     loaded = load(json.dumps(GOOD).encode() + b"\n" + line + b"\n", 1 << 19)
     assert loaded.lines == 2
     assert loaded.rejects.height == (depth > 1000)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"timestamp": stamps, "type": st.text(max_size=30)},
+            optional={
+                "symbol": st.none()
+                | st.sampled_from(["A", "BTCUSDT", "a symbol of more than twelve bytes", "ž" * 6]),
+                "payload": st.dictionaries(st.text(max_size=5), plain, max_size=3) | st.none(),
+            },
+        ),
+        max_size=30,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_both_ways_give_the_same_frame_of_a_session(
+    events: list[dict[str, Any]], ascii_only: bool, keep_text: bool
+) -> None:
+    """Symbols that are null or missing, texts beyond twelve bytes, the timestamp as it was written."""
+    schema = LogSchema(ReplayEvent, keep_text=keep_text)
+    lines = [json.dumps(event, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") for event in events]
+    data = b"".join(line + b"\n" for line in lines)
+    careful = decode_block(schema, whole(data), "f")
+    for few in (quick._FEW, 0):
+        loaded = load_quickly(data, 1 << 16, schema, few)
+        assert loaded.frame.equals(careful.frame)
+        assert loaded.rejects.equals(careful.rejects)
+        assert (loaded.lines, loaded.rows, loaded.blank) == (careful.lines, careful.rows, careful.blank)
+
+
+def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
+    """So that the quick way is one: of lines as Python, JavaScript and replaylab write them, none is left over."""
+    usual = [
+        json.dumps(GOOD),
+        json.dumps(GOOD, ensure_ascii=False, separators=(",", ":")),
+        json.dumps({key: GOOD[key] for key in sorted(GOOD)}),
+        json.dumps({**GOOD, "timestamp": "2025-11-18T10:00:00Z", "extra": {}}) + "\r",
+        json.dumps({**GOOD, "timestamp": "2024-02-29T10:00:00.123456+00:00", "reason": ""}),
+        json.dumps(
+            {**GOOD, "extra": {"a": [[], {}, [1, -0.5, 2e-7, True, False, None, "\u017e\n"]], "b": {"c": 0}}}
+        ),
+    ]
+    odd = [
+        json.dumps({**GOOD, "botId": 7}),
+        json.dumps({**GOOD, "reason": "\u017euti"}),
+        json.dumps({**GOOD, "timestamp": "2025-11-18T10:00:00"}),
+        json.dumps({**GOOD, "extra": {"n": 0}}).replace(": 0", ": 01"),
+        json.dumps(GOOD) + "x",
+        "",
+    ]
+    texts = [line.encode() + b"\n" for line in (*usual, *odd)]
+    data = b"".join(texts)
+    fields = quick.fields_for(EVENTS)
+    assert fields is not None
+    found = quick._room(len(texts), len(fields), len(data))
+    taken = scan_lines(np.frombuffer(data + bytes(SLACK), np.uint8), len(data), fields, found)
+    assert (taken[0], taken[2]) == (len(usual), len(odd))
+    assert found.line[: len(usual)].tolist() == list(range(len(usual)))
+    assert found.odd[: len(odd), 0].tolist() == list(range(len(usual), len(texts)))
+
+
+def test_logs_with_numbers_of_their_own_go_the_careful_way() -> None:
+    assert quick.fields_for(REPLAY_EVENTS) is not None
+    assert quick.fields_for(ORDERS) is None
+
+
+def test_a_large_log_goes_the_quick_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the loader itself, over several pieces, with an odd line in each and a torn tail."""
+    line = json.dumps(GOOD, ensure_ascii=False).encode() + b"\n"
+    odd = json.dumps({**GOOD, "botId": 7}).encode() + b"\n"
+    path = tmp_path / "events" / "BTCUSDT.jsonl"
+    path.parent.mkdir()
+    path.write_bytes((line * 9_999 + odd) * 5 + line[:50])
+    sent: list[int] = []
+    scan = quick._scan
+    monkeypatch.setattr(quick, "_scan", lambda *given: sent.append(given[3]) or scan(*given))
+    loaded = load_events(tmp_path)
+    assert len(sent) > 2
+    assert (loaded.lines, loaded.rows, loaded.rejects.height) == (50_001, 50_000, 1)
+    assert loaded.frame["line"].to_list() == list(range(1, 50_001))
+    assert loaded.frame["unknown_fields"].drop_nulls().to_list() == ['{"botId":7}'] * 5
+    assert loaded.rejects["offset"].to_list() == [path.stat().st_size - 50]

@@ -182,7 +182,7 @@ def test_an_unknown_method_is_refused() -> None:
 def test_processes_that_start_on_a_cold_cache_compile_once(tmp_path: Path) -> None:
     """Three processes at once: all give the same, and one cache entry per kernel is left."""
     script = (
-        "from replaylab.sweep import warm_up; from replaylab.features.compiled import cache_folder;"
+        "from replaylab.sweep import warm_up; from replaylab.compiled import cache_folder;"
         "warm_up(); print(cache_folder())"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
