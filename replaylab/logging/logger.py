@@ -11,10 +11,13 @@ from typing import Any, Literal, Self
 
 import msgspec
 import orjson
+from msgspec import ValidationError, convert
+from orjson import OPT_APPEND_NEWLINE, dumps
 
 from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, LogWriteError, RecordError
 from replaylab.logging.disk import Disk
+from replaylab.logging.gate import Gate
 from replaylab.logging.group import GroupWriter, write_error
 from replaylab.logging.handles import DONE, DoneHandle, Handle
 from replaylab.logging.health import LOW_DISK_BYTES, LogStats, Troubles, judge
@@ -43,7 +46,8 @@ from replaylab.timestamps import date_key, iso, to_ns
 __all__ = ["Logger"]
 
 Plain = Mapping[str, Any]
-_STATE_EVENT_FIELDS = len(StateEvent.__struct_fields__)
+# A plain event that is not as usual: msgspec says so, or orjson (a TypeError), or a text is none, or too short.
+_UNUSUAL = (ValidationError, TypeError, LookupError)
 _REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
@@ -78,6 +82,7 @@ class Logger:
         self._locked = run_mode == "REPLAY" and not replay_run
         self._redactor = Redactor(config.redact)
         self._has_secret = self._redactor.has_secret
+        self._gate = Gate()
         self._append_now = self.streams.append
         self._event_paths: dict[str, str] = {}
         self._day_paths: dict[tuple[str, str], str] = {}
@@ -96,31 +101,52 @@ class Logger:
 
     def log_state_event(self, symbol: str, event: StateEvent | Plain) -> Handle:
         """Append to ``events/<symbol>.jsonl``."""
-        # The busiest method: the parts of _encode that it needs, without the calls.
-        line = encode_record(StateEvent, event)
-        if isinstance(event, StateEvent):
-            found, free, more = event.symbol, event.extra, bool(event.__dict__)
-        else:
-            found, free, more = event["symbol"], event["extra"], len(event) != _STATE_EVENT_FIELDS
-        if more or self._has_secret(free):
-            line = self._redact(line)
-        if self._locked:
-            self._check_live("log_state_event")
-        if found != symbol:
-            raise RecordError(
-                f"StateEvent.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
-                field="symbol",
-            )
+        # The busiest method: all that a usual event needs stands here, without calls. See Gate.
+        try:
+            convert(event, self._gate.form)
+            text = event["timestamp"]  # type: ignore[index]
+            if (
+                text[10] == "T"
+                and text[-1] == "Z"
+                and "19" < text < "21"
+                and len(text) <= 30
+                and event["symbol"] == symbol  # type: ignore[index]
+            ):
+                line = dumps(event, None, OPT_APPEND_NEWLINE)
+            else:
+                line = self._state_event(symbol, event)
+        except _UNUSUAL:
+            line = self._state_event(symbol, event)
         path = self._event_paths.get(symbol) or self._event_path(symbol)
         if self._writer is not None:
             return self._append(StreamType.STATE_EVENT, path, line)
         try:
-            self._append_now(path, line + b"\n")
+            self._append_now(path, line)
         except OSError as cause:
             return self._failed(path, cause)
         if self._troubles.failing:
             self._troubles.worked(path)
         return DONE
+
+    def _state_event(self, symbol: str, event: StateEvent | Plain) -> bytes:
+        """Return the line of a state event after a proper look at it."""
+        line = encode_record(StateEvent, event)
+        free: Any = event
+        if isinstance(event, StateEvent):
+            found = event.symbol
+            free = event.to_dict() if event.__dict__ else event.extra
+        else:
+            found = event["symbol"]
+        if found != symbol:
+            raise RecordError(
+                f"StateEvent.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
+                field="symbol",
+            )
+        if self._has_secret(free):
+            line = self._redact(line)
+        elif isinstance(event, dict):
+            self._gate.learn(event["extra"])
+        return line + b"\n"
 
     def log_trade(self, record: TradeLogRecord | Plain) -> Handle:
         """Append a closed trade to ``trades_log/day-<dateKey>.jsonl``.
@@ -133,7 +159,7 @@ class Logger:
         self._check_live("log_trade")
         day = record.date_key if isinstance(record, TradeLogRecord) else str(record["dateKey"])
         path = self._day_paths.get(("trades_log", day)) or self._day_path("trades_log", day)
-        return self._append(StreamType.TRADE_LOG, path, line)
+        return self._append(StreamType.TRADE_LOG, path, line + b"\n")
 
     def log_order(self, record: OrderLogRecord | Plain) -> Handle:
         """Append an order to ``orders/day-<UTC day of its timestamp>.jsonl``."""
@@ -142,7 +168,7 @@ class Logger:
         timestamp = record.timestamp if isinstance(record, OrderLogRecord) else record["timestamp"]
         day = _utc_day(timestamp)
         path = self._day_paths.get(("orders", day)) or self._day_path("orders", day)
-        return self._append(StreamType.ORDER_LOG, path, line)
+        return self._append(StreamType.ORDER_LOG, path, line + b"\n")
 
     def log_trading_params(
         self, timestamp: str, params: TradingParams, scoring: ScoringParams | None = None
@@ -158,7 +184,7 @@ class Logger:
             raise RecordError(str(error), field="timestamp") from None
         record = {"timestamp": timestamp, "params": params.to_dict()}
         line = orjson.dumps(record if scoring is None else {**record, "scoring": scoring.to_dict()})
-        return self._append(None, os.fspath(self.root.trading_params), line)
+        return self._append(None, os.fspath(self.root.trading_params), line + b"\n")
 
     def write_risk_snapshot(self, snapshot: RiskSnapshot | Plain) -> Handle:
         """Overwrite ``system/risk_snapshot.json``."""
@@ -191,7 +217,7 @@ class Logger:
         """Append to ``replay/sessions/<sessionId>/events.jsonl``."""
         line = self._encode(ReplayEvent, event)
         path = os.fspath(self.root.session_events(session_id))
-        return self._append(StreamType.REPLAY_EVENTS, path, line, session_id)
+        return self._append(StreamType.REPLAY_EVENTS, path, line + b"\n", session_id)
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when every line logged before this call is as safe as the durability setting says, or has failed.
@@ -272,6 +298,7 @@ class Logger:
         return orjson.dumps(self._redactor.redact(plain)) if self._has_secret(plain) else line
 
     def _event_path(self, symbol: str) -> str:
+        self._check_live("log_state_event")
         path = os.fspath(self.root.events(symbol))
         if len(self._event_paths) < _REMEMBERED_PATHS:
             self._event_paths[symbol] = path
@@ -299,10 +326,10 @@ class Logger:
         self, stream: StreamType | None, path: str, line: bytes, session_id: str | None = None
     ) -> Handle:
         if self._writer is not None:
-            handle = self._writer.put(path, line + b"\n")
+            handle = self._writer.put(path, line)
             return handle or self._dropped(stream, path, line, session_id)
         try:
-            self.streams.append(path, line + b"\n")
+            self.streams.append(path, line)
         except OSError as error:
             return self._failed(path, error)
         if self._troubles.failing:

@@ -4,8 +4,8 @@ Each group of lines is one ``write`` on a descriptor in append mode, under an ex
 Under that lock the writer also sees whether the file ends where it left it; if not, it looks closer: the file may
 have been replaced, removed, cut, or left with a fragment by a process that died.
 
-A writer of more than 10,000 lines a second that is alone with its file keeps the lock from line to line, and gives it
-up every 50 ms for a moment, or when it falls silent: taking a lock costs as much as writing a line.
+A writer of more than 10,000 lines a second that is alone with its file keeps the lock from line to line, since taking
+it costs as much as writing a line. A thread gives it up every 50 ms for a moment, or for good when lines get fewer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import os
 import threading
 import weakref
-from fcntl import LOCK_EX, LOCK_UN, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_END, lseek
 from pathlib import Path
 from time import monotonic, sleep
@@ -74,6 +74,12 @@ class _Stream:
         self.unsynced_names: list[str] = []
         self.lock = threading.Lock()
 
+    def is_busy(self) -> bool:
+        """Whether so many lines came since this was asked last that keeping the lock pays."""
+        busy = self.lines - self.checked_lines >= _BUSY_LINES
+        self.checked_lines = self.lines
+        return busy
+
     def __del__(self) -> None:
         # A logger that nobody closed must not leave its files open.
         _close(self)
@@ -125,25 +131,17 @@ class FileStreamManager:
                 if stream.retired:
                     continue
                 try:
-                    if stream.kept and monotonic() < stream.check_at:
-                        fd, end = stream.fd, stream.end
-                    else:
-                        fd = stream.fd if stream.fd >= 0 else self._open(stream)
-                        flock(fd, LOCK_EX)
-                        # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced
-                        # (whoever replaces it empties the old one) does not end where we left it.
-                        end = lseek(fd, 0, SEEK_END)
-                        if end != stream.end or monotonic() >= stream.check_at:
-                            fd, end = self._look_closer(stream, end, lines == 1 and not sync)
-                    size = len(data)
-                    written = self._write(fd, data)
-                    if written != size:
-                        self._finish(fd, data, written)
-                    stream.end = end + size
                     if not stream.kept:
-                        flock(fd, LOCK_UN)
+                        self._take(stream, lines == 1 and not sync)
+                    size = len(data)
+                    written = self._write(stream.fd, data)
+                    if written != size:
+                        self._finish(stream.fd, data, written)
+                    stream.end += size
+                    if not stream.kept:
+                        flock(stream.fd, LOCK_UN)
                     if sync:
-                        self._sync(stream, end, size)
+                        self._sync(stream, size)
                 except BaseException:
                     # Closing ends the lock too. Whatever was wrong, the next line starts with a new descriptor.
                     _close(stream)
@@ -220,19 +218,16 @@ class FileStreamManager:
         self._retired_bytes += stream.bytes
         del self._streams[stream.path]
 
-    def _look_closer(self, stream: _Stream, end: int, may_keep: bool) -> tuple[int, int]:
-        """Open the file again if its name leads elsewhere now, and close off a fragment at its end.
-
-        Returns the locked descriptor and where the file ends.
-        """
-        if stream.kept:
-            # The moment in which others get the lock.
-            stream.kept = False
-            flock(stream.fd, LOCK_UN)
-            sleep(_PAUSE_SECONDS)
-            flock(stream.fd, LOCK_EX)
-            end = lseek(stream.fd, 0, SEEK_END)
+    def _take(self, stream: _Stream, may_keep: bool) -> None:
+        """Lock the file of a stream, make sure that it is the one of that name, and note where it ends."""
+        fd = stream.fd if stream.fd >= 0 else self._open(stream)
+        flock(fd, LOCK_EX)
+        # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced (whoever replaces it
+        # empties the old one) does not end where we left it.
+        end = lseek(fd, 0, SEEK_END)
         now = monotonic()
+        if end == stream.end and now < stream.check_at:
+            return
         if end != stream.end and stream.end >= 0:
             stream.shared_until = now + _SHARED_SECONDS
         while not is_current(stream.fd, stream.path):
@@ -241,21 +236,17 @@ class FileStreamManager:
             end = lseek(stream.fd, 0, SEEK_END)
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
             end = close_tail(stream.fd, stream.path, self.disk)
+        stream.end = end
         if now >= stream.check_at:
-            busy = stream.lines - stream.checked_lines >= _BUSY_LINES
-            stream.checked_lines = stream.lines
             stream.check_at = now + _CHECK_SECONDS
-            if busy and may_keep and now >= stream.shared_until:
+            if stream.is_busy() and may_keep and now >= stream.shared_until:
                 self._keep(stream)
-        return stream.fd, end
 
     def _keep(self, stream: _Stream) -> None:
         """Keep the lock beyond this line, once a thread is there that gives it up when no more lines come."""
         with self._keeping:
             if self._releaser is None:
-                releaser = threading.Thread(
-                    target=self._release_idle, name="replaylab-log-releaser", daemon=True
-                )
+                releaser = threading.Thread(target=self._give_way, name="replaylab-log-releaser", daemon=True)
                 try:
                     releaser.start()
                 except RuntimeError:
@@ -263,22 +254,37 @@ class FileStreamManager:
                 self._releaser = releaser
             stream.kept = True
 
-    def _release_idle(self) -> None:
-        """Give up locks that were kept and are not used any more; ends when none is left."""
+    def _give_way(self) -> None:
+        """Let others have the locks that are kept, for a moment at every check; ends when none is kept any more."""
         while True:
             sleep(_CHECK_SECONDS)
             for stream in list(self._streams.values()):
-                if stream.kept and monotonic() >= stream.check_at and stream.lock.acquire(blocking=False):
-                    try:
-                        if stream.kept and monotonic() >= stream.check_at:
-                            stream.kept = False
-                            flock(stream.fd, LOCK_UN)
-                    finally:
-                        stream.lock.release()
+                if stream.kept:
+                    with stream.lock:
+                        if stream.kept:
+                            self._offer(stream)
             with self._keeping:
                 if not any(stream.kept for stream in list(self._streams.values())):
                     self._releaser = None
                     return
+
+    def _offer(self, stream: _Stream) -> None:
+        """Unlock the file; lock it again only if lines still come and nobody else did anything to it."""
+        stream.kept = False
+        stream.check_at = 0.0
+        try:
+            flock(stream.fd, LOCK_UN)
+            if stream.is_busy():
+                sleep(_PAUSE_SECONDS)
+                flock(stream.fd, LOCK_EX | LOCK_NB)
+                if lseek(stream.fd, 0, SEEK_END) == stream.end and is_current(stream.fd, stream.path):
+                    stream.kept = True
+                else:
+                    flock(stream.fd, LOCK_UN)
+        except BlockingIOError:
+            pass  # Somebody else has it now.
+        except OSError:
+            _close(stream)
 
     def _finish(self, fd: int, data: bytes, written: int) -> None:
         """Write the rest after a short write, or take back what was written and raise the reason."""
@@ -305,14 +311,14 @@ class FileStreamManager:
         stream.unsynced_names = [str(folder), *names] if is_new else []
         return stream.fd
 
-    def _sync(self, stream: _Stream, start: int, length: int) -> None:
+    def _sync(self, stream: _Stream, length: int) -> None:
         try:
             self.disk.fsync(stream.fd)
         except OSError:
             # The kernel may have dropped the pages: these lines were never acknowledged, so take them back.
             flock(stream.fd, LOCK_EX)
-            if lseek(stream.fd, 0, SEEK_END) == start + length:
-                self.disk.truncate(stream.fd, start)
+            if lseek(stream.fd, 0, SEEK_END) == stream.end:
+                self.disk.truncate(stream.fd, stream.end - length)
             raise
         # A new file needs its name on disk too, and those of the folders that were made for it.
         while stream.unsynced_names:
