@@ -139,12 +139,14 @@ def export(
 
 
 def warm_up() -> None:
-    """Compile the sweep's code once, so that the first sweep does not wait for it.
+    """Compile the code of sweeps and of reading large logs once, so that the first of them does not wait for it.
 
     [bold]Example[/bold]
 
     replaylab warm-up
     """
-    from replaylab.sweep import warm_up as compile_all
+    from replaylab.frames.quick import warm_up as compile_reader
+    from replaylab.sweep import warm_up as compile_sweeps
 
-    compile_all()
+    compile_sweeps()
+    compile_reader()

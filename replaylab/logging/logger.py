@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 import orjson
-from msgspec import ValidationError, convert
+from msgspec import convert
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from replaylab.config import LoggingConfig
@@ -46,8 +46,6 @@ from replaylab.timestamps import date_key, iso, to_ns
 __all__ = ["Logger"]
 
 Plain = Mapping[str, Any]
-# A plain event that is not as usual: msgspec says so, or orjson (a TypeError), or a text is none, or too short.
-_UNUSUAL = (ValidationError, TypeError, LookupError)
 _REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
@@ -115,7 +113,8 @@ class Logger:
                 line = dumps(event, None, OPT_APPEND_NEWLINE)
             else:
                 line = self._state_event(symbol, event)
-        except _UNUSUAL:
+        except Exception:
+            # However it fails with what it was given: the proper look says what is wrong, if anything is.
             line = self._state_event(symbol, event)
         path = self._event_paths.get(symbol) or self._event_path(symbol)
         if self._writer is not None:
