@@ -210,8 +210,8 @@ def main() -> None:
             )
     print(
         "\nAll readers parse timestamps; only replaylab checks every line against the record, keeps unknown fields and"
-        "\nthe text of extra, and accounts for every line. All but pandas use all cores. The first large log of a program"
-        "\nloads the scanner's machine code (once per installation, some seconds more to compile it)."
+        "\nthe text of extra, and accounts for every line. All but pandas use all cores. The first large log"
+        "\nin a process loads the scanner's machine code, and once per installation compiles it, some seconds."
         "\nPeak memory is what the load adds to a process that has its libraries loaded. Not shown: files with damaged"
         "\nlines or unknown fields (those lines are read one by one), small logs (below 96 MB the scanner is not worth"
         "\nloading, and msgspec reads them, some 170 MB a second), cold disks."

@@ -31,7 +31,7 @@ _PIECE_BYTES = 4 << 20
 _KINDS = {"time": TIME, "text": TEXT, "json": JSON}
 # With more odd lines than every fourth, looking at each is slower than decoding all of them together.
 _FEW = 4
-_WORKERS = os.cpu_count() or 1
+_WORKERS = min(8, os.cpu_count() or 1)
 _log = logging.getLogger("replaylab.frames")
 
 
