@@ -52,7 +52,7 @@ def verify(
 ) -> None:
     """Check every line of every log against the documented formats.
 
-    Exit code 0: clean. 1: findings, listed in a table.
+    Exit code 0: clean. 1: findings, listed in a table. A file or folder in which there is nothing to check is one.
 
     [bold]Example[/bold]
 
@@ -66,7 +66,8 @@ def verify(
     else:
         if report.findings.height:
             print_table(report.findings.columns, report.findings.rows())
-        say(f"{report.files:,} files, {report.lines:,} lines, findings: {report.findings.height:,}")
+        others = f"; {report.skipped:,} files of other kinds were not looked at" if report.skipped else ""
+        say(f"{report.files:,} files, {report.lines:,} lines, findings: {report.findings.height:,}{others}")
     if report.findings.height:
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,124 @@ def test_each_kind_of_damage_is_found_with_its_place(tmp_path: Path) -> None:
     assert verify(root / "events" / "AIUSDT.jsonl").findings["file"].to_list() == ["AIUSDT.jsonl"] * 2
     with pytest.raises(FileNotFoundError):
         verify(root / "nowhere")
+
+
+def reasons(path: Path) -> dict[str, str]:
+    return {row["file"]: row["reason"] for row in verify(path).findings.to_dicts()}
+
+
+def test_a_log_outside_its_folder_is_taken_for_what_its_lines_are(tmp_path: Path) -> None:
+    """A day file or the output of recover, named by itself or found in a folder, is read like any other log."""
+    for name, line in (
+        ("BTCUSDT.jsonl", event("2025-11-18")),
+        ("day-2025-11-18.jsonl", trade("2025-11-18")),
+        ("saved.jsonl", order("2025-11-18")),
+        ("params.jsonl", {"timestamp": "2025-11-18T00:00:00Z", "params": {}}),
+    ):
+        path = write_lines(tmp_path / name, "{torn", line, line)
+        report = verify(path)
+        assert (report.files, report.lines, report.findings["line"].to_list()) == (1, 3, [1]), name
+    assert verify(tmp_path).findings.height == 4
+    garbage = write_lines(tmp_path / "garbage.jsonl", "garbage", '{"a":')
+    assert "no line of it is a record of any log" in reasons(garbage)["garbage.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "events/B.jsonl.gz", "trades/.hidden.txt", "x.parquet"])
+def test_a_named_file_without_a_check_is_a_finding(tmp_path: Path, name: str) -> None:
+    path = write_lines(tmp_path / name, "anything")
+    report = verify(path)
+    assert (report.files, report.skipped) == (0, 1)
+    assert "no check for a file of this name and place" in reasons(path)[path.name]
+
+
+def test_a_folder_with_nothing_to_check_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    assert "nothing to check" in reasons(tmp_path)[tmp_path.name]
+    write_lines(tmp_path / "README.md", "words")
+    assert verify(tmp_path).findings.height == 1
+    assert verify(tmp_path).skipped == 1
+
+
+def test_links_are_followed_as_loaders_follow_them(tmp_path: Path) -> None:
+    """A linked folder is checked under its name in the root; a link in a circle or to nothing is a finding."""
+    root = good_root(tmp_path / "root")
+    write_lines(tmp_path / "elsewhere/day-2025-11-19.jsonl", trade("2025-11-18"), "broken")
+    (root / "trades_log/day-2025-11-18.jsonl").unlink()
+    (root / "trades_log").rmdir()
+    (root / "trades_log").symlink_to(tmp_path / "elsewhere")
+    (root / "events/again").symlink_to(root)
+    (root / "orders/day-2025-11-19.jsonl").symlink_to(tmp_path / "gone")
+    assert frames.load_trades(root).rejects.height == 1
+    found = [(row["file"], row["line"]) for row in verify(root).findings.to_dicts()]
+    assert found == [
+        ("events/again", None),
+        ("orders/day-2025-11-19.jsonl", None),
+        ("trades_log/day-2025-11-19.jsonl", 1),
+        ("trades_log/day-2025-11-19.jsonl", 2),
+    ]
+
+
+def test_names_of_sessions_and_of_folders_above_the_root_mislead_nobody(tmp_path: Path) -> None:
+    """A session may be called as a log is, and a root may lie in a folder called archive."""
+    root = good_root(tmp_path / "archive" / "events" / "data")
+    names = ("events", "orders", "trades_log", "system", "metrics", "trades", "summary")
+    for name in names:
+        write_session(root, name, "2025-11-18")
+    write_lines(root / "replay/sessions/s1/runs/metrics/run.json", {})
+    write_lines(root / "history/trades/BTCUSDT/day-2025-11-18.parquet", "of another kind")
+    report = verify(root)
+    assert report.findings.is_empty(), report.findings
+    assert (report.files, report.skipped) == (8 + 2 * len(names) + 1, 1)
+
+
+def test_all_files_of_a_session_and_summaries_are_checked(tmp_path: Path) -> None:
+    root = good_root(tmp_path)
+    run_retention(root, now="2026-01-01T00:00:00Z", config=RetentionConfig(replay_sessions_days=99))
+    assert verify(root).findings.is_empty()
+    write_session(root, "renamed", "2025-11-18").rename(root / "replay/sessions/s2")
+    (write_session(root, "empty", "2025-11-18") / "events.jsonl").unlink()
+    (write_session(root, "unlisted", "2025-11-18") / "manifest.json").unlink()
+    write_lines(write_session(root, "s3", "2025-11-18") / "meta.json", '{"a":')
+    write_lines(write_session(root, "s4", "2025-11-18") / "meta.json", "[]")
+    write_lines(root / "summary/trades_log/day-2025-11-18.json", "{")
+    there = root / "summary/orders/day-2025-11-18.json"
+    there.rename(there.with_name("day-2025-11-17.json"))
+    found = reasons(root)
+    assert "sessionId: found 'renamed'" in found.pop("replay/sessions/s2/manifest.json")
+    assert "no events.jsonl" in found.pop("replay/sessions/empty/manifest.json")
+    assert "no manifest.json" in found.pop("replay/sessions/unlisted/events.jsonl")
+    assert "not valid JSON" in found.pop("replay/sessions/s3/meta.json")
+    assert "expected an object" in found.pop("replay/sessions/s4/meta.json")
+    assert "not a summary" in found.pop("summary/trades_log/day-2025-11-18.json")
+    assert "summary/orders/day-2025-11-18.json" in found.pop("summary/orders/day-2025-11-17.json")
+    assert found == {}
+
+
+def test_an_order_of_another_day_is_found(tmp_path: Path) -> None:
+    """The day of an order is the UTC date of its timestamp, whatever its zone."""
+    shifted = {**order("2025-11-18"), "timestamp": "2025-11-19T01:00:00+02:00"}
+    path = write_lines(tmp_path / "orders/day-2025-11-18.jsonl", shifted, order("2025-11-01"))
+    (row,) = verify(path).findings.to_dicts()
+    assert (row["line"], row["reason"]) == (2, "timestamp: found '2025-11-01' in the file of '2025-11-18'")
+
+
+def test_what_cannot_be_opened_is_a_finding_and_the_rest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = good_root(tmp_path)
+    write_lines(root / "trades_log/day-2025-11-19.jsonl", "broken")
+    real = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "BTCUSDT.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    report = verify(root)
+    assert report.findings["file"].to_list() == ["events/BTCUSDT.jsonl", "trades_log/day-2025-11-19.jsonl"]
+    assert "Permission denied" in report.findings["reason"][0]
+    assert report.files == 9
 
 
 def test_recover_copies_good_lines_to_the_letter(tmp_path: Path) -> None:
