@@ -278,7 +278,16 @@ def test_verify_and_recover(call: Call, root: DataRoot, tmp_path: Path) -> None:
     before = log.read_bytes()
     assert call("recover", log, "-o", tmp_path / "saved.jsonl").exit_code == 3
     assert log.read_bytes() == before
-    assert call("recover", log, "-o", tmp_path / "no" / "folder.jsonl").exit_code == 1
+    for words in (
+        (log, "-o", tmp_path / "no" / "folder.jsonl"),
+        (log, "-o", tmp_path / "saved.jsonl"),
+        (root.events("GONE"), "-o", tmp_path / "gone.jsonl"),
+        (root.events_dir, "-o", tmp_path / "gone.jsonl"),
+    ):
+        failed = call("recover", *words)
+        assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1), words
+    assert call("recover", log).exit_code == 2, "a wrong command line"
+    assert not (tmp_path / "gone.jsonl").exists()
 
 
 def test_retention(call: Call, root: DataRoot) -> None:

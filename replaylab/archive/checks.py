@@ -22,14 +22,16 @@ from replaylab.frames.schema import LogSchema
 from replaylab.paths import SNAPSHOTS, DataRoot
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
-__all__ = ["Finding", "check_for", "finding"]
+__all__ = ["MOST_FINDINGS", "Finding", "check_for", "finding"]
 
 Finding = dict[str, object]
 # Yields the findings of a file piece by piece, each with the number of lines that were looked at.
 Check = Callable[[Path], Iterator[tuple[int, list[Finding]]]]
 
 _DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
+# So many findings of a file are listed.
+MOST_FINDINGS = 1000
 _ROLLING: dict[str, Callable[..., Loaded]] = {
     "metrics": frames.load_metrics,
     "trades": frames.load_market_trades_json,
@@ -95,23 +97,28 @@ def _lines(
     last = None
     with path.open("rb", buffering=0) as file:
         for loaded in chunks_of(file, schema, "", (None, None), _CHUNK_BYTES):
-            findings: list[Finding] = list(loaded.rejects.iter_rows(named=True))
+            findings: list[Finding] = _rejects(loaded)
             if wrong is not None:
                 field, held, expected = wrong
                 others = loaded.frame.select("line", held.alias("held")).filter(pl.col("held") != expected)
                 findings += [
                     finding(f"{field}: found {value!r} in the file of {expected!r}", line)
-                    for line, value in others.iter_rows()
+                    for line, value in others.head(MOST_FINDINGS).iter_rows()
                 ]
             if schema is REPLAY_EVENTS and loaded.frame.height:
                 times = loaded.frame["timestamp"].to_physical()
                 steps = times.diff() if last is None else (times - times.shift(1, fill_value=last))
                 back = loaded.frame["line"].filter((steps < 0).fill_null(False))
                 findings += [
-                    finding("timestamp: earlier than that of the line before", line) for line in back
+                    finding("timestamp: earlier than that of the line before", line)
+                    for line in back.head(MOST_FINDINGS)
                 ]
                 last = int(times[-1])
             yield loaded.lines, sorted(findings, key=lambda row: int(str(row["line"])))
+
+
+def _rejects(loaded: Loaded) -> list[Finding]:
+    return list(loaded.rejects.head(MOST_FINDINGS).iter_rows(named=True))
 
 
 def _record(kind: type[Record]) -> Check:
@@ -174,7 +181,7 @@ def _json(path: Path) -> Iterator[tuple[int, list[Finding]]]:
 
 def _rolling(path: Path) -> Iterator[tuple[int, list[Finding]]]:
     loaded = _ROLLING[path.parent.name](DataRoot(path.parent.parent), path.stem)
-    yield loaded.lines, list(loaded.rejects.iter_rows(named=True))
+    yield loaded.lines, _rejects(loaded)
 
 
 def _part(path: Path) -> Iterator[tuple[int, list[Finding]]]:
@@ -184,7 +191,7 @@ def _part(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         rows = 0
         for loaded in read_part(path, info, schema.frame):
             rows += loaded.rows
-            yield loaded.lines, list(loaded.rejects.iter_rows(named=True))
+            yield loaded.lines, _rejects(loaded)
         if rows != info.rows:
             yield 0, [finding(f"it holds {rows} rows and says {info.rows}")]
     except (OSError, ValueError, ReplaylabError, pl.exceptions.PolarsError) as error:

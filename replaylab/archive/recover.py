@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-import msgspec
 import orjson
 import polars as pl
 
+from replaylab.archive.kinds import schema_by_lines, schema_by_place
 from replaylab.errors import RecordError
-from replaylab.frames.decode import decode_block, is_day
+from replaylab.frames.decode import decode_block
 from replaylab.frames.lines import Block, blocks, is_blank, preview, without_mark
 from replaylab.frames.loaded import REJECTS_SCHEMA, Reject, reject_frame
-from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES
 from replaylab.frames.schema import LogSchema
 
 __all__ = ["RecoverReport", "recover"]
 
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LISTED = 10_000
+# A stretch is read from each place where a record may begin. So many failures, or such a length, and it is left as
+# lost: the time for a line of rubbish must not grow with the square of its length.
+_FAILURES = 100
+_MOST_BYTES = 1 << 20
+_NULS = re.compile(rb"\0+")
+_DECODER = json.JSONDecoder()
 
 
 @dataclass
 class RecoverReport:
     """Lines kept (``repaired`` of them were whole records inside damaged lines), and what was lost.
 
-    ``lost`` has the columns file, line, offset, reason, text: one row for each stretch that is not in the output.
+    ``lost`` has the columns file, line, offset, reason, text: one row for each line of which something is not in the
+    output. At most 10,000 are listed; ``unlisted`` counts the others.
     """
 
     kept: int = 0
@@ -34,6 +47,7 @@ class RecoverReport:
     lines: int = 0
     blank: int = 0
     lost: pl.DataFrame = field(default_factory=lambda: REJECTS_SCHEMA.to_frame())
+    unlisted: int = 0
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -42,6 +56,7 @@ class RecoverReport:
             "lines": self.lines,
             "blank": self.blank,
             "lost": self.lost.to_dicts(),
+            "unlisted": self.unlisted,
         }
 
 
@@ -50,15 +65,16 @@ def recover(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> Recove
 
     >>> recover("events/BTCUSDT.jsonl", "recovered.jsonl").lost.height            # doctest: +SKIP
 
-    The kind of log is told by the folder; elsewhere a line is good when it is a JSON object. In a line with damage,
-    whole records before and after it are looked for. The input is never changed. Raises FileExistsError when ``out``
-    exists, and OSError.
+    The kind of log is told by its place in a data root, elsewhere by its first good line; when no line is a record of
+    any log, a line is good when it is a JSON object. In a line with damage, whole records are looked for: before and
+    after it and behind NULs, and in a file of unknown kind only before it. The input is never changed, and ``out``
+    appears complete or not at all. Raises FileExistsError when ``out`` exists, and OSError.
     """
     source, target = Path(file).absolute(), Path(out).absolute()
-    schema = _schema_of(source)
+    schema = schema_by_place(source) or schema_by_lines(source)
     report = RecoverReport()
     lost: list[Reject] = []
-    with source.open("rb", buffering=0) as reader, target.open("xb") as writer:
+    with source.open("rb", buffering=0) as reader, _written_whole(target) as writer:
         for block in blocks(reader):
             report.lines += block.count
             bad = _bad_lines(schema, block, source.name)
@@ -69,25 +85,44 @@ def recover(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> Recove
                     writer.write(without_mark(text, offset) + b"\n")
                     report.kept += 1
                 else:
-                    pieces, rest = _salvage(schema, text)
+                    pieces, rest, is_searched = _salvage(schema, text)
                     for piece in pieces:
                         writer.write(piece + b"\n")
                     report.kept += len(pieces)
                     report.repaired += len(pieces)
-                    if rest.strip(b" \t\r\0"):
-                        lost.append((source.name, number, offset, bad[number], preview(rest)))
-        writer.flush()
-        os.fsync(writer.fileno())
+                    if pieces and not rest.strip():
+                        continue
+                    if len(lost) == _LISTED:
+                        report.unlisted += 1
+                        continue
+                    reason = bad[number] if is_searched else f"{bad[number]}; {_NOT_SEARCHED}"
+                    lost.append((source.name, number, offset, reason, preview(rest or text)))
     report.lost = reject_frame(lost)
     return report
 
 
-def _schema_of(path: Path) -> LogSchema | None:
-    if path.parent.name == "events":
-        return EVENTS
-    if path.stem.startswith("day-") and is_day(path.stem.removeprefix("day-")):
-        return {"trades_log": TRADES, "orders": ORDERS}.get(path.parent.name)
-    return REPLAY_EVENTS if path.name == "events.jsonl" else None
+_NOT_SEARCHED = "not all of it was searched for whole records: it is too long, or too much of it is damaged"
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name when all is written and synced; nothing is left of one that failed."""
+    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.tmp")
+    _refuse_existing(target)
+    try:
+        with part.open("xb") as writer:
+            yield writer
+            writer.flush()
+            os.fsync(writer.fileno())
+        _refuse_existing(target)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "there is a file of this name already; give another", str(target))
 
 
 def _bad_lines(schema: LogSchema | None, block: Block, name: str) -> dict[int, str]:
@@ -106,51 +141,57 @@ def _bad_lines(schema: LogSchema | None, block: Block, name: str) -> dict[int, s
     return bad
 
 
-def _salvage(schema: LogSchema | None, text: bytes) -> tuple[list[bytes], bytes]:
-    """Return whole records found inside a damaged line, and what is left of it.
+def _salvage(schema: LogSchema | None, text: bytes) -> tuple[list[bytes], bytes, bool]:
+    """Return whole records found inside a damaged line, what is left of it, and whether all of it was searched.
 
     A torn line and the next one run together, two writers without a lock, zeros before a record: all begin anew at
-    a ``{"``, so each such place is tried, and the longest record that begins there and ends at a ``}`` is taken.
+    a ``{"``, so each such place is tried.
     """
     pieces: list[bytes] = []
     rest = bytearray()
-    place = 0
-    # A long line has many such places and each is tried against each end: beyond this size it is left as lost.
-    if len(text) > 1 << 16:
-        return [], text
-    while place < len(text):
-        start = text.find(b'{"', place)
-        if start < 0:
-            rest += text[place:]
-            break
-        rest += text[place:start]
-        piece = _record_at(schema, text, start)
-        if piece is None:
-            rest += text[start : start + 1]
-            place = start + 1
-        else:
-            pieces.append(piece)
-            place = start + len(piece)
-    return pieces, bytes(rest)
-
-
-def _record_at(schema: LogSchema | None, text: bytes, start: int) -> bytes | None:
-    end = text.find(b"}", start)
-    while end >= 0:
-        piece = text[start : end + 1]
-        try:
-            _OBJECT.decode(piece)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            end = text.find(b"}", end + 1)
+    is_searched = True
+    for stretch in _NULS.split(text):
+        # What lies inside an object that has no end may be a part of it: a record of the log says that it is none.
+        is_inside = schema is None and bool(rest.strip())
+        if is_inside or len(stretch) > _MOST_BYTES:
+            rest += stretch
+            is_searched = is_searched and is_inside
             continue
-        return piece if _is_good(schema, piece) else None
-    return None
+        # One character for each byte: the places are the same.
+        letters = stretch.decode("latin-1")
+        place = failures = 0
+        while (start := stretch.find(b'{"', place)) >= 0:
+            if schema is None and stretch[place:start].strip():
+                break
+            rest += stretch[place:start]
+            piece = _object_at(letters, start)
+            if piece and _is_good(schema, piece):
+                pieces.append(piece)
+                place = start + len(piece)
+                continue
+            rest += stretch[start : start + 1]
+            place = start + 1
+            failures += 1
+            if schema is None or failures == _FAILURES:
+                is_searched = schema is None
+                break
+        rest += stretch[place:]
+    return pieces, bytes(rest), is_searched
+
+
+def _object_at(letters: str, start: int) -> bytes:
+    """Return the JSON object that begins at ``start``; nothing where it has no end."""
+    try:
+        _, end = _DECODER.raw_decode(letters, start)
+    except (ValueError, RecursionError):
+        return b""
+    return letters[start:end].encode("latin-1")
 
 
 def _is_good(schema: LogSchema | None, piece: bytes) -> bool:
-    if schema is None:
-        return True
     try:
+        if schema is None:
+            return isinstance(orjson.loads(piece), dict)
         return decode_block(schema, Block(piece, 0, 1, 1), "").rows == 1
-    except RecordError:
+    except (RecordError, orjson.JSONDecodeError):
         return False

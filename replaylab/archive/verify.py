@@ -9,12 +9,10 @@ from pathlib import Path
 
 import polars as pl
 
-from replaylab.archive.checks import Finding, check_for, finding
+from replaylab.archive.checks import MOST_FINDINGS, Finding, check_for, finding
 from replaylab.frames.loaded import REJECTS_SCHEMA
 
 __all__ = ["VerifyReport", "verify"]
-
-_SHOWN = 1000
 
 
 @dataclass
@@ -112,7 +110,7 @@ def _check(file: Path, report: VerifyReport) -> list[Finding]:
     try:
         for lines, findings in check(file):
             report.lines += lines
-            rows += findings[: _SHOWN - len(rows)]
+            rows += findings[: MOST_FINDINGS - len(rows)]
     except FileNotFoundError:
         # Retention removes files while others read.
         report.files -= 1

@@ -73,7 +73,7 @@ def verify(
 
 
 def recover(
-    file: Annotated[Path, typer.Argument(help="A damaged log file; it is never changed.", exists=True)],
+    file: Annotated[Path, typer.Argument(help="A damaged log file; it is never changed.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where the good lines go.", show_default=False)
     ],
@@ -81,7 +81,7 @@ def recover(
 ) -> None:
     """Copy all that can be read of a damaged log.
 
-    Exit code 0: nothing was lost. 3: something was, with a report of what. 1: failed.
+    Exit code 0: nothing was lost. 3: something was, with a report of what. 1: failed, and nothing was written.
 
     [bold]Example[/bold]
 
@@ -95,7 +95,9 @@ def recover(
     else:
         if report.lost.height:
             print_table(report.lost.columns, report.lost.rows())
-        say(f"{report.kept:,} lines kept, {report.lost.height:,} lost; in {output}")
+        more = f" ({report.unlisted:,} of them not listed)" if report.unlisted else ""
+        lost = report.lost.height + report.unlisted
+        say(f"{report.kept:,} records kept, {lost:,} lines lost or damaged{more}; in {output}")
     if report.lost.height:
         raise typer.Exit(3)
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from replaylab.archive import recover, run_retention, verify
 from replaylab.config import RetentionConfig
 from tests.archive.roots import event, order, trade, tree, write_lines, write_session
 
+# The package has a function of this name.
+rescue: Any = importlib.import_module("replaylab.archive.recover")
 RISK = {
     "timestamp": "2025-11-18T00:00:00Z",
     "account": {"equityUsd": 1},
@@ -246,3 +251,114 @@ def test_recover_of_any_other_file_takes_json_objects(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "what.jsonl", {"a": 1}, "[1]", '{"b":')
     report = recover(path, tmp_path / "out.jsonl")
     assert (report.kept, report.lost["line"].to_list()) == (1, [2, 3])
+
+
+def test_recover_invents_no_records(tmp_path: Path) -> None:
+    """What lies inside a torn line is not taken for a record, wherever the file lies and whatever is in it."""
+    whole = event("2025-11-18")
+    torn = '{"timestamp":"2025-11-18T10:00:00Z","symbol":"B","extra":{"score":0.5,"side":"LONG"},"eventTy'
+    params = {"timestamp": "2025-11-18T00:00:00Z", "params": {"slPct": 1}}
+    cut = '{"timestamp":"2025-11-18T10:00:00Z","params":{"slPct":1}'
+    for name, line, bad in (
+        ("x/BTCUSDT.jsonl", whole, torn),
+        ("system/trading_params.jsonl", params, cut),
+        ("other.jsonl", {"a": 1}, torn),
+        ("other.jsonl", {"a": 1}, cut[10:]),
+        ("other.jsonl", {"a": 1}, '{"x":\0{"score":1}}'),
+    ):
+        path = write_lines(tmp_path / name, line, bad)
+        out = tmp_path / "out.jsonl"
+        report = recover(path, out)
+        assert (report.kept, report.repaired, report.lost["line"].to_list()) == (1, 0, [2]), bad
+        assert out.read_text(encoding="utf-8") == json.dumps(line) + "\n"
+        out.unlink()
+
+
+def test_recover_of_a_file_of_unknown_kind_takes_whole_objects_before_the_damage(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "other.jsonl", '{"a":1}{"b":{"c":1}} {"d":', '\0\0{"e":1}')
+    report = recover(path, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == '{"a":1}\n{"b":{"c":1}}\n{"e":1}\n'
+    assert report.lost["line"].to_list() == [1]
+
+
+def test_recover_finds_a_record_behind_many_nuls_and_reports_nuls_alone(tmp_path: Path) -> None:
+    good = json.dumps(event("2025-11-18")).encode()
+    path = tmp_path / "events" / "BTCUSDT.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(good + b"\n" + bytes(3_000_000) + good + b"\n" + bytes(4096))
+    assert frames.load_events(tmp_path).rejects.height == 2
+    report = recover(path, tmp_path / "out.jsonl")
+    assert (report.kept, report.repaired) == (2, 1)
+    assert report.lost["line"].to_list() == [3]
+    assert "NUL" in report.lost["reason"][0]
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b'{"a":' * 20_000, b'{"a":1},' * 20_000, b'{"a":[' * 500 + b'{"b":1},' * 10_000, b'{"a"' * 300_000],
+)
+def test_a_line_of_rubbish_is_given_up_after_a_bounded_number_of_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rubbish: bytes
+) -> None:
+    """The work for a damaged line grows with its length, not with the square of it; the report says so."""
+    attempts = []
+    real = rescue._object_at
+    monkeypatch.setattr(rescue, "_object_at", lambda *args: attempts.append(1) or real(*args))
+    path = tmp_path / "events" / "BTCUSDT.jsonl"
+    path.parent.mkdir()
+    good = json.dumps(event("2025-11-18")).encode()
+    path.write_bytes(good + rubbish + b"\n")
+    report = recover(path, tmp_path / "out.jsonl")
+    assert len(attempts) <= 102
+    assert "not all of it was searched" in report.lost["reason"][0]
+
+
+def test_a_recovery_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output appears complete or not at all, so the next attempt can use the same name."""
+    path = write_lines(tmp_path / "events/BTCUSDT.jsonl", event("2025-11-18"))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rescue.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        recover(path, tmp_path / "saved.jsonl")
+    assert [item.name for item in tmp_path.iterdir()] == ["events"]
+    monkeypatch.undo()
+    assert recover(path, tmp_path / "saved.jsonl").kept == 1
+    with pytest.raises(FileExistsError, match="already"):
+        recover(path, tmp_path / "saved.jsonl")
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from replaylab.archive import {name}
+more = lambda folder: [Path(folder, "out")] if "{name}" == "recover" else []
+def peak(folder):
+    {name}(Path(folder, "events", "BTCUSDT.jsonl"), *more(folder))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+small = peak(sys.argv[1])
+print((peak(sys.argv[2]) - small) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in KiB on Linux only")
+@pytest.mark.parametrize("name", ["verify", "recover"])
+@pytest.mark.parametrize("kind", ["good", "rubbish"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str, kind: str) -> None:
+    """A file sixteen times as large takes no more memory than a few blocks, also when no line of it is good."""
+    good = json.dumps(event("2025-11-18")).encode() + b"\n"
+    piece = good * 4000 if kind == "good" else good + b"rubbish, " * 20 + b"\n" + b"torn\n" * 60_000
+    for folder, times in (("small", 4), ("large", 64)):
+        path = tmp_path / folder / "events" / "BTCUSDT.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(piece * (times if kind == "good" else times // 4))
+    code = PEAK.format(name=name)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "small"), str(tmp_path / "large")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) < 24 << 20
