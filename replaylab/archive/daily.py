@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -11,9 +14,10 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.archive.summary import Account, SymbolSummary, merge, read_summary, summarise
+from replaylab.frames.files import ReplacedError
 from replaylab.frames.fingerprint import begins_with
 from replaylab.frames.loaded import TIMESTAMP
-from replaylab.frames.sources import open_log
+from replaylab.frames.sources import open_log, until_whole
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key
 
@@ -45,6 +49,8 @@ DAILY_SCHEMA = pl.Schema(
     ]
 )
 Key = tuple[str, str, str | None]
+_SUMMARIES = "**/day-*.json"
+_TRIES = 5
 
 
 def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True) -> pl.DataFrame:
@@ -57,6 +63,27 @@ def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True)
     ``live=False`` reads the summaries alone, and not the logs that are still there.
     """
     place = DataRoot(root)
+    # What a clean-up takes away between the reading of summaries and of logs would be in neither, so it is seen.
+    for _ in range(_TRIES):
+        before = _versions(place)
+        frame = _read(place, live=live)
+        if _versions(place) == before:
+            break
+    return frame
+
+
+def _versions(root: DataRoot) -> dict[Path, tuple[int, int]]:
+    """Return which summaries there are, each with what changes when it is written anew."""
+    found = {}
+    for path in root.summary_dir.glob(_SUMMARIES):
+        # A summary is replaced, never removed, and a link may point to nothing.
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            found[path] = (state.st_ino, state.st_mtime_ns)
+    return found
+
+
+def _read(place: DataRoot, *, live: bool) -> pl.DataFrame:
     parts: dict[Key, list[SymbolSummary]] = {}
     rejects: dict[Key, int] = {}
     for log, day, account in _accounts(place):
@@ -79,8 +106,15 @@ def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True)
 
 
 def _accounts(root: DataRoot) -> Iterator[tuple[str, str, Account]]:
-    for path in sorted(root.summary_dir.glob("**/day-*.json")):
-        summary = read_summary(path)
+    for path in sorted(root.summary_dir.glob(_SUMMARIES)):
+        try:
+            summary = read_summary(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(
+                f"{error}; what it says of its day is left out: restore it, or move it out of {root.summary_dir}",
+                stacklevel=5,
+            )
+            continue
         if summary is not None:
             log = summary.log.split("/")[0]
             yield from ((log, summary.day, account) for account in summary.accounts)
@@ -102,16 +136,29 @@ def _live(root: DataRoot) -> Iterator[tuple[str, str, dict[str, SymbolSummary], 
             day = path.stem.removeprefix("day-")
             yield log, day, summarise([loaded.frame]), loaded.rejects.height
     for symbol in frames.list_symbols(root):
-        for path, loaded in frames.scan_event_files(root, symbol):
-            if _is_archived(root, path):
-                continue
-            days = loaded.frame.with_columns((pl.col("timestamp").to_physical() // NS_PER_DAY).alias("_day"))
-            for (number,), part in days.group_by("_day", maintain_order=True):
-                yield "events", date_key(int(str(number)) * NS_PER_DAY), summarise([part]), 0
-            if loaded.rejects.height:
-                last = days["timestamp"].to_physical().max()
-                stamp = int(str(last)) if last is not None else int(path.stat().st_mtime_ns)
-                yield "events", date_key(stamp), {}, loaded.rejects.height
+        yield from until_whole(partial(_events_of, root, symbol))
+
+
+def _events_of(root: DataRoot, symbol: str) -> list[tuple[str, str, dict[str, SymbolSummary], int]]:
+    found: list[tuple[str, str, dict[str, SymbolSummary], int]] = []
+    for path, loaded in frames.scan_event_files(root, symbol):
+        if _is_archived(root, path):
+            continue
+        days = loaded.frame.with_columns((pl.col("timestamp").to_physical() // NS_PER_DAY).alias("_day"))
+        for (number,), part in days.group_by("_day", maintain_order=True):
+            found.append(("events", date_key(int(str(number)) * NS_PER_DAY), summarise([part]), 0))
+        if loaded.rejects.height:
+            last = days["timestamp"].to_physical().max()
+            stamp = int(str(last)) if last is not None else _mtime_ns(path)
+            found.append(("events", date_key(stamp), {}, loaded.rejects.height))
+    return found
+
+
+def _mtime_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        raise ReplacedError(f"{path}: this log was removed while it was read; read it again") from None
 
 
 def _is_archived(root: DataRoot, path: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from replaylab.frames.files import (
 )
 from replaylab.frames.loaded import Loaded, concat
 from replaylab.frames.schema import LogSchema
-from replaylab.frames.sources import CHUNK_BYTES, load_log, open_log, scan_log
+from replaylab.frames.sources import CHUNK_BYTES, load_log, open_log, scan_log, until_whole
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, ReplayEvent, StateEvent, TradeLogRecord
 from replaylab.records.base import check_timestamp
@@ -163,13 +164,19 @@ def scan_days(
     schema = {"trades_log": TRADES, "orders": ORDERS}[log]
     if keep_text:
         schema = LogSchema(schema.record, keep_text=True)
-    for day in list_days(root, log):
-        live = root.path / log / f"day-{day}.jsonl"
+
+    def of_day(live: Path) -> list[tuple[Path, Loaded]]:
         by_file: dict[Path, list[Loaded]] = {}
         for path, loaded in scan_log(root, live, schema, span):
             by_file.setdefault(path, []).append(in_window(loaded, (None, None), wanted))
-        for path, parts in by_file.items():
-            yield path, concat(parts, schema.frame if path == live else schema.archived)
+        return [
+            (path, concat(parts, schema.frame if path == live else schema.archived))
+            for path, parts in by_file.items()
+        ]
+
+    for day in list_days(root, log):
+        live = root.path / log / f"day-{day}.jsonl"
+        yield from until_whole(partial(of_day, live))
 
 
 def load_replay_events(
@@ -182,11 +189,15 @@ def load_replay_events(
     """
     place = Path(path)
     schema = LogSchema(ReplayEvent, keep_text=True) if keep_text else REPLAY_EVENTS
-    file = open_log(place)
-    if file is None:
-        return concat((), schema.frame)
-    with file:
-        return concat(cached_chunks(file, place, schema, str(place), CHUNK_BYTES, cache), schema.frame)
+
+    def scan() -> Iterator[tuple[Path, Loaded]]:
+        file = open_log(place)
+        if file is not None:
+            with file:
+                for loaded in cached_chunks(file, place, schema, str(place), CHUNK_BYTES, cache):
+                    yield place, loaded
+
+    return load_log(scan, schema)
 
 
 def load_trading_params(root: RootLike) -> Loaded:

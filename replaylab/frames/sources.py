@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from replaylab.errors import LogReadError
 from replaylab.frames.archived import PartInfo, is_superseded, part_info, parts_of, read_part
@@ -19,10 +19,11 @@ from replaylab.frames.loaded import Loaded, concat, reject_frame
 from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot
 
-__all__ = ["CHUNK_BYTES", "load_log", "open_log", "scan_log"]
+__all__ = ["CHUNK_BYTES", "load_log", "open_log", "scan_log", "until_whole"]
 
 CHUNK_BYTES = 64 << 20
 _TRIES = 5
+_Read = TypeVar("_Read")
 
 
 def scan_log(
@@ -54,12 +55,17 @@ def scan_log(
 
 def load_log(scan: Callable[[], Iterable[tuple[Path, Loaded]]], schema: LogSchema) -> Loaded:
     """Return all pieces of ``scan()`` as one load; begins again when a file was replaced while it was read."""
+    return until_whole(lambda: concat((loaded for _, loaded in scan()), schema.frame))
+
+
+def until_whole(read: Callable[[], _Read]) -> _Read:
+    """Return ``read()``; it begins again when a file was replaced while it was read."""
     for _ in range(_TRIES - 1):
         try:
-            return concat((loaded for _, loaded in scan()), schema.frame)
+            return read()
         except ReplacedError:
             continue
-    return concat((loaded for _, loaded in scan()), schema.frame)
+    return read()
 
 
 def open_log(path: Path) -> BinaryIO | None:

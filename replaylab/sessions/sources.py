@@ -7,6 +7,7 @@ rejects. Nothing here sorts or chooses between sources.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 import polars as pl
 
 from replaylab import frames, history
+from replaylab.errors import LogReadError
 from replaylab.history.tapes import Kind
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, TradeLogRecord
@@ -41,9 +43,16 @@ class Source:
     rejects: int = 0
     taken: int = 0
     size: int = field(init=False)
+    inode: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = self.path.stat().st_size
+        try:
+            state = self.path.stat()
+        except FileNotFoundError:
+            raise LogReadError(
+                f"{self.path}: this log was moved away while it was read; read it again"
+            ) from None
+        self.size, self.inode = state.st_size, state.st_ino
 
     def add(self, loaded: frames.Loaded) -> None:
         """Count what one piece of the file held."""
@@ -52,12 +61,15 @@ class Source:
         self.rejects += loaded.rejects.height
 
     def to_dict(self, root: DataRoot) -> dict[str, Any]:
-        """Return the account as ``meta.json`` holds it; the hash is of the bytes there were when reading began."""
+        """Return the account as ``meta.json`` holds it.
+
+        The hash is of the bytes there were when reading began; None where another file has taken their place.
+        """
         return {
             "file": root.relative(self.path),
             "kind": self.kind,
             "bytes": self.size,
-            "sha256": _sha256(self.path, self.size),
+            "sha256": _sha256(self),
             "lines": self.lines,
             "rows": self.rows,
             "rejects": self.rejects,
@@ -289,10 +301,16 @@ def _ns() -> pl.Expr:
     return pl.col("timestamp").dt.timestamp("ns")
 
 
-def _sha256(path: Path, size: int) -> str:
+def _sha256(source: Source) -> str | None:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (data := file.read(min(size, _HASH_CHUNK))):
-            digest.update(data)
-            size -= len(data)
-    return digest.hexdigest()
+    left = source.size
+    try:
+        with source.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_ino != source.inode:
+                return None
+            while left and (data := file.read(min(left, _HASH_CHUNK))):
+                digest.update(data)
+                left -= len(data)
+    except FileNotFoundError:
+        return None
+    return None if left else digest.hexdigest()
