@@ -2,7 +2,8 @@
 
 A cache entry is a folder of segments, each the rows of a range of bytes, and ``entry.json``, which says of which exact
 file they are: inode, size, time of change, and digests of its edges. A file that only grew keeps its segments, and only
-the new bytes are parsed. Whatever does not fit is parsed again; a cache that cannot be written is left alone.
+the new bytes are parsed. Whatever does not fit or cannot be read is parsed again; a cache that cannot be written is
+left alone. What is not noticed is in ``docs/durability.md``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ MIN_BYTES = 4 << 20
 _SLICE_ROWS = 2_000_000
 _VERSION = 2
 _log = logging.getLogger("replaylab.frames")
+# Segments that could not be read. Their names are used once, and the next entry is without them; where the cache
+# cannot be written, there is none.
+_damaged: set[Path] = set()
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -97,6 +101,8 @@ def _find_entry(folder: Path, path: Path, schema: LogSchema, fd: int) -> Entry |
         ):
             return None
         for segment in entry.segments:
+            if folder / segment.name in _damaged:
+                return None
             if pq.read_metadata(folder / segment.name).num_rows != segment.rows:
                 return None
     except FileNotFoundError:
@@ -115,14 +121,26 @@ def _unchanged(fd: int, state: os.stat_result, entry: Entry) -> bool:
 
 
 def _segment(path: Path, segment: Segment, schema: LogSchema, name: str) -> Iterator[Loaded]:
+    """Yield the rows of a segment; raises ReplacedError where it is gone or damaged: the log has to be read again."""
     rejects = reject_frame([(name, *reject[1:]) for reject in segment.rejects])
     yield Loaded(schema.frame.to_frame(), rejects, segment.lines - segment.rows, segment.blank, 0)
     for start in range(0, segment.rows, _SLICE_ROWS):
+        expected = min(_SLICE_ROWS, segment.rows - start)
         try:
             frame = pl.scan_parquet(path).slice(start, _SLICE_ROWS).collect()
         except FileNotFoundError:
             raise ReplacedError(f"{path}: another process renewed the cache; read the log again") from None
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise _damage(path, str(error)) from None
+        if frame.height != expected or frame.schema != schema.frame:
+            raise _damage(path, f"{frame.height} rows of {expected}")
         yield Loaded(frame, lines=frame.height, rows=frame.height)
+
+
+def _damage(path: Path, reason: str) -> ReplacedError:
+    _log.warning("the cache %s is damaged and not used: %s", path, reason)
+    _damaged.add(path)
+    return ReplacedError(f"{path}: the cache is damaged; read the log again")
 
 
 def _parse(
@@ -199,6 +217,9 @@ class _Writer:
         try:
             self._parquet.close()
             self._parquet = None
+            # Or the machine could die and leave zeros in the place of rows, with an entry that vouches for them.
+            with self._temporary.open("rb") as segment_file:
+                os.fsync(segment_file.fileno())
             name = self._temporary.with_suffix(".parquet").name
             self._temporary.replace(self._folder / name)
             segment = Segment(name, state.st_size, self._lines, self._rows, self._blank, self._rejects)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from replaylab import frames
 from replaylab.frames import cache, files
 from replaylab.frames.loaded import Loaded
+from replaylab.frames.logs import EVENTS
 
 
 def line(number: int) -> bytes:
@@ -136,6 +138,31 @@ def test_a_cache_that_cannot_be_used_does_no_harm(tmp_path: Path, damage: str) -
             target.write_bytes(b"{")
     for _ in range(2):
         check(tmp_path / "data", folder)
+
+
+@pytest.mark.parametrize("where", ["one page", "all but the footer"])
+@pytest.mark.parametrize("fixed", [True, False], ids=["writable", "read only"])
+def test_a_damaged_segment_is_parsed_again(tmp_path: Path, where: str, fixed: bool) -> None:
+    """The load that meets the damage gives the rows of the log, and makes a new segment where it can."""
+    events_file(tmp_path / "data", b"".join(map(line, range(3000))))
+    folder = tmp_path / "cache"
+    frames.load_events(tmp_path / "data", cache=folder)
+    segment = next(folder.rglob("*.parquet"))
+    data = bytearray(segment.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    group = pq.read_metadata(segment).row_group(0)
+    extra = group.column(EVENTS.frame.names().index("extra")).data_page_offset
+    spot = slice(4, footer) if where == "all but the footer" else slice(extra + 500, extra + 564)
+    data[spot] = b"Z" * len(data[spot])
+    segment.write_bytes(data)
+    segment.parent.chmod(0o700 if fixed else 0o500)
+    try:
+        for _ in range(2):
+            check(tmp_path / "data", folder)
+    finally:
+        segment.parent.chmod(0o700)
+    if fixed or os.geteuid() == 0:
+        assert next(folder.rglob("*.parquet")) != segment
 
 
 def test_read_only_roots_work(tmp_path: Path) -> None:
