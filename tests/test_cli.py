@@ -302,6 +302,18 @@ def test_retention(call: Call, root: DataRoot) -> None:
     assert not old.exists()
 
 
+@pytest.mark.parametrize("command", ["retention", "health", "status", "stop"])
+def test_a_root_that_is_not_there_is_named(call: Call, root: DataRoot, command: str) -> None:
+    """A misspelt root is no root in good order: one line with its whole path, and exit code 1."""
+    (root.path / "file").touch()
+    for name, what in (("typo", "does not exist"), ("file", "is no folder")):
+        result = call(command, "--data", root.path / name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {root.path / name}: this data root {what}; give another")
+        assert result.stderr.count("\n") == 1
+    assert not (root.path / "typo").exists()
+
+
 def test_import_and_sim(call: Call, root: DataRoot, tmp_path: Path) -> None:
     """The line of the documentation: a Parquet tape with names of its own columns, then SIM over it."""
     tape = pl.DataFrame(

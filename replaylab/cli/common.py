@@ -26,6 +26,7 @@ __all__ = [
     "complain",
     "frame_dicts",
     "on_terminal",
+    "open_existing",
     "open_lab",
     "print_frame",
     "print_json",
@@ -113,6 +114,15 @@ def open_lab(data: Path | None) -> Lab:
     from replaylab.lab import Lab
 
     return Lab(data or "data")
+
+
+def open_existing(data: Path | None) -> Lab:
+    """Return the Lab of a data root that must be there: about a misspelt one there is nothing to say."""
+    lab = open_lab(data)
+    if not lab.root.path.is_dir():
+        what = "is no folder" if lab.root.path.exists() else "does not exist"
+        raise ReplaylabError(f"{lab.root}: this data root {what}; give another with --data or REPLAYLAB_DATA")
+    return lab
 
 
 def on_terminal() -> bool:

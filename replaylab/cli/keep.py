@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from replaylab.cli.common import Data, Json, complain, open_lab, print_json, print_table, say
+from replaylab.cli.common import Data, Json, complain, open_existing, print_json, print_table, say
 
 __all__ = ["health", "recover", "retention", "verify"]
 
@@ -30,7 +30,7 @@ def retention(
 
     0 3 * * *  replaylab retention --data /srv/bot/data --json   (a line for cron)
     """
-    report = open_lab(data).run_retention(now=now, dry_run=dry_run)
+    report = open_existing(data).run_retention(now=now, dry_run=dry_run)
     if json:
         print_json(report)
     else:
@@ -109,7 +109,7 @@ def health(data: Data = None, json: Json = False) -> None:
 
     replaylab health --json
     """
-    snapshot = open_lab(data).health()
+    snapshot = open_existing(data).health()
     if json:
         print_json(snapshot)
     else:

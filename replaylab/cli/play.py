@@ -15,6 +15,7 @@ from replaylab.cli.common import (
     complain,
     frame_dicts,
     on_terminal,
+    open_existing,
     open_lab,
     print_frame,
     print_json,
@@ -156,7 +157,7 @@ def status(
     """
     from replaylab.replay.status import read_status
 
-    root = open_lab(data).root
+    root = open_existing(data).root
     now = read_status(root)
     while watch and now.running:
         _show(now, as_json=json)
@@ -185,7 +186,7 @@ def stop(data: Data = None, json: Json = False) -> None:
     """
     from replaylab.replay.status import stop_replay
 
-    success, message = stop_replay(open_lab(data).root)
+    success, message = stop_replay(open_existing(data).root)
     if json:
         print_json({"success": success, "message": message})
     elif success:
