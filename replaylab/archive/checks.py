@@ -168,15 +168,19 @@ def _summary(path: Path) -> Iterator[tuple[int, list[Finding]]]:
     yield 0, []
 
 
-def _json(path: Path) -> Iterator[tuple[int, list[Finding]]]:
-    """Check that a file without a record type of its own holds a JSON object."""
-    try:
-        found = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        yield 0, [finding(f"not valid JSON: {error}")]
-    else:
-        is_object = isinstance(found, dict)
-        yield 0, [] if is_object else [finding(f"expected an object, found {type(found).__name__}")]
+def _json(kind: type = object) -> Check:
+    """Check that a file without a record type of its own holds JSON of one kind."""
+
+    def check(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+        try:
+            found = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            yield 0, [finding(f"not valid JSON: {error}")]
+        else:
+            reason = f"expected a JSON object, found {type(found).__name__}"
+            yield 0, [] if isinstance(found, kind) else [finding(reason)]
+
+    return check
 
 
 def _rolling(path: Path) -> Iterator[tuple[int, list[Finding]]]:
@@ -205,11 +209,13 @@ _SYSTEM: dict[str, type[Record]] = {
 }
 _PLACES: tuple[tuple[str, Check], ...] = (
     (r"replay/sessions/[^/]+/manifest\.json", _manifest),
-    (r"replay/sessions/[^/]+/(meta|bookmarks)\.json", _json),
-    (r"replay/sessions/[^/]+/runs/[^/]+/run\.json", _json),
+    (r"replay/sessions/[^/]+/(meta|bookmarks)\.json", _json(dict)),
+    (r"replay/sessions/[^/]+/runs/[^/]+/run\.json", _json(dict)),
     (r"summary/((trades_log|orders)|events/[^/]+)/[^/]+\.json", _summary),
     (r"archive/((trades_log|orders)|events/[^/]+)/[^/]+\.parquet", _part),
     *((rf"system/{name}\.json", _record(kind)) for name, kind in _SYSTEM.items()),
-    (r"system/[^/]+\.json", _json),
+    (r"system/replay_sessions\.json", _json(dict)),
+    # Other parts of a trading system keep files there too.
+    (r"system/[^/]+\.json", _json()),
     (r"manifest\.json", _record(ReplayManifest)),
 )

@@ -30,6 +30,7 @@ def good_root(root: Path) -> Path:
     write_lines(root / "orders/day-2025-11-18.jsonl", order("2025-11-18"))
     write_lines(root / "system/risk_snapshot.json", RISK)
     write_lines(root / "system/trading_params.jsonl", {"timestamp": "2025-11-18T00:00:00Z", "params": {}})
+    write_lines(root / "system/of_another_program.json", "[]")
     write_lines(root / "trades/BTCUSDT.json", "[]")
     write_session(root, "s1", "2025-11-18")
     return root
@@ -40,7 +41,7 @@ def test_a_sound_root_has_no_findings(tmp_path: Path) -> None:
     before = tree(root)
     report = verify(root)
     assert report.findings.height == 0, report.findings
-    assert (report.files, report.lines) == (8, 6)
+    assert (report.files, report.lines) == (9, 6)
     run_retention(
         root, now="2026-01-01T00:00:00Z", config=RetentionConfig(archive=True, replay_sessions_days=99)
     )
@@ -150,7 +151,7 @@ def test_names_of_sessions_and_of_folders_above_the_root_mislead_nobody(tmp_path
     write_lines(root / "history/trades/BTCUSDT/day-2025-11-18.parquet", "of another kind")
     report = verify(root)
     assert report.findings.is_empty(), report.findings
-    assert (report.files, report.skipped) == (8 + 2 * len(names) + 1, 1)
+    assert (report.files, report.skipped) == (9 + 2 * len(names) + 1, 1)
 
 
 def test_all_files_of_a_session_and_summaries_are_checked(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_all_files_of_a_session_and_summaries_are_checked(tmp_path: Path) -> Non
     assert "no events.jsonl" in found.pop("replay/sessions/empty/manifest.json")
     assert "no manifest.json" in found.pop("replay/sessions/unlisted/events.jsonl")
     assert "not valid JSON" in found.pop("replay/sessions/s3/meta.json")
-    assert "expected an object" in found.pop("replay/sessions/s4/meta.json")
+    assert "expected a JSON object" in found.pop("replay/sessions/s4/meta.json")
     assert "not a summary" in found.pop("summary/trades_log/day-2025-11-18.json")
     assert "summary/orders/day-2025-11-18.json" in found.pop("summary/orders/day-2025-11-17.json")
     assert found == {}
@@ -200,7 +201,7 @@ def test_what_cannot_be_opened_is_a_finding_and_the_rest_is_checked(
     report = verify(root)
     assert report.findings["file"].to_list() == ["events/BTCUSDT.jsonl", "trades_log/day-2025-11-19.jsonl"]
     assert "Permission denied" in report.findings["reason"][0]
-    assert report.files == 9
+    assert report.files == 10
 
 
 def test_recover_copies_good_lines_to_the_letter(tmp_path: Path) -> None:
