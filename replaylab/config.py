@@ -69,7 +69,10 @@ class LoggingConfig(Settings, kw_only=True, frozen=True):
     queue_size: int = 65_536
     max_delay_ms: float = 0.0
     overflow: Literal["wait", "drop"] = "wait"
-    redact: tuple[str, ...] = ("apiKey", "apiSecret", "secret", "token", "password", "passphrase")
+    redact: tuple[str, ...] = (
+        *("apiKey", "apiKeys", "apiSecret", "secret", "secrets", "secretKey", "privateKey", "token"),
+        *("password", "passwd", "passphrase", "authorization"),
+    )
 
     def __post_init__(self) -> None:
         if self.durability not in ("flush", "fsync"):

@@ -9,18 +9,20 @@ import orjson
 
 from replaylab.archive import last_report, report_path
 from replaylab.config import Config
-from replaylab.errors import RecordError
+from replaylab.errors import RecordError, ReplaylabError, UnsafeNameError
+from replaylab.frames import load_snapshot
 from replaylab.logging import Logger
 from replaylab.logging.health import LogStats, judge
 from replaylab.paths import DataRoot
-from replaylab.records import HealthSnapshot
+from replaylab.records import HealthSnapshot, ServiceHealth
 from replaylab.replay.status import read_status
-from replaylab.timestamps import NS_PER_DAY, iso, now_ns
+from replaylab.timestamps import NS_PER_DAY, iso, now_ns, parse_ns
 
 __all__ = ["LATE_MS", "check_health"]
 
 # A timed replay whose slowest hundredth of events is later than this no longer looks like the market it replays.
 LATE_MS = 100.0
+_FRESH_NS = 300 * 1_000_000_000
 Judged = tuple[str, str | None, str]
 
 
@@ -31,7 +33,8 @@ def check_health(
 
     >>> check_health("data").services["logging"].status                       # doctest: +SKIP
 
-    ``logger`` is the one whose failures, drops and queue count; without it only the disk is looked at. ``replay`` is
+    ``logger`` is the one whose failures, drops and queue count; without it the disk is looked at, and what the bot
+    said of its own in ``health_snapshot.json`` during the last five minutes. ``replay`` is
     WARN when a timed replay runs late (p99 over 100 ms) or its session has lines that cannot be read, ERROR when the
     session that was asked for does not exist or the run died. ``retention`` is WARN when the last clean-up had errors,
     or a daily one is overdue.
@@ -39,7 +42,7 @@ def check_health(
     place = DataRoot(root)
     settings = config or Config()
     moment = now_ns()
-    logging = logger.health() if logger is not None else judge(place, _QUIET)
+    logging = logger.health() if logger is not None else _worse(judge(place, _QUIET), _said(place, moment))
     services = {
         "logging": logging.to_dict(),
         "replay": _service(*_replay(place, moment)),
@@ -48,7 +51,22 @@ def check_health(
     return HealthSnapshot.from_dict({"timestamp": iso(moment), "services": services})
 
 
-_QUIET = LogStats(0, 0, 0, 0, None, None, (), 0.0, None, 0, 1, 0)
+_QUIET = LogStats(0, 0, 0, 0, None, None, (), 0.0, None, 0, 1, 0.0, 0)
+
+
+def _said(root: DataRoot, moment: int) -> ServiceHealth | None:
+    """Return what a bot wrote lately about its logger."""
+    try:
+        snapshot = load_snapshot(root, "health")
+    except (OSError, ReplaylabError):
+        return None
+    said = snapshot.services.get("logging") if isinstance(snapshot, HealthSnapshot) else None
+    return said if said is not None and moment - parse_ns(said.last_update_at) < _FRESH_NS else None
+
+
+def _worse(one: ServiceHealth, other: ServiceHealth | None) -> ServiceHealth:
+    order = ("OK", "WARN", "ERROR")
+    return one if other is None or order.index(other.status) < order.index(one.status) else other
 
 
 def _service(status: str, message: str | None, when: str) -> dict[str, Any]:
@@ -67,13 +85,19 @@ def _replay(root: DataRoot, moment: int) -> Judged:
         return "ERROR", status.error, when
     if status.session_id is None:
         return "OK", None, when
-    if not root.manifest(status.session_id).is_file():
+    try:
+        found = root.manifest(status.session_id).is_file()
+    except UnsafeNameError as error:
+        return "WARN", f"the replay status is damaged: {error}", when
+    if not found:
         # A session may go once it was played; one that is being played may not.
         missing = f"replay session {status.session_id!r} does not exist"
         return ("ERROR", missing, when) if status.running else ("OK", None, when)
     reasons = []
     if status.lateness is not None and status.lateness.p99 > LATE_MS:
         reasons.append(f"events were late: p99 {status.lateness.p99:.0f} ms, up to {LATE_MS:.0f} ms is fine")
+    if status.rejects:
+        reasons.append(f"{status.rejects} lines of session {status.session_id!r} could not be read")
     rejects = _rejects(root, status.session_id)
     if rejects:
         reasons.append(f"{rejects} lines of the sources of session {status.session_id!r} could not be read")
@@ -89,7 +113,8 @@ def _rejects(root: DataRoot, session_id: str) -> int:
     sources = meta.get("sources") if isinstance(meta, dict) else None
     if not isinstance(sources, list):
         return 0
-    return sum(int(source.get("rejects", 0)) for source in sources if isinstance(source, dict))
+    counts = [source.get("rejects") for source in sources if isinstance(source, dict)]
+    return sum(count for count in counts if isinstance(count, int))
 
 
 def _retention(root: DataRoot, config: Config, moment: int) -> Judged:

@@ -330,12 +330,19 @@ class Lab:
 
         return archive.run_retention(self.root, now=now, dry_run=dry_run, config=self.config.retention)
 
-    def health(self) -> HealthSnapshot:
-        """The health of logging, replay and retention; also written to ``system/health_snapshot.json`` by the bot."""
+    def health(self, *, write: bool = False) -> HealthSnapshot:
+        """The health of logging, replay and retention.
+
+        With ``write`` it also becomes ``system/health_snapshot.json``. A bot that calls it so every minute lets other
+        processes see how its logger is: they have no logger that could tell.
+        """
         from replaylab.health import check_health
 
         logger = self.__dict__.get("logger")
-        return check_health(self.root, logger=logger, config=self.config)
+        found = check_health(self.root, logger=logger, config=self.config)
+        if write:
+            self.logger.write_health_snapshot(found).result()
+        return found
 
     def import_history(
         self,

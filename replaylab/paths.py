@@ -10,7 +10,7 @@ from pathlib import Path
 
 from replaylab.errors import UnsafeNameError
 
-__all__ = ["SNAPSHOTS", "DataRoot", "safe_name"]
+__all__ = ["SNAPSHOTS", "DataRoot", "is_safe_name", "safe_name"]
 
 SNAPSHOTS = ("risk", "tpsl", "execution", "health")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -40,6 +40,15 @@ def safe_name(name: str, what: str = "name") -> str:
     if len(name.encode()) > 200:
         raise UnsafeNameError(f"{what} {name[:40]!r}... is longer than 200 bytes")
     return name
+
+
+def is_safe_name(name: str) -> bool:
+    """Tell whether a file name may be a symbol's or a session's."""
+    try:
+        safe_name(name)
+    except UnsafeNameError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from replaylab.archive.summary import read_summary
 from replaylab.errors import RecordError, ReplaylabError
 from replaylab.frames.archived import part_info, read_part
 from replaylab.frames.decode import is_day
-from replaylab.frames.files import chunks_of, is_safe_name
+from replaylab.frames.files import chunks_of
 from replaylab.frames.loaded import Loaded
 from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import SNAPSHOTS, DataRoot
+from replaylab.paths import SNAPSHOTS, DataRoot, is_safe_name
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
 __all__ = ["MOST_FINDINGS", "Finding", "check_for", "finding"]

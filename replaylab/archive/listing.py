@@ -11,8 +11,7 @@ import orjson
 
 from replaylab.errors import RecordError, RetentionError
 from replaylab.frames.decode import is_day
-from replaylab.frames.files import is_safe_name
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.timestamps import parse_ns
 

@@ -19,10 +19,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from replaylab.errors import LogReadError
-from replaylab.frames.files import is_safe_name
 from replaylab.frames.fingerprint import Fingerprint, begins_with
 from replaylab.frames.loaded import Loaded, Reject, reject_frame
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, is_safe_name
 
 __all__ = [
     "METADATA_KEY",

@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import polars as pl
 
-from replaylab.errors import LogReadError, UnsafeNameError
+from replaylab.errors import LogReadError
 from replaylab.frames.decode import decode_block
 from replaylab.frames.lines import BLOCK_BYTES, blocks
 from replaylab.frames.loaded import TIMESTAMP, Loaded, concat
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import DataRoot, safe_name
+from replaylab.paths import DataRoot
 from replaylab.timestamps import to_ns
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Window",
     "chunks_of",
     "in_window",
-    "is_safe_name",
     "name_in",
     "read_file",
     "window",
@@ -115,12 +114,3 @@ def _loads(
 def name_in(root: DataRoot, path: Path) -> str:
     """Return what a file is called in rejects and reports: relative to the root where it lies inside."""
     return root.relative(path) if path.is_relative_to(root.path) else str(path)
-
-
-def is_safe_name(name: str) -> bool:
-    """Tell whether a file name may be a symbol's or a session's."""
-    try:
-        safe_name(name)
-    except UnsafeNameError:
-        return False
-    return True

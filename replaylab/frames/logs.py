@@ -25,7 +25,6 @@ from replaylab.frames.expand import expand_json
 from replaylab.frames.files import (
     Time,
     in_window,
-    is_safe_name,
     name_in,
     read_file,
     window,
@@ -33,7 +32,7 @@ from replaylab.frames.files import (
 from replaylab.frames.loaded import Loaded, concat
 from replaylab.frames.schema import LogSchema
 from replaylab.frames.sources import CHUNK_BYTES, load_log, open_log, scan_log, until_whole
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import OrderLogRecord, Record, ReplayEvent, StateEvent, TradeLogRecord
 from replaylab.records.base import check_timestamp
 

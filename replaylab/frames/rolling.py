@@ -12,11 +12,11 @@ import orjson
 import polars as pl
 
 from replaylab.errors import RecordError, TimeError
-from replaylab.frames.files import Time, in_window, is_safe_name, name_in, window
+from replaylab.frames.files import Time, in_window, name_in, window
 from replaylab.frames.lines import is_blank, preview, whole, without_mark
 from replaylab.frames.loaded import TIMESTAMP, Loaded, Reject, concat, reject_frame
 from replaylab.frames.times import parse_time
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import (
     FeatureSnapshot,
     MarketTrade,

@@ -30,6 +30,7 @@ _WRITE_BYTES = 1 << 20
 # How long a call from inside an event loop may wait for room in the queue before its line is refused.
 _LOOP_WAIT_SECONDS = 0.05
 _EXIT_SECONDS = 30.0
+_log = logging.getLogger("replaylab.logging")
 
 
 class Entry(Protocol):
@@ -111,7 +112,8 @@ class GroupWriter:
 
     def _start_fresh(self) -> None:
         self._queue: list[tuple[str, bytes, bool, Entry]] = []
-        self._lock = threading.Lock()
+        # A signal handler that logs may interrupt a call that holds it.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self.settled = threading.Condition(self._lock)
@@ -120,6 +122,7 @@ class GroupWriter:
         self._hurry = False
         self._stopping = False
         self._refusing = False
+        self._busy_since: float | None = None
         self._put = 0
         self._finished = 0
         self._awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -128,6 +131,12 @@ class GroupWriter:
     def waiting(self) -> int:
         """How many lines wait in the queue."""
         return len(self._queue)
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the disk has been working on the group that it has now; 0 when it has none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def put(self, path: str, data: bytes, *, overwrite: bool = False) -> Handle | None:
         """Queue whole lines for ``path``, or its new content; None when there was no room for them."""
@@ -170,11 +179,22 @@ class GroupWriter:
 
     def _start(self) -> None:
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="replaylab-log-writer", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="replaylab-log-writer", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No thread is to be had: too many, or the interpreter is ending. Then the caller writes.
+            group, self._queue = self._queue, []
+            self._write(group)
+            self._finished += len(group)
+            self.settled.notify_all()
+            return
+        self._thread = thread
+        _see_to_exit()
 
     def _wait_for_room(self) -> bool:
-        if not self._waits:
+        # The writer itself, in a handler of the standard logging that logs here, would wait for itself.
+        if not self._waits or threading.current_thread() is self._thread:
             return False
         limit = _LOOP_WAIT_SECONDS if _in_event_loop() else None
         # Once a loop has waited in vain, its next calls are refused at once until the disk moves again:
@@ -192,19 +212,22 @@ class GroupWriter:
                     self._idle = True
                     self._work.wait()
                     self._idle = False
-                if not self._queue:
-                    self._thread = None
-                    self._stopping = False
-                    return
                 self._gather()
                 group, self._queue = self._queue, []
                 self._hurry = False
                 self._refusing = False
                 self._room.notify_all()
+                self._busy_since = time.monotonic()
+            # An empty group, the last one, still writes what is to be told.
             self._write(group)
             with self._lock:
+                self._busy_since = None
                 self._finished += len(group)
                 self.settled.notify_all()
+                if not group and not self._queue:
+                    self._thread = None
+                    self._stopping = False
+                    return
 
     def _gather(self) -> None:
         """Let more lines come, for at most max_delay; under the lock."""
@@ -227,7 +250,7 @@ class GroupWriter:
                 lines, entries = appended.setdefault(path, ([], []))
                 lines.append(data)
                 entries.append(entry)
-        for path, data, entry in self._extra_lines():
+        for path, data, entry in self._extra():
             lines, entries = appended.setdefault(path, ([], []))
             lines.append(data)
             entries.append(entry)
@@ -242,6 +265,14 @@ class GroupWriter:
             self._settle(
                 path, entries, self._attempt(path, self._streams.write_file, path, content, sync=self._sync)
             )
+
+    def _extra(self) -> list[tuple[str, bytes, Entry]]:
+        try:
+            return self._extra_lines()
+        except Exception:
+            # This thread must not end: everybody waits for it.
+            _log.exception("what was dropped cannot be told in the logs")
+            return []
 
     def _append(self, path: str, lines: list[bytes], entries: list[Entry]) -> None:
         data = b"".join(lines)
@@ -263,7 +294,9 @@ class GroupWriter:
         return None
 
     def _settle(self, path: str, entries: list[Entry], error: LogWriteError | None) -> None:
-        self._report(path, len(entries), error)
+        with suppress(Exception):
+            # Somebody's handler of the standard logging may raise: this thread must go on.
+            self._report(path, len(entries), error)
         with self._lock:
             for entry in entries:
                 entry.finish(error)
@@ -277,7 +310,7 @@ class GroupWriter:
 
 def write_error(error: OSError, path: str) -> LogWriteError:
     """Return the error that a caller of the logger sees."""
-    return LogWriteError(error.errno, error.strerror or str(error), path)
+    return LogWriteError(error.errno, error.strerror or str(error), error.filename or path)
 
 
 def _set_results(futures: list[asyncio.Future[None]]) -> None:
@@ -311,8 +344,19 @@ def _write_what_waits() -> None:
         try:
             writer.close(_EXIT_SECONDS)
         except TimeoutError as error:
-            logging.getLogger("replaylab.logging").error("at exit: %s; they are lost", error)
+            _log.error("at exit: %s; they are lost", error)
 
 
+def _see_to_exit() -> None:
+    """Processes of multiprocessing end without Python's exit handlers, and have some of their own."""
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None and os.getpid() not in _seen_to:
+        from multiprocessing.util import Finalize
+
+        _seen_to.add(os.getpid())
+        Finalize(None, _write_what_waits, exitpriority=100)
+
+
+_seen_to: set[int] = set()
 os.register_at_fork(after_in_child=_start_fresh_after_fork)
 atexit.register(_write_what_waits)

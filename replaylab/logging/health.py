@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,7 @@ import orjson
 
 from replaylab.errors import LogWriteError
 from replaylab.logging.group import Entry
-from replaylab.logging.stream_types import StreamType
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import ReplayEvent, ServiceHealth, StateEvent, encode_record
 from replaylab.timestamps import iso, now_ns
 
@@ -28,12 +28,18 @@ LOW_DISK_BYTES = 100 << 20
 _DROPS_SHOWN_SECONDS = 300.0
 _DEAD_SECONDS = 60.0
 _NEAR_FULL = 0.8
+_STALLED_SECONDS = 5.0
+# Where it is told of lines that belong to no symbol that could be a file.
+_NO_SYMBOL = "LOGGER"
 _log = logging.getLogger("replaylab.logging")
 
 
 @dataclass(frozen=True)
 class LogStats:
-    """What a logger did since it was made. ``failing`` names files whose last write failed."""
+    """What a logger did since it was made. ``failing`` names files whose last write failed, for ``failing_seconds``.
+
+    ``busy_seconds``: how long the disk has been working on the lines that the writer thread gave it last.
+    """
 
     lines: int
     bytes: int
@@ -46,6 +52,7 @@ class LogStats:
     last_drop_seconds: float | None
     queued: int
     queue_size: int
+    busy_seconds: float
     open_files: int
 
 
@@ -76,10 +83,17 @@ class Troubles:
         self.last_error: str | None = None
         self.last_error_ns: int | None = None
         self.failing_since: float | None = None
+        self.last_failure: float | None = None
         self.last_drop: float | None = None
         self._root = root
+        self._start_fresh()
+        _all_troubles.add(self)
+
+    def _start_fresh(self) -> None:
+        """Also for a forked child: what was not told yet is the parent's to tell."""
         self._untold: dict[tuple[str, str], _Dropped] = {}
-        self._lock = threading.Lock()
+        # A signal handler that logs may interrupt a call that holds it.
+        self._lock = threading.RLock()
 
     def report(self, path: str, lines: int, error: LogWriteError | None) -> None:
         """Take note of the fate of lines."""
@@ -92,7 +106,8 @@ class Troubles:
         with self._lock:
             is_new = path not in self.failing
             self.failing[path] = time.monotonic()
-            self.failing_since = self.failing_since or time.monotonic()
+            self.last_failure = time.monotonic()
+            self.failing_since = self.failing_since or self.last_failure
             self.failures += lines
             self.last_error, self.last_error_ns = str(error), now_ns()
         if is_new:
@@ -109,7 +124,7 @@ class Troubles:
         if recovered:
             _log.warning("writing again: %s", path)
 
-    def dropped(self, stream: StreamType | None, session_id: str | None, data: bytes) -> None:
+    def dropped(self, stream: str | None, session_id: str | None, data: bytes) -> None:
         """Take note of a line that found the queue full; the log itself is told when there is room again.
 
         ``stream`` is None for what the next content replaces, and leaves no gap.
@@ -117,11 +132,14 @@ class Troubles:
         with self._lock:
             self.drops += 1
             self.last_drop = time.monotonic()
-            plain = orjson.loads(data)
-            key = ("session", session_id) if session_id else ("symbol", plain.get("symbol") or "")
-            when = str(plain.get("timestamp", ""))
-            if key[1] and stream is not None:
-                self._untold.setdefault(key, _Dropped()).add(_Dropped(1, when, when, {stream.value: 1}))
+            if stream is not None:
+                plain = orjson.loads(data)
+                symbol = plain.get("symbol")
+                # Of orders and trades any text may be the symbol.
+                name = symbol if isinstance(symbol, str) and is_safe_name(symbol) else _NO_SYMBOL
+                key = ("session", session_id) if session_id else ("symbol", name)
+                when = str(plain.get("timestamp", ""))
+                self._untold.setdefault(key, _Dropped()).add(_Dropped(1, when, when, {str(stream): 1}))
 
     def lines_to_tell(self) -> list[tuple[str, bytes, Entry]]:
         """Return a line for each log that lost some, to be written beside what made it."""
@@ -168,6 +186,17 @@ class Troubles:
             self._untold.setdefault(key, _Dropped()).add(dropped)
 
 
+_all_troubles: weakref.WeakSet[Troubles] = weakref.WeakSet()
+
+
+def _start_fresh_after_fork() -> None:
+    for troubles in list(_all_troubles):
+        troubles._start_fresh()
+
+
+os.register_at_fork(after_in_child=_start_fresh_after_fork)
+
+
 @dataclass(frozen=True)
 class _Telling:
     """Waits for the line that tells of a drop; if it could not be written, it is told later."""
@@ -184,9 +213,10 @@ class _Telling:
 def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYTES) -> ServiceHealth:
     """Return the health of the service "logging".
 
-    ERROR when nothing can be written at all: the data root refuses, or every write has failed for a minute.
-    WARN for writes that fail, lines dropped in the last five minutes, a queue more than 80 % full, or a disk with
-    less than ``low_disk_bytes`` left. OK else; what failed earlier stays in the message.
+    ERROR when nothing can be written at all: the data root refuses, every write has failed for a minute, or the disk
+    has not finished one for as long.
+    WARN for writes that fail or take more than five seconds, lines dropped in the last five minutes, a queue more than
+    80 % full, or a disk with less than ``low_disk_bytes`` left. OK else; what failed earlier stays in the message.
     """
     status, reasons = "OK", []
     folder = next((path for path in (root.path, *root.path.parents) if path.exists()), root.path)
@@ -200,6 +230,10 @@ def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYT
     if stats.last_drop_seconds is not None and stats.last_drop_seconds < _DROPS_SHOWN_SECONDS:
         status = "WARN" if status == "OK" else status
         reasons.append(f"{stats.drops} lines dropped, the queue was full")
+    if stats.busy_seconds >= _STALLED_SECONDS:
+        dead = stats.busy_seconds >= _DEAD_SECONDS
+        status = "ERROR" if dead or status == "ERROR" else "WARN"
+        reasons.append(f"the disk has been working on the last lines for {stats.busy_seconds:.0f} s")
     if stats.queued >= stats.queue_size * _NEAR_FULL:
         status = "WARN" if status == "OK" else status
         reasons.append(f"the queue is near full: {stats.queued} of {stats.queue_size} lines wait")

@@ -183,7 +183,7 @@ class Logger:
             raise RecordError(str(error), field="timestamp") from None
         record = {"timestamp": timestamp, "params": params.to_dict()}
         line = orjson.dumps(record if scoring is None else {**record, "scoring": scoring.to_dict()})
-        return self._append(None, os.fspath(self.root.trading_params), line + b"\n")
+        return self._append("TRADING_PARAMS", os.fspath(self.root.trading_params), line + b"\n")
 
     def write_risk_snapshot(self, snapshot: RiskSnapshot | Plain) -> Handle:
         """Overwrite ``system/risk_snapshot.json``."""
@@ -246,10 +246,11 @@ class Logger:
             last_error=troubles.last_error,
             last_error_at=iso(at) if at is not None else None,
             failing=tuple(troubles.failing),
-            failing_seconds=now - since if since is not None else 0.0,
+            failing_seconds=(troubles.last_failure or 0.0) - since if since is not None else 0.0,
             last_drop_seconds=now - dropped if dropped is not None else None,
             queued=writer.waiting if writer is not None else 0,
             queue_size=self.config.queue_size,
+            busy_seconds=writer.busy_seconds if writer is not None else 0.0,
             open_files=self.streams.open_files,
         )
 
@@ -321,9 +322,7 @@ class Logger:
                 "run folder (root.run(session_id, run_id))"
             )
 
-    def _append(
-        self, stream: StreamType | None, path: str, line: bytes, session_id: str | None = None
-    ) -> Handle:
+    def _append(self, stream: str, path: str, line: bytes, session_id: str | None = None) -> Handle:
         if self._writer is not None:
             handle = self._writer.put(path, line)
             return handle or self._dropped(stream, path, line, session_id)
@@ -353,7 +352,7 @@ class Logger:
         self._troubles.failed(path, 1, cause)
         return DoneHandle(cause)
 
-    def _dropped(self, stream: StreamType | None, path: str, line: bytes, session_id: str | None) -> Handle:
+    def _dropped(self, stream: str | None, path: str, line: bytes, session_id: str | None) -> Handle:
         self._troubles.dropped(stream, session_id, line)
         waiting = (
             f"the queue is full ({self.config.queue_size} lines wait for the disk): this line is dropped"
@@ -371,7 +370,7 @@ def _with_date_key(record: Plain) -> Plain:
 
 
 def _utc_day(timestamp: Any) -> str:
-    if type(timestamp) is str and timestamp[-1] == "Z":
+    if type(timestamp) is str and timestamp[-1:] == "Z":
         return timestamp[:10]
     # With an offset, or a datetime: the encoder writes those as ISO text.
     return date_key(to_ns(timestamp))

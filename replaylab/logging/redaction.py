@@ -8,6 +8,7 @@ from typing import Any
 __all__ = ["REDACTED", "Redactor"]
 
 REDACTED = "[redacted]"
+_SCALARS = frozenset({str, float, int, bool, type(None)})
 # Keys repeat from line to line; a program that invents them must not fill the memory.
 _REMEMBERED = 4096
 
@@ -27,21 +28,21 @@ class Redactor:
         self._harmless: set[str] = set()
 
     def has_secret(self, value: Any) -> bool:
-        """Whether a secret key is anywhere inside; the check of every line, so it allocates nothing."""
-        if type(value) is dict:
+        """Whether a secret key is anywhere inside, or may be; the check of every line, so it allocates nothing."""
+        if isinstance(value, (dict, Mapping)):
             harmless = self._harmless
             for key, item in value.items():
                 if key not in harmless and self._is_secret(key):
                     return True
-                kind = type(item)
-                if (kind is dict or kind is list) and self.has_secret(item):
+                if type(item) not in _SCALARS and self.has_secret(item):
                     return True
         elif isinstance(value, (list, tuple)):
             for item in value:
-                if self.has_secret(item):
+                if type(item) not in _SCALARS and self.has_secret(item):
                     return True
-        elif isinstance(value, Mapping):
-            return self.has_secret(dict(value))
+        else:
+            # The encoder may write it as an object (a dataclass, a struct): the line itself has to be looked at.
+            return type(value) not in _SCALARS
         return False
 
     def redact(self, value: Any) -> Any:

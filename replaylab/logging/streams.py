@@ -14,6 +14,7 @@ import errno
 import os
 import threading
 import weakref
+from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_END, lseek
 from pathlib import Path
@@ -43,12 +44,17 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class _Stream:
-    """One open log. ``end`` is where our last line ended; −1 makes the next append look closer, as does the time."""
+    """One open log. ``end`` is where our last line ended; −1 makes the next append look closer, as does the time.
+
+    A signal handler that logs interrupts its own thread in the middle of a line: the lock lets it in, and ``depth``
+    tells it not to give up the file's lock, which the interrupted call still needs.
+    """
 
     __slots__ = (
         "bytes",
         "check_at",
         "checked_lines",
+        "depth",
         "end",
         "fd",
         "kept",
@@ -71,8 +77,9 @@ class _Stream:
         self.lines = 0
         self.checked_lines = 0
         self.bytes = 0
+        self.depth = 0
         self.unsynced_names: list[str] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def is_busy(self) -> bool:
         """Whether so many lines came since this was asked last that keeping the lock pays."""
@@ -105,7 +112,7 @@ class FileStreamManager:
         self._overwritten: set[str | os.PathLike[str]] = set()
         self._retired_lines = 0
         self._retired_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         _managers.add(self)
 
     def append_line(self, path: str | os.PathLike[str], line: str | bytes) -> Handle:
@@ -130,17 +137,21 @@ class FileStreamManager:
             # Half as dear as ``with``.
             stream.lock.acquire()
             try:
-                if not stream.kept:
+                taken = not stream.kept
+                if taken:
                     if stream.retired:
                         continue
+                    stream.depth += 1
                     self._take(stream, lines == 1 and not sync)
                 size = len(data)
                 written = self._write(stream.fd, data)
                 if written != size:
                     self._finish(stream.fd, data, written)
                 stream.end += size
-                if not stream.kept:
-                    flock(stream.fd, LOCK_UN)
+                if taken:
+                    stream.depth -= 1
+                    if not stream.depth and not stream.kept:
+                        flock(stream.fd, LOCK_UN)
                 if sync:
                     self._sync(stream, size)
                 stream.lines += lines
@@ -207,6 +218,8 @@ class FileStreamManager:
         for stream in sorted(self._streams.values(), key=lambda stream: stream.check_at):
             if stream.lock.acquire(blocking=False):
                 try:
+                    if stream.depth:
+                        continue  # This very thread is writing to it, and was interrupted.
                     self._retire(stream)
                 finally:
                     stream.lock.release()
@@ -225,17 +238,15 @@ class FileStreamManager:
         """Lock the file of a stream, make sure that it is the one of that name, and note where it ends."""
         fd = stream.fd if stream.fd >= 0 else self._open(stream)
         flock(fd, LOCK_EX)
-        # Cheaper than fstat, and tells as much: a file that was cut, appended to or replaced (whoever replaces it
-        # empties the old one) does not end where we left it.
         end = lseek(fd, 0, SEEK_END)
         now = monotonic()
-        if end == stream.end and now < stream.check_at:
-            return
         if end != stream.end and stream.end >= 0:
             stream.shared_until = now + _SHARED_SECONDS
         while not is_current(stream.fd, stream.path):
+            depth = stream.depth
             _close(stream)
             flock(self._open(stream), LOCK_EX)
+            stream.depth = depth
             end = lseek(stream.fd, 0, SEEK_END)
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
             end = close_tail(stream.fd, stream.path, self.disk)
@@ -299,38 +310,37 @@ class FileStreamManager:
                     raise OSError(errno.EIO, "the disk took no more bytes")
                 written += more
         except OSError:
-            self.disk.truncate(fd, start)
+            # If that fails too, the fragment stays until the next line finds it; why the line failed matters more.
+            with suppress(OSError):
+                self.disk.truncate(fd, start)
             raise
 
     def _open(self, stream: _Stream) -> int:
+        # Whoever made the file may not have synced its name: with ``sync`` the first lines see to it.
         folder = Path(stream.path).parent
-        names: list[str] = []
-        if not folder.exists():
-            missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-            names = [str(parent.parent) for parent in missing]
-        is_new = not Path(stream.path).exists()
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        stream.unsynced_names = [str(folder), *(str(parent.parent) for parent in missing)]
         stream.fd = self.disk.open(stream.path, _FLAGS)
         stream.end = -1
-        stream.unsynced_names = [str(folder), *names] if is_new else []
         return stream.fd
 
     def _sync(self, stream: _Stream, length: int) -> None:
         try:
             self.disk.fsync(stream.fd)
+            # A file needs its name on disk too, and those of the folders that were made for it.
+            while stream.unsynced_names:
+                sync_folder(stream.unsynced_names[-1], self.disk)
+                stream.unsynced_names.pop()
         except OSError:
             # The kernel may have dropped the pages: these lines were never acknowledged, so take them back.
             flock(stream.fd, LOCK_EX)
             if lseek(stream.fd, 0, SEEK_END) == stream.end:
                 self.disk.truncate(stream.fd, stream.end - length)
             raise
-        # A new file needs its name on disk too, and those of the folders that were made for it.
-        while stream.unsynced_names:
-            sync_folder(stream.unsynced_names[-1], self.disk)
-            stream.unsynced_names.pop()
 
 
 def _close(stream: _Stream) -> None:
-    fd, stream.fd, stream.kept = stream.fd, -1, False
+    fd, stream.fd, stream.kept, stream.depth = stream.fd, -1, False, 0
     if fd >= 0:
         os.close(fd)
 
@@ -343,7 +353,7 @@ def _forget_after_fork() -> None:
     for manager in list(_managers):
         streams = list(manager._streams.values())
         manager._streams = {}
-        manager._lock = threading.Lock()
+        manager._lock = threading.RLock()
         manager._keeping = threading.Lock()
         manager._releaser = None
         for stream in streams:

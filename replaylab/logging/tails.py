@@ -7,9 +7,11 @@ fragment is moved to ``<file>.torn``, which is synced before the log is cut: no 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import orjson
 
+from replaylab.logging.atomic import sync_folder
 from replaylab.logging.disk import Disk
 
 __all__ = ["close_tail"]
@@ -33,6 +35,7 @@ def close_tail(fd: int, path: str, disk: Disk) -> int:
         _write_all(fd, b"\n", disk)
         return size + 1
     torn = disk.open(f"{path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    before = os.fstat(torn).st_size
     try:
         place = start
         while place < size:
@@ -43,6 +46,12 @@ def close_tail(fd: int, path: str, disk: Disk) -> int:
             place += len(piece)
         _write_all(torn, b"\n", disk)
         disk.fsync(torn)
+        sync_folder(os.path.dirname(path), disk)  # noqa: PTH120 - a text, as the path is
+    except BaseException:
+        # It is tried again with the next line: half a fragment for each attempt would fill the disk that is full.
+        with suppress(OSError):
+            disk.truncate(torn, before)
+        raise
     finally:
         os.close(torn)
     disk.truncate(fd, start)

@@ -77,7 +77,10 @@ class Lateness(Record, kw_only=True):
 
 
 class ReplayStatus(Record, kw_only=True):
-    """What a replay is doing. The fields from ``speed_factor`` on are replaylab's additions."""
+    """What a replay is doing. The fields from ``speed_factor`` on are replaylab's additions.
+
+    ``rejects``: lines of the session's events that could not be read, and are not played.
+    """
 
     session_id: str | None = None
     running: bool = False
@@ -90,6 +93,7 @@ class ReplayStatus(Record, kw_only=True):
     inject_mode: str | None = None
     run_id: str | None = None
     lateness: Lateness | None = None
+    rejects: int = 0
     error: str | None = None
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from replaylab.errors import ReplayError, SessionError
+from replaylab.errors import ReplayError, SessionError, UnsafeNameError
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayEvent, ReplayManifest, ReplayStatus
@@ -158,7 +158,7 @@ class ReplayEngine:
         if session_id is not None:
             try:
                 self.load_session(session_id)
-            except SessionError as error:
+            except (SessionError, UnsafeNameError) as error:
                 publish_failure(self.root, str(session_id), error)
                 raise
         if self._session is None:
@@ -194,9 +194,9 @@ class ReplayEngine:
             self._start(run)
         except OSError as error:
             lock.release()
-            raise ReplayError(
-                f"a replay records into {self.root}, which cannot be written: {error}"
-            ) from error
+            failure = ReplayError(f"a replay records into {self.root}, which cannot be written: {error}")
+            publish_failure(self.root, session.id, failure)
+            raise failure from error
         except BaseException:
             lock.release()
             raise

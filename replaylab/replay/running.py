@@ -75,6 +75,7 @@ class Running:
             inject_mode=self._inject_mode,
             run_id=self._run_id,
             lateness=player.lateness(exact=not running),
+            rejects=self._session.rejects.height,
             error=self._error_text(),
         )
 

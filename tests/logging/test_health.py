@@ -74,6 +74,9 @@ def test_logging_is_in_error_when_every_write_has_failed_for_a_minute(tmp_path, 
     monkeypatch.setattr(health.time, "monotonic", lambda: clock)
     assert not logger.log_trade(sample.trade()).done() or logger.health().status == "WARN"
     clock += 61
+    # Silence is no failure; a minute of failures is.
+    assert logger.health().status == "WARN"
+    logger.log_trade(sample.trade())
     monkeypatch.setattr("replaylab.logging.logger.time.monotonic", lambda: clock)
     assert logger.health().status == "ERROR"
 
