@@ -38,8 +38,9 @@ class RetentionConfig(Settings, kw_only=True, frozen=True):
     daily_at: str | None = None
 
     def __post_init__(self) -> None:
-        for field in self.__struct_fields__[:5]:
-            self._number(field, low=0, high=36_500 * 24, whole=True)
+        for field in self.__struct_fields__[:4]:
+            self._number(field, low=0, high=36_500, whole=True)
+        self._number("raw_market_data_hours", low=0, high=36_500 * 24, whole=True)
         self._flag("archive")
         self._number("max_total_bytes", low=0, optional=True, whole=True)
         self._number("min_free_bytes", low=0, optional=True, whole=True)

@@ -90,12 +90,12 @@ def _second_text(seconds: int) -> str:
 
 
 def date_key(ns: int) -> str:
-    """Return the UTC day as ``YYYY-MM-DD``.
+    """Return the UTC day as ``YYYY-MM-DD``; years have four digits, so that days compare as texts.
 
     >>> date_key(1763460000123000000)
     '2025-11-18'
     """
-    return (_EPOCH + timedelta(days=ns // NS_PER_DAY)).strftime("%Y-%m-%d")
+    return (_EPOCH + timedelta(days=ns // NS_PER_DAY)).date().isoformat()
 
 
 def decimal_to_ns(text: str, unit: str) -> int:

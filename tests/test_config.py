@@ -38,6 +38,8 @@ def test_nested_settings_may_be_plain_dicts_in_either_spelling():
         ({"retention": {"tradesLogDay": 1}}, "Did you mean 'trades_log_days'"),
         ({"retention": {"tradesLogDays": -1}}, "≥ 0"),
         ({"retention": {"tradesLogDays": 1.5}}, "a whole number"),
+        ({"retention": {"eventsDays": 36_501}}, "≤ 36500"),
+        ({"retention": {"rawMarketDataHours": 876_001}}, "≤ 876000"),
         ({"retention": {"dailyAt": "25:00"}}, "a UTC time of day"),
         ({"retention": {"dailyAt": "3:30"}}, "a UTC time of day"),
         ({"retention": {"archive": "yes"}}, "True or False"),

@@ -84,6 +84,10 @@ def test_date_key_is_the_utc_day(ns):
     assert parse_ns(date_key(ns)) <= ns < parse_ns(date_key(ns)) + NS_PER_DAY
 
 
+def test_days_compare_as_texts_also_before_the_year_1000():
+    assert date_key(-379_588 * NS_PER_DAY) == "0930-09-22"
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(-(10**18), 10**18), st.sampled_from([("s", 9), ("ms", 6), ("us", 3), ("ns", 0)]))
 def test_decimal_texts_keep_every_digit(ns, unit):

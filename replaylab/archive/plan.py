@@ -26,6 +26,7 @@ from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
 __all__ = ["Plan", "Step", "over_limit", "plan"]
 
 _HOUR = 3_600_000_000_000
+_FIRST_NS = parse_ns("1678-01-01")
 Kind = Literal["day", "events", "session", "market", "part"]
 
 
@@ -69,8 +70,8 @@ def plan(root: DataRoot, now_ns: int, config: RetentionConfig) -> Plan:
 
 
 def day_before(now_ns: int, days: int) -> str:
-    """Return the UTC day that lies ``days`` days before; files of earlier days are old."""
-    return date_key(now_ns - days * NS_PER_DAY)
+    """Return the UTC day that lies ``days`` days before, or the first that times can hold; earlier days are old."""
+    return date_key(max(now_ns - days * NS_PER_DAY, _FIRST_NS))
 
 
 def over_limit(root: DataRoot, config: RetentionConfig, now_ns: int, gone: set[Path]) -> Iterator[Step]:

@@ -93,6 +93,21 @@ def test_a_clock_set_back_deletes_nothing(tmp_path: Path) -> None:
     assert run_retention(tmp_path, now="1999-01-01T00:00:00Z").deleted_files == []
 
 
+@pytest.mark.parametrize("now", [NOW, "1700-01-01T00:00:00Z"])
+def test_the_longest_that_can_be_configured_keeps_everything(tmp_path: Path, now: str) -> None:
+    """A hundred years before ``now`` is a day like any other, also where no time is that early."""
+    day = now[:10]
+    write_lines(day_of(tmp_path, "trades_log", day), trade(day))
+    write_lines(tmp_path / "events/BTCUSDT.jsonl", event(day))
+    write_session(tmp_path, "s", day)
+    longest = RetentionConfig(
+        trades_log_days=36_500, events_days=36_500, replay_sessions_days=36_500, raw_market_data_hours=876_000
+    )
+    report = run_retention(tmp_path, now=now, config=longest)
+    assert (report.deleted_files, report.errors) == ([], [])
+    assert len(report.kept_files) == 3
+
+
 def test_files_that_only_look_like_day_files_are_never_touched(tmp_path: Path) -> None:
     names = [
         "day-2025-02-30.jsonl",
