@@ -290,13 +290,20 @@ def test_verify_and_recover(call: Call, root: DataRoot, tmp_path: Path) -> None:
     assert not (tmp_path / "gone.jsonl").exists()
 
 
-def test_retention(call: Call, root: DataRoot) -> None:
+def test_retention(call: Call, root: DataRoot, tmp_path: Path) -> None:
     old = root.trades_log("2020-01-01")
     old.parent.mkdir(parents=True, exist_ok=True)
     old.write_bytes(b"")
     plan = data(call("retention", "--dry-run", "--now", "2025-11-18T12:00:00Z", "--json"))
     assert "trades_log/day-2020-01-01.jsonl" in plan["deletedFiles"]
     assert old.exists()
+    settings = tmp_path / "replaylab.toml"
+    settings.write_text("[retention]\ntradesLogDays = 36500\n", encoding="utf-8")
+    assert call("retention", "--now", "2025-11-18T12:00:00Z", "--config", settings).exit_code == 0
+    assert old.exists(), "the settings of the file hold"
+    settings.write_text("[retention]\ntradesLogDay = 1\n", encoding="utf-8")
+    refused = call("retention", "--config", settings)
+    assert (refused.exit_code, "replaylab.toml" in refused.stderr) == (1, True)
     shown = call("retention", "--now", "2025-11-18T12:00:00Z")
     assert shown.exit_code == 0
     assert not old.exists()

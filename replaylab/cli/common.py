@@ -109,16 +109,17 @@ SessionId = Annotated[
 ]
 
 
-def open_lab(data: Path | None) -> Lab:
-    """Return the Lab of a data root; imported here so that --help stays fast."""
+def open_lab(data: Path | None, config: Path | None = None) -> Lab:
+    """Return the Lab of a data root with the settings of a file; imported here so that --help stays fast."""
+    from replaylab.config import Config
     from replaylab.lab import Lab
 
-    return Lab(data or "data")
+    return Lab(data or "data", config=None if config is None else Config.load(config))
 
 
-def open_existing(data: Path | None) -> Lab:
+def open_existing(data: Path | None, config: Path | None = None) -> Lab:
     """Return the Lab of a data root that must be there: about a misspelt one there is nothing to say."""
-    lab = open_lab(data)
+    lab = open_lab(data, config)
     if not lab.root.path.is_dir():
         what = "is no folder" if lab.root.path.exists() else "does not exist"
         raise ReplaylabError(f"{lab.root}: this data root {what}; give another with --data or REPLAYLAB_DATA")

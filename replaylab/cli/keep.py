@@ -17,20 +17,24 @@ def retention(
     now: Annotated[
         str | None, typer.Option(help="Act as though it were this moment, ISO.", show_default=False)
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration, TOML or JSON, with the retention settings.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     json: Json = False,
 ) -> None:
-    """Delete what is older than the retention settings; summaries are written first.
+    """Delete what is older than the retention settings of --config; summaries are written first.
 
-    Exit code 1 where a file could not be handled.
+    Without --config the defaults hold, and nothing is archived. Exit code 1 where a file could not be handled.
 
     [bold]Examples[/bold]
 
     replaylab retention --dry-run
 
-    0 3 * * *  replaylab retention --data /srv/bot/data --json   (a line for cron)
+    30 3 * * *  replaylab retention --data /srv/bot/data --config /srv/bot/replaylab.toml --json   (a line for cron)
     """
-    report = open_existing(data).run_retention(now=now, dry_run=dry_run)
+    report = open_existing(data, config).run_retention(now=now, dry_run=dry_run)
     if json:
         print_json(report)
     else:
