@@ -186,7 +186,6 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
                     f"{name}: changed while it was summarised; it is kept until the next clean-up"
                 )
             step.path.unlink()
-    sync_folder(str(step.path.parent))
     settle_parts(parts)
     settle_accounts(root, step.log, step.day)
 

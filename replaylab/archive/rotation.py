@@ -35,7 +35,6 @@ from replaylab.frames.lines import Block, blocks
 from replaylab.frames.loaded import Loaded
 from replaylab.frames.logs import EVENTS
 from replaylab.logging import rotate_lock
-from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key
 
@@ -225,7 +224,6 @@ def _replace(path: Path, fd: int, content: Fingerprint, kept: BinaryIO, draft: P
         else:
             path.unlink()
             done.removed = True
-    sync_folder(str(path.parent))
 
 
 def _pieces(file: BinaryIO, size: int, name: str) -> Iterator[_Piece]:

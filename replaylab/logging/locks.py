@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
 from time import monotonic, sleep
+
+from replaylab.logging.atomic import sync_folder
 
 __all__ = ["is_current", "rotate_lock"]
 
@@ -23,7 +26,7 @@ def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator
 
     Inside, replace ``path`` (``write_atomic``) or unlink it, or leave it; writers then go on in the new file and
     lose no line. Do not log to the same file inside: it would wait for itself. What was replaced is emptied on exit
-    so that writers notice: copy what is to be kept. Raises FileNotFoundError, and TimeoutError when a writer holds
+    so that writers notice, once the folder is synced: copy what is to be kept. Raises FileNotFoundError, and TimeoutError when a writer holds
     the file for more than ``timeout`` seconds.
     """
     deadline = monotonic() + timeout
@@ -46,7 +49,12 @@ def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator
                 yield fd
             finally:
                 if os.fstat(fd).st_nlink == 0:
-                    os.ftruncate(fd, 0)
+                    try:
+                        # A disk may keep the cut and forget the new name: after a power failure the old name would
+                        # lead to an empty file.
+                        sync_folder(str(Path(path).parent))
+                    finally:
+                        os.ftruncate(fd, 0)
             return
         finally:
             os.close(fd)

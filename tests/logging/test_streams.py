@@ -125,6 +125,23 @@ def test_a_rotation_under_the_lock_loses_no_line_of_a_running_writer(tmp_path):
     assert [line.decode().strip() for line in [*moved, *rest]] == ["first", *written]
 
 
+@pytest.mark.parametrize("replace", [True, False])
+def test_what_was_replaced_keeps_its_bytes_until_the_folder_is_synced(tmp_path, monkeypatch, replace):
+    """After a power failure the old name must not lead to a file that was emptied already."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("1\n2\n")
+    seen = []
+    with rotate_lock(path) as fd:
+        if replace:
+            write_atomic(path, b"2\n", sync=False)
+        else:
+            path.unlink()
+        monkeypatch.setattr(
+            "replaylab.logging.locks.sync_folder", lambda folder: seen.append((folder, os.fstat(fd).st_size))
+        )
+    assert seen == [(str(tmp_path), 4)]
+
+
 def test_rotate_lock_gives_up_on_a_file_that_stays_held(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("1\n")
