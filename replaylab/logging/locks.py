@@ -26,8 +26,8 @@ def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator
 
     Inside, replace ``path`` (``write_atomic``) or unlink it, or leave it; writers then go on in the new file and
     lose no line. Do not log to the same file inside: it would wait for itself. What was replaced is emptied on exit
-    so that writers notice, once the folder is synced: copy what is to be kept. Raises FileNotFoundError, and TimeoutError when a writer holds
-    the file for more than ``timeout`` seconds.
+    so that writers notice, once the folder is synced: copy what is to be kept. Raises FileNotFoundError, and
+    TimeoutError when a writer holds the file for more than ``timeout`` seconds.
     """
     deadline = monotonic() + timeout
     while True:
