@@ -11,7 +11,6 @@ from typing import Self
 
 from replaylab.archive.retention import run_retention
 from replaylab.config import RetentionConfig
-from replaylab.errors import ReplaylabError
 from replaylab.paths import DataRoot
 from replaylab.records import RetentionReport
 from replaylab.timestamps import NS_PER_DAY, iso, now_ns
@@ -81,15 +80,17 @@ class RetentionScheduler:
             now = self._clock()
             if is_due(str(self.config.daily_at), last, now):
                 self._clean_up(now)
-            # A clock that was set back must not make the same time of day pass twice.
-            last = max(last, now)
+            # A clock that is set back a little must not make the same time of day pass twice; one that is set back
+            # by more than a day had been wrong, and its future days must not silence those that come.
+            last = now if last - now > NS_PER_DAY else max(last, now)
 
     def _clean_up(self, now: int) -> None:
         try:
             self.last_report = run_retention(self.root, now=iso(now), config=self.config)
             self.last_error = None
-        except (OSError, ReplaylabError) as error:
-            self.last_error = str(error)
+        # Whatever it is: a thread that ends here would end all clean-ups, and nobody would hear of it.
+        except Exception as error:
+            self.last_error = str(error) or repr(error)
             _log.exception("the daily clean-up of %s failed", self.root)
 
 

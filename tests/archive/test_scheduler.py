@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -77,24 +76,49 @@ def test_the_daily_job_runs_and_goes_on_after_an_error(
     assert job.last_error is None
 
 
-def test_an_error_is_kept_and_the_thread_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OverflowError("Input/output error")])
+def test_an_error_of_any_kind_is_kept_and_the_next_day_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    runs = []
+
     def fail(*args: object, **options: object) -> None:
-        raise OSError(5, "Input/output error")
+        runs.append(options["now"])
+        raise error
 
     monkeypatch.setattr("replaylab.archive.scheduler.run_retention", fail)
-    now = [parse_ns("2025-11-18T00:00:00Z")]
+    job = run_through(tmp_path, ["2025-11-18T00:00:00Z", "2025-11-19T00:00:00Z", "2025-11-20T00:00:00Z"])
+    assert runs == ["2025-11-19T00:00:00.000Z", "2025-11-20T00:00:00.000Z"]
+    assert "Input/output error" in str(job.last_error)
+
+
+def test_a_clock_that_was_far_ahead_once_does_not_silence_the_days_that_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    monkeypatch.setattr(
+        "replaylab.archive.scheduler.run_retention", lambda *args, **options: runs.append(options["now"])
+    )
+    days = ["2025-11-18", "2026-11-18", "2025-11-18", "2025-11-19", "2025-11-20"]
+    run_through(tmp_path, [f"{day}T04:00:00Z" for day in days])
+    assert [run[:10] for run in runs] == ["2026-11-18", "2025-11-19", "2025-11-20"]
+
+
+def run_through(root: Path, moments: list[str]) -> RetentionScheduler:
+    """Run the job at 03:30 under a clock that shows these moments, one at each look."""
+    done = threading.Event()
+    left = iter(moments)
+    last = moments[-1]
 
     def clock() -> int:
-        now[0] += NS_PER_DAY
-        return now[0]
+        text = next(left, None)
+        if text is None:
+            done.set()
+        return parse_ns(text or last)
 
-    with RetentionScheduler(
-        tmp_path, RetentionConfig(daily_at="00:00"), clock=clock, look_seconds=0.001
-    ) as job:
-        limit = time.monotonic() + 10
-        while job.last_error is None and time.monotonic() < limit:
-            time.sleep(0.001)
-        assert "Input/output error" in str(job.last_error)
+    with RetentionScheduler(root, RetentionConfig(daily_at="03:30"), clock=clock, look_seconds=0.001) as job:
+        assert done.wait(10)
+    return job
 
 
 def test_it_is_off_until_a_time_is_configured(tmp_path: Path) -> None:
