@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +32,18 @@ from replaylab.frames.sources import open_log
 from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 
-__all__ = ["PartWriter", "Written", "archived", "drop_superseded", "settle_finished", "settle_parts"]
+__all__ = [
+    "PartWriter",
+    "Written",
+    "archived",
+    "drop_superseded",
+    "remove_part",
+    "settle_finished",
+    "settle_parts",
+    "take_after",
+]
 
+_log = logging.getLogger("replaylab.archive")
 _LEVEL = 9
 _GROUP_ROWS = 100_000
 
@@ -42,11 +55,6 @@ class Written:
     path: Path
     bytes: int
     source_bytes: int
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the part is than its lines were."""
-        return self.source_bytes / self.bytes if self.bytes else 0.0
 
 
 class PartWriter:
@@ -68,7 +76,7 @@ class PartWriter:
         self._waiting: list[pl.DataFrame] = []
         self._rows = 0
         self._hashes: list[int] = []
-        self._lines = self._blank = 0
+        self._lines = self._blank = self._source_bytes = 0
         self._rejects: list[Reject] = []
         self._first: int | None = None
         self._last: int | None = None
@@ -81,8 +89,9 @@ class PartWriter:
             use_dictionary=texts,
         )
 
-    def add(self, loaded: Loaded) -> None:
-        """Add rows and the account of the lines beside them; ``loaded.lines`` counts all of them."""
+    def add(self, loaded: Loaded, size: int) -> None:
+        """Add rows and the account of the lines beside them: all are ``size`` bytes of text."""
+        self._source_bytes += size
         frame = loaded.frame.select(self._schema.names())
         if frame.height:
             self._waiting.append(frame)
@@ -104,12 +113,12 @@ class PartWriter:
             self._rows += frame.height
             self._hashes.append(_hash(frame))
 
-    def finish(self, source: Fingerprint, sha256: str, source_bytes: int) -> Written:
-        """Put the part into its place; ``source_bytes`` is what its lines took as text. Raises OSError, ValueError."""
+    def finish(self, source: Fingerprint, sha256: str) -> Written:
+        """Put the part into its place, readable to whom its log is. Raises OSError, ValueError."""
         self._write_group()
         info = PartInfo(
             source=self._root.relative(self._live),
-            source_bytes=source_bytes,
+            source_bytes=self._source_bytes,
             source_sha256=sha256,
             fingerprint=source,
             lines=self._lines,
@@ -126,6 +135,7 @@ class PartWriter:
         self._writer.add_key_value_metadata({METADATA_KEY: msgspec.json.encode(info)})
         self._writer.close()
         with self._temporary.open("rb+") as file:
+            take_after(file.fileno(), self._live.stat())
             os.fsync(file.fileno())
         self._check(info)
         path = self._place()
@@ -133,7 +143,7 @@ class PartWriter:
         sync_folder(str(self._folder))
         self._temporary.replace(path)
         sync_folder(str(self._folder))
-        return Written(path, path.stat().st_size, source_bytes)
+        return Written(path, path.stat().st_size, self._source_bytes)
 
     def discard(self) -> None:
         """Remove what was written, unless it was finished."""
@@ -162,13 +172,28 @@ class PartWriter:
             number += 1
 
 
-def drop_superseded(root: DataRoot, live: Path, fd: int, *, keep: Iterable[Path] = ()) -> None:
+def take_after(fd: int, model: os.stat_result) -> None:
+    """Give an open file the owner, the group and the mode of another one, so that its users can use this one too."""
+    with suppress(PermissionError):
+        os.fchown(fd, model.st_uid, model.st_gid)
+    os.fchmod(fd, stat.S_IMODE(model.st_mode))
+
+
+def drop_superseded(root: DataRoot, live: Path, fd: int) -> None:
     """Remove parts of lines that the open live file still holds: an earlier clean-up died before it removed those."""
-    kept = set(keep)
     for path in parts_of(root, live):
-        if path not in kept and is_superseded(path, part_info(path), fd):
-            path.unlink()
-            pending_mark(path).unlink(missing_ok=True)
+        try:
+            # Only a part with a mark can be in question: one that is damaged without it is none of our business.
+            if pending_mark(path).exists() and is_superseded(path, part_info(path), fd):
+                remove_part(path)
+        except LogReadError as error:
+            _log.warning("%s", error)
+
+
+def remove_part(path: Path) -> None:
+    """Remove a part and what is said of it."""
+    path.unlink()
+    pending_mark(path).unlink(missing_ok=True)
 
 
 def settle_parts(paths: Iterable[Path]) -> None:
@@ -178,19 +203,21 @@ def settle_parts(paths: Iterable[Path]) -> None:
         sync_folder(str(path.parent))
 
 
-def settle_finished(root: DataRoot) -> None:
-    """Settle parts whose lines a clean-up removed before it died."""
+def settle_finished(root: DataRoot) -> list[tuple[Path, str]]:
+    """Settle parts whose lines a clean-up removed before it died; return those that cannot be judged, and why."""
+    problems = []
     for mark in root.archive_dir.glob("**/*.parquet.pending"):
         part = mark.with_suffix("")
-        if not part.exists() or not _may_be_in_its_log(root, part):
-            settle_parts([part])
+        try:
+            if not part.exists() or not _is_in_its_log(root, part):
+                settle_parts([part])
+        except OSError as error:
+            problems.append((part, str(error)))
+    return problems
 
 
-def _may_be_in_its_log(root: DataRoot, part: Path) -> bool:
-    try:
-        info = part_info(part)
-    except LogReadError:
-        return True
+def _is_in_its_log(root: DataRoot, part: Path) -> bool:
+    info = part_info(part)
     file = open_log(root.path / info.source)
     if file is None:
         return False
@@ -207,14 +234,20 @@ def archived(root: DataRoot | str | os.PathLike[str]) -> pl.DataFrame:
     """Return every part of the archive: path, source, rows, source_bytes, bytes, and how many times smaller it is.
 
     >>> archived("data").select("path", "ratio")                              # doctest: +SKIP
+
+    Of a part that cannot be read only path and bytes are known.
     """
     place = DataRoot(root)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for path in sorted(place.archive_dir.glob("**/day-*.parquet")):
-        info, size = part_info(path), path.stat().st_size
-        rows.append(
-            (place.relative(path), info.source, info.rows, info.source_bytes, size, info.source_bytes / size)
-        )
+        size = path.stat().st_size
+        try:
+            info = part_info(path)
+        except LogReadError:
+            rows.append((place.relative(path), None, None, None, size, None))
+            continue
+        said = (info.source, info.rows, info.source_bytes)
+        rows.append((place.relative(path), *said, size, info.source_bytes / size))
     columns = ("path", pl.String()), ("source", pl.String()), ("rows", pl.Int64())
     sizes = ("source_bytes", pl.Int64()), ("bytes", pl.Int64()), ("ratio", pl.Float64())
     return pl.DataFrame(rows, schema=pl.Schema([*columns, *sizes]), orient="row")

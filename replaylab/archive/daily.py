@@ -9,10 +9,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import orjson
 import polars as pl
 
 from replaylab import frames
+from replaylab.archive.pieces import LineTimes
 from replaylab.archive.summary import Account, SymbolSummary, merge, read_summary, summarise
 from replaylab.frames.files import ReplacedError
 from replaylab.frames.fingerprint import begins_with
@@ -141,16 +143,18 @@ def _live(root: DataRoot) -> Iterator[tuple[str, str, dict[str, SymbolSummary], 
 
 def _events_of(root: DataRoot, symbol: str) -> list[tuple[str, str, dict[str, SymbolSummary], int]]:
     found: list[tuple[str, str, dict[str, SymbolSummary], int]] = []
+    times: LineTimes | None = None
     for path, loaded in frames.scan_event_files(root, symbol):
         if _is_archived(root, path):
             continue
         days = loaded.frame.with_columns((pl.col("timestamp").to_physical() // NS_PER_DAY).alias("_day"))
         for (number,), part in days.group_by("_day", maintain_order=True):
             found.append(("events", date_key(int(str(number)) * NS_PER_DAY), summarise([part]), 0))
-        if loaded.rejects.height:
-            last = days["timestamp"].to_physical().max()
-            stamp = int(str(last)) if last is not None else _mtime_ns(path)
-            found.append(("events", date_key(stamp), {}, loaded.rejects.height))
+        # A line that cannot be read is of the day with which it would leave the log.
+        times = times or LineTimes(_mtime_ns(path))
+        refused = times.of(loaded.frame, loaded.rejects["line"].to_numpy()) // NS_PER_DAY
+        for number, count in zip(*np.unique(refused, return_counts=True), strict=True):
+            found.append(("events", date_key(int(number) * NS_PER_DAY), {}, int(count)))
     return found
 
 

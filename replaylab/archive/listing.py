@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +20,15 @@ from replaylab.timestamps import parse_ns
 __all__ = [
     "DAY_LOGS",
     "DayFile",
+    "Problem",
     "SessionFolder",
     "archived_parts",
     "day_files",
-    "files_in",
+    "file_state",
+    "refuse_links",
     "refuse_unsafe",
     "running_session",
+    "session_folder",
     "sessions",
     "symbol_files",
     "tree_bytes",
@@ -32,6 +37,9 @@ __all__ = [
 DAY_LOGS = ("trades_log", "orders")
 _DAY_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
 _PACKAGE = Path(__file__).parents[1]
+_LINK = "a symbolic link; it is not followed and left alone"
+# A file that stays, and why.
+Problem = tuple[Path, str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,6 @@ class DayFile:
     path: Path
     log: str
     day: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,62 +74,87 @@ def refuse_unsafe(root: DataRoot) -> None:
     parts = place.parts
     if len(parts) >= 5 and parts[-2] == "runs" and parts[-5:-3] == ("replay", "sessions"):
         raise RetentionError(f"{place} is a run of a replay; it goes when its session is deleted")
+    # The report and the lock are written there.
+    refuse_links(root, root.system_dir)
 
 
-def files_in(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]:
-    """Return the regular files of a folder that end in ``suffix``, and the symbolic links that are left alone.
+def refuse_links(root: DataRoot, *folders: Path) -> None:
+    """Raise RetentionError where a folder, or one on the way to it from the root, is a symbolic link."""
+    for folder in folders:
+        for place in (folder, *folder.parents):
+            if place == root.path:
+                break
+            if place.is_symlink():
+                raise RetentionError(f"{root.relative(place)} is {_LINK}; make it a folder of the data root")
+
+
+def files_in(folder: Path, suffix: str) -> tuple[list[Path], list[Problem]]:
+    """Return the regular files of a folder that end in ``suffix``, and what is left alone: links, what is unreadable.
 
     A folder that is itself a link is left alone too: what it points to may lie outside the root.
     """
     if folder.is_symlink():
-        return [], [folder]
-    if not folder.is_dir():
+        return [], [(folder, _LINK)]
+    files: list[Path] = []
+    problems: list[Problem] = []
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are enough, and there may be many
+    except (FileNotFoundError, NotADirectoryError):
         return [], []
-    files, links = [], []
-    for path in sorted(folder.iterdir()):
-        if not path.name.endswith(suffix) or path.name.startswith("."):
+    except OSError as error:
+        return [], [(folder, str(error))]
+    for name in names:
+        if not name.endswith(suffix) or name.startswith("."):
             continue
-        mode = path.lstat().st_mode
+        path = folder / name
+        try:
+            mode = path.lstat().st_mode
+        except OSError as error:
+            problems.append((path, str(error)))
+            continue
         if stat.S_ISLNK(mode):
-            links.append(path)
+            problems.append((path, _LINK))
         elif stat.S_ISREG(mode):
             files.append(path)
-    return files, links
+    return files, problems
 
 
-def day_files(root: DataRoot, log: str) -> tuple[list[DayFile], list[Path]]:
-    """Return the day files of a log, oldest first, and links that are left alone. Other names are not ours."""
-    paths, links = files_in(root.path / log, ".jsonl")
+def day_files(root: DataRoot, log: str) -> tuple[list[DayFile], list[Problem]]:
+    """Return the day files of a log, oldest first, and what is left alone. Other names are not ours."""
+    paths, problems = files_in(root.path / log, ".jsonl")
     found = []
     for path in paths:
         match = _DAY_NAME.fullmatch(path.name)
         if match and is_day(match[1]):
-            found.append(DayFile(path, log, match[1], path.stat().st_size))
-    return sorted(found, key=lambda file: file.day), links
+            found.append(DayFile(path, log, match[1]))
+    return sorted(found, key=lambda file: file.day), problems
 
 
-def symbol_files(folder: Path, suffix: str) -> tuple[list[Path], list[Path]]:
-    """Return the files of symbols in a folder, and links that are left alone."""
-    paths, links = files_in(folder, suffix)
-    return [path for path in paths if is_safe_name(path.name.removesuffix(suffix))], links
+def symbol_files(folder: Path, suffix: str) -> tuple[list[Path], list[Problem]]:
+    """Return the files of symbols in a folder, and what is left alone."""
+    paths, problems = files_in(folder, suffix)
+    return [path for path in paths if is_safe_name(path.name.removesuffix(suffix))], problems
 
 
-def sessions(root: DataRoot) -> tuple[list[SessionFolder], list[Path]]:
-    """Return the session folders that have a manifest, and links that are left alone."""
+def sessions(root: DataRoot) -> tuple[list[SessionFolder], list[Problem]]:
+    """Return the session folders that have a manifest, and what is left alone."""
     folder = root.sessions_dir
     if folder.is_symlink() or folder.parent.is_symlink():
-        return [], [folder]
-    if not folder.is_dir():
-        return [], []
-    found, links = [], []
-    for path in sorted(folder.iterdir()):
+        return [], [(folder, _LINK)]
+    found: list[SessionFolder] = []
+    problems: list[Problem] = []
+    try:
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        return [], [(folder, str(error))]
+    for path in paths:
         if path.name.startswith(".") or not is_safe_name(path.name):
             continue
         if path.is_symlink():
-            links.append(path)
-        elif path.is_dir() and (path / "manifest.json").is_file():
-            found.append(_session(path))
-    return found, links
+            problems.append((path, _LINK))
+        elif path.is_dir() and (session := session_folder(path)) is not None:
+            found.append(session)
+    return found, problems
 
 
 def archived_parts(root: DataRoot) -> list[tuple[str, Path]]:
@@ -142,12 +174,21 @@ def archived_parts(root: DataRoot) -> list[tuple[str, Path]]:
 
 
 def tree_bytes(path: Path) -> int:
-    """Return the bytes of the regular files under a folder; links are not followed."""
-    if path.is_symlink() or not path.exists():
-        return 0
-    if path.is_file():
-        return path.stat().st_size
-    return sum(tree_bytes(child) for child in path.iterdir())
+    """Return the bytes of the regular files under a folder; links are not followed, and pipes hold nothing."""
+    # Writers come and go: what was listed a moment ago may be gone. What cannot be looked at cannot be removed either.
+    with suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size
+        if stat.S_ISDIR(found.st_mode):
+            return sum(tree_bytes(child) for child in path.iterdir())
+    return 0
+
+
+def file_state(path: Path) -> tuple[int, int, int]:
+    """Return what tells one content of a file from the next: it differs after every write."""
+    found = path.lstat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def running_session(root: DataRoot) -> str | None:
@@ -162,19 +203,25 @@ def running_session(root: DataRoot) -> str | None:
     return None
 
 
-def _session(path: Path) -> SessionFolder:
+def session_folder(path: Path) -> SessionFolder | None:
+    """Return what is known of a session folder, or None for one without a manifest."""
     pinned, created, problem = False, None, None
     try:
         manifest = decode_record(ReplayManifest, (path / "manifest.json").read_bytes())
         created = parse_ns(manifest.created_at)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
     except (OSError, RecordError) as error:
         problem = f"its manifest cannot be read: {error}"
+    # Where it cannot be known whether it is pinned, it is kept.
     try:
         meta = orjson.loads((path / "meta.json").read_bytes())
-        pinned = isinstance(meta, dict) and bool(meta.get("pin"))
+        if isinstance(meta, dict):
+            pinned = bool(meta.get("pin"))
+        else:
+            problem = f"its meta.json cannot be read: expected an object, found {type(meta).__name__}"
     except FileNotFoundError:
         pinned = False
     except (OSError, orjson.JSONDecodeError) as error:
-        # Whether it is pinned cannot be known, so it is kept.
         problem = f"its meta.json cannot be read: {error}"
     return SessionFolder(path, path.name, created, pinned, problem)

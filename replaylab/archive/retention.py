@@ -9,31 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
-from replaylab.archive.compaction import PartWriter, drop_superseded, settle_finished, settle_parts
-from replaylab.archive.listing import refuse_unsafe, running_session
-from replaylab.archive.plan import Plan, Step, excess, over_limit, plan
-from replaylab.archive.rotation import rotate_events
-from replaylab.archive.summary import account_of, add_account, settle_accounts, sha256_of, summarise
+from replaylab.archive.compaction import settle_finished
+from replaylab.archive.listing import Problem, refuse_links, refuse_unsafe
+from replaylab.archive.plan import Kind, Plan, Step, excess, over_limit, plan
+from replaylab.archive.removal import take
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
-from replaylab.frames.files import chunks_of
-from replaylab.frames.fingerprint import begins_with, fingerprint
-from replaylab.frames.loaded import Loaded
-from replaylab.frames.logs import ORDERS, TRADES
-from replaylab.frames.schema import LogSchema
-from replaylab.frames.sources import CHUNK_BYTES
-from replaylab.logging import rotate_lock, write_atomic
-from replaylab.logging.atomic import sync_folder
+from replaylab.logging import write_atomic
 from replaylab.paths import DataRoot
 from replaylab.records import FileError, RetentionReport, decode_record
 from replaylab.timestamps import iso, now_ns, to_ns
@@ -41,7 +31,6 @@ from replaylab.timestamps import iso, now_ns, to_ns
 __all__ = ["last_report", "report_path", "run_retention"]
 
 _log = logging.getLogger("replaylab.archive")
-_SCHEMAS = {"trades_log": TRADES, "orders": ORDERS}
 
 
 def run_retention(
@@ -72,10 +61,17 @@ def run_retention(
         _pretend(place, moment, settings, made, report)
         return report
     with _only_one(place):
-        _sweep_leftovers(place)
-        made = plan(place, moment, settings)
-        _apply(place, moment, settings, made, report)
-        write_atomic(report_path(place), orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2) + b"\n")
+        run = _Run(place, moment, settings)
+        try:
+            run.all()
+        except Exception as error:
+            run.errors.append((place.path, f"the clean-up stopped: {error or repr(error)}"))
+            raise
+        finally:
+            # What went until then is told, whatever happened.
+            run.tell(report)
+            text = orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2)
+            write_atomic(report_path(place), text + b"\n")
     return report
 
 
@@ -95,111 +91,69 @@ def last_report(root: DataRoot) -> RetentionReport | None:
 def _pretend(root: DataRoot, now: int, config: RetentionConfig, made: Plan, report: RetentionReport) -> None:
     gone = {step.path for step in made.steps if step.whole}
     kept = {*made.kept, *(step.path for step in made.steps if not step.whole)}
-    for step in over_limit(root, config, now, gone):
-        gone.add(step.path)
+    for kinds in _turns(config):
+        for step in over_limit(root, config, now, gone, kinds):
+            gone.add(step.path)
     report.deleted_files = sorted(root.relative(path) for path in gone)
     report.kept_files = sorted(root.relative(path) for path in kept - gone)
     report.errors = [FileError(file=root.relative(path), error=why) for path, why in made.problems]
 
 
-def _apply(root: DataRoot, now: int, config: RetentionConfig, made: Plan, report: RetentionReport) -> None:
-    deleted: set[Path] = set()
-    kept = set(made.kept)
-    errors = list(made.problems)
+def _turns(config: RetentionConfig) -> tuple[tuple[Kind, ...], ...]:
+    """Return what goes first to hold a limit: nothing that is the last copy, while compaction may suffice."""
+    return (("day",), ("part",)) if config.archive else (("day", "part"),)
 
-    def take(step: Step, *, archive: bool) -> None:
+
+class _Run:
+    """One clean-up, and what it has done so far."""
+
+    def __init__(self, root: DataRoot, now: int, config: RetentionConfig) -> None:
+        self._root, self._now, self._config = root, now, config
+        self._deleted: set[Path] = set()
+        self._kept: set[Path] = set()
+        self.errors: list[Problem] = []
+
+    def all(self) -> None:
+        self.errors += _sweep_leftovers(self._root)
+        made = plan(self._root, self._now, self._config)
+        self._kept |= {*made.kept, *(step.path for step in made.steps)}
+        self.errors += made.problems
+        for step in made.steps:
+            self._take(step)
+        self._hold_limits()
+        if any(step.kind == "session" for step in made.steps):
+            _rewrite_index(self._root)
+
+    def _take(self, step: Step) -> None:
         try:
-            gone = _do(root, step, archive=archive)
+            gone = take(self._root, step, archive=self._config.archive)
         except (OSError, ValueError, ReplaylabError) as error:
             _log.warning("clean-up of %s failed: %s", step.path, error)
-            errors.append((step.path, str(error)))
-            (kept if step.path.exists() else deleted).add(step.path)
-            return
-        (deleted if gone else kept).add(step.path)
+            self.errors.append((step.path, str(error)))
+            gone = not step.path.exists()
         if gone:
-            kept.discard(step.path)
+            self._deleted.add(step.path)
+            self._kept.discard(step.path)
+        else:
+            self._kept.add(step.path)
 
-    for step in made.steps:
-        take(step, archive=config.archive)
-    failed = {path for path, _ in errors}
-    for step in over_limit(root, config, now, set()):
-        if step.path not in failed:
-            take(step, archive=config.archive and step.kind != "part")
-    if config.archive:
-        # Compaction made room, and left parts that are now the oldest that can go.
-        for step in over_limit(root, config, now, set()):
-            if step.kind == "part":
-                take(step, archive=False)
-    missing = excess(root, config, set())
-    if missing > 0:
-        errors.append((root.path, f"a limit is exceeded by {missing} bytes, and no file is left that may go"))
-    if any(step.kind == "session" for step in made.steps):
-        _rewrite_index(root)
-    report.deleted_files = sorted(root.relative(path) for path in deleted)
-    report.kept_files = sorted(root.relative(path) for path in kept)
-    report.errors = [FileError(file=root.relative(path), error=why) for path, why in errors]
+    def _hold_limits(self) -> None:
+        failed = {path for path, _ in self.errors}
+        for kinds in _turns(self._config):
+            for step in over_limit(self._root, self._config, self._now, set(), kinds):
+                # A file that could not be taken by its age cannot be taken now.
+                if step.path not in failed:
+                    self._take(step)
+        missing = excess(self._root, self._config, set())
+        if missing > 0:
+            why = f"a limit is exceeded by {missing} bytes, and no file is left that may go"
+            self.errors.append((self._root.path, why))
 
-
-def _do(root: DataRoot, step: Step, *, archive: bool) -> bool:
-    """Take one step; return whether the file is gone."""
-    if step.kind == "events":
-        return rotate_events(root, step.path.stem, step.cutoff_ns, archive=archive).removed
-    if step.kind == "day":
-        _retire_day(root, step, archive=archive)
-    elif step.kind == "session":
-        _remove_session(root, step.path)
-    else:
-        step.path.unlink()
-        sync_folder(str(step.path.parent))
-    return True
-
-
-def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
-    schema = _SCHEMAS[step.log]
-    name = root.relative(step.path)
-    with step.path.open("rb") as file:
-        fd = file.fileno()
-        size = os.fstat(fd).st_size
-        content, sha256 = fingerprint(fd, size), sha256_of(fd, size)
-        account = account_of(name, content, sha256, _loads(file, schema, name, size))
-        add_account(root, step.log, step.day, account, fd)
-        # Read once more: what the summary says must be what the file holds, not what memory held.
-        again = summarise(loaded.frame for loaded in _loads(file, schema, name, size))
-        if again != account.symbols or sha256_of(fd, size) != sha256:
-            raise ValueError(f"{name}: the summary is not that of the file; it is kept")
-        parts = []
-        if archive:
-            writer = PartWriter(root, step.path, step.day, schema.frame)
-            try:
-                for loaded in _loads(file, schema, name, size):
-                    writer.add(loaded)
-                written = writer.finish(content, sha256, size)
-            finally:
-                writer.discard()
-            parts.append(written.path)
-            drop_superseded(root, step.path, fd, keep=parts)
-            _log.info("%s: archived, %.1f times smaller", name, written.ratio)
-        with rotate_lock(step.path) as current:
-            grown = os.fstat(current).st_size != size or not begins_with(current, content)
-            if grown:
-                raise RetentionError(
-                    f"{name}: changed while it was summarised; it is kept until the next clean-up"
-                )
-            step.path.unlink()
-    settle_parts(parts)
-    settle_accounts(root, step.log, step.day)
-
-
-def _loads(file: BinaryIO, schema: LogSchema, name: str, size: int) -> Iterator[Loaded]:
-    return chunks_of(file, schema, name, (None, None), CHUNK_BYTES, end=size)
-
-
-def _remove_session(root: DataRoot, path: Path) -> None:
-    if running_session(root) == path.name:
-        raise RetentionError("this session is being replayed; it is kept until the next clean-up")
-    doomed = path.with_name(f".deleted-{uuid.uuid4().hex[:8]}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    def tell(self, report: RetentionReport) -> None:
+        name = self._root.relative
+        report.deleted_files = sorted(name(path) for path in self._deleted)
+        report.kept_files = sorted(name(path) for path in self._kept)
+        report.errors = [FileError(file=name(path), error=why) for path, why in self.errors]
 
 
 def _rewrite_index(root: DataRoot) -> None:
@@ -220,22 +174,33 @@ def _rewrite_index(root: DataRoot) -> None:
     write_atomic(path, text + b"\n")
 
 
-def _sweep_leftovers(root: DataRoot) -> None:
-    """Remove what a clean-up that died left half done. Nobody else makes files of these names."""
+def _sweep_leftovers(root: DataRoot) -> list[Problem]:
+    """Remove what a clean-up that died left half done; return what cannot be judged.
+
+    Nobody else makes files of these names.
+    """
+    problems: list[Problem] = []
     for folder, pattern in (
         (root.events_dir, ".*.jsonl.*.tmp"),
         (root.archive_dir, "**/.part-*.tmp"),
         (root.summary_dir, "**/.day-*.json.*.tmp"),
+        (root.sessions_dir, ".deleted-*"),
     ):
-        if folder.is_dir() and not folder.is_symlink():
+        try:
+            refuse_links(root, folder)
             for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
-    if root.archive_dir.is_dir() and not root.archive_dir.is_symlink():
-        settle_finished(root)
-    if root.sessions_dir.is_dir() and not root.sessions_dir.is_symlink():
-        for path in root.sessions_dir.glob(".deleted-*"):
-            if not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if folder == root.archive_dir:
+                problems += settle_finished(root)
+        except RetentionError:
+            # What lies behind a link is left alone; steps that would need it say so.
+            continue
+        except OSError as error:
+            problems.append((folder, str(error)))
+    return problems
 
 
 @contextmanager

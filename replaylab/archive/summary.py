@@ -8,8 +8,10 @@ sources add up, and one whose file is still there (the clean-up died between the
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import msgspec
 import orjson
 import polars as pl
 
-from replaylab.frames.fingerprint import Fingerprint, begins_with
+from replaylab.frames.fingerprint import Fingerprint
 from replaylab.frames.loaded import Loaded
 from replaylab.logging import write_atomic
 from replaylab.paths import DataRoot
@@ -27,8 +29,11 @@ __all__ = [
     "Account",
     "Summary",
     "SymbolSummary",
-    "account_of",
+    "Tally",
     "add_account",
+    "check_account",
+    "drop_accounts",
+    "has_account",
     "merge",
     "merge_symbols",
     "read_summary",
@@ -40,6 +45,7 @@ __all__ = [
 
 SCORE_BINS = 20
 _HASH_CHUNK = 1 << 20
+_log = logging.getLogger("replaylab.archive")
 
 
 class SymbolSummary(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -106,20 +112,47 @@ def read_summary(path: Path) -> Summary | None:
         raise ValueError(f"{path}: not a summary: {error}") from None
 
 
-def add_account(root: DataRoot, log: str, day: str, account: Account, fd: int) -> None:
-    """Write ``account`` into the summary of its day, synced, and check that the disk holds it.
-
-    A pending account of lines that the open source ``fd`` still holds is replaced. Raises OSError and ValueError; then
-    the source must be kept.
-    """
+def add_account(root: DataRoot, log: str, day: str, account: Account) -> None:
+    """Write ``account`` into the summary of its day, synced. Where it raises OSError or ValueError, lines must stay."""
+    counted = sum(part.rows for part in account.symbols.values())
+    if account.rows != counted or account.lines != counted + account.rejects + account.blank:
+        raise ValueError(f"{account.file}: the summary of {day} does not add up to its lines; they are kept")
     path = summary_path(root, log, day)
     old = read_summary(path)
-    kept = [
-        known
-        for known in (old.accounts if old else [])
-        if not (known.pending and begins_with(fd, known.fingerprint))
-    ]
-    _write(path, Summary(1, log, day, iso(now_ns()), [*kept, account]))
+    _write(path, Summary(1, log, day, iso(now_ns()), [*(old.accounts if old else []), account]))
+
+
+def check_account(root: DataRoot, log: str, day: str, account: Account) -> None:
+    """Raise ValueError unless the summary on the disk holds ``account``."""
+    path = summary_path(root, log, day)
+    summary = read_summary(path)
+    if summary is None or account not in summary.accounts:
+        raise ValueError(f"{account.file}: {path} does not say what the file holds; it is kept")
+
+
+def has_account(root: DataRoot, log: str, day: str, sha256: str) -> bool:
+    """Tell whether the summary of a day counts lines of the source with this digest; raises ValueError."""
+    summary = read_summary(summary_path(root, log, day))
+    return summary is not None and any(account.sha256 == sha256 for account in summary.accounts)
+
+
+def drop_accounts(root: DataRoot, log: str, names: str, is_stale: Callable[[Account], bool]) -> None:
+    """Remove pending accounts whose lines never left the log, from the summaries with ``names`` (a pattern)."""
+    for path in sorted((root.summary_dir / log).glob(names)):
+        try:
+            summary = read_summary(path)
+        except ValueError as error:
+            # Nobody can count what it says; a line that would be added to it stays in its log.
+            _log.warning("%s", error)
+            continue
+        if summary is None:
+            continue
+        kept = [account for account in summary.accounts if not (account.pending and is_stale(account))]
+        if not kept:
+            path.unlink()
+        elif len(kept) < len(summary.accounts):
+            summary.accounts = kept
+            _write(path, summary)
 
 
 def settle_accounts(root: DataRoot, log: str, day: str) -> None:
@@ -141,17 +174,39 @@ def summarise(frames: Iterable[pl.DataFrame]) -> dict[str, SymbolSummary]:
     return found
 
 
-def account_of(file: str, content: Fingerprint, sha256: str, loads: Iterable[Loaded]) -> Account:
-    """Return the account of a source from the pieces in which it was loaded."""
-    lines = rows = rejects = blank = 0
-    symbols: dict[str, SymbolSummary] = {}
-    for loaded in loads:
-        lines += loaded.lines
-        rows += loaded.rows
-        rejects += loaded.rejects.height
-        blank += loaded.blank
-        symbols = merge_symbols(symbols, summarise([loaded.frame]))
-    return Account(file, content.size, sha256, content, lines, rows, rejects, blank, symbols)
+@dataclass
+class Tally:
+    """Counts lines as they are read."""
+
+    bytes: int = 0
+    lines: int = 0
+    rows: int = 0
+    rejects: int = 0
+    blank: int = 0
+    symbols: dict[str, SymbolSummary] = field(default_factory=dict)
+
+    def add(self, loaded: Loaded, size: int) -> None:
+        """Add lines that are ``size`` bytes of text."""
+        self.bytes += size
+        self.lines += loaded.lines
+        self.rows += loaded.rows
+        self.rejects += loaded.rejects.height
+        self.blank += loaded.blank
+        self.symbols = merge_symbols(self.symbols, summarise([loaded.frame]))
+
+    def account(self, file: str, content: Fingerprint, sha256: str) -> Account:
+        """Return the account of these lines; ``content`` and ``sha256`` are of all that was read of the source."""
+        return Account(
+            file=file,
+            bytes=self.bytes,
+            sha256=sha256,
+            fingerprint=content,
+            lines=self.lines,
+            rows=self.rows,
+            rejects=self.rejects,
+            blank=self.blank,
+            symbols=self.symbols,
+        )
 
 
 def sha256_of(fd: int, size: int) -> str:
