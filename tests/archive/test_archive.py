@@ -114,17 +114,6 @@ def test_late_lines_of_an_archived_day_become_a_second_part(tmp_path: Path) -> N
     assert frames.load_trades(tmp_path).frame.height == 2
 
 
-def test_limits_take_archived_parts_too(tmp_path: Path) -> None:
-    for day in ("2025-01-01", "2025-01-02"):
-        write_lines(tmp_path / f"trades_log/day-{day}.jsonl", trade(day))
-    run_retention(tmp_path, now=NOW, config=ARCHIVE)
-    left = (tmp_path / "archive/trades_log/day-2025-01-02.parquet").stat().st_size
-    config = RetentionConfig(archive=True, max_total_bytes=left + 5)
-    report = run_retention(tmp_path, now=NOW, config=config)
-    assert report.deleted_files == ["archive/trades_log/day-2025-01-01.parquet"]
-    assert daily_summary(tmp_path)["rows"].to_list() == [1, 1]
-
-
 def test_old_events_move_out_and_new_ones_stay(tmp_path: Path) -> None:
     days = ["2025-11-10", "2025-11-11", "2025-11-13", "2025-11-20"]
     lines = [event(day, second, score=second / 100 - 0.5) for day in days for second in range(100)]
@@ -339,25 +328,3 @@ def test_a_load_begins_again_when_the_log_is_replaced_under_it(
     write_lines(root.events("BTCUSDT"), event("2025-01-03"), event("2025-11-20"))
     with pytest.raises(LogReadError, match="replaced"):
         list(frames.scan_event_chunks(root, "BTCUSDT"))
-
-
-@pytest.mark.parametrize("damage", ["no parquet", "cut", "rows"])
-def test_a_damaged_part_is_a_reject_that_names_it(tmp_path: Path, damage: str) -> None:
-    for day in ("2025-01-01", "2025-01-02"):
-        write_lines(tmp_path / f"trades_log/day-{day}.jsonl", *(trade(day, second) for second in range(100)))
-    run_retention(tmp_path, now=NOW, config=ARCHIVE)
-    part = tmp_path / "archive/trades_log/day-2025-01-01.parquet"
-    data = bytearray(part.read_bytes())
-    if damage == "no parquet":
-        data = bytearray(b"nothing")
-    elif damage == "cut":
-        del data[len(data) // 2 :]
-    else:
-        data[4:1500] = bytes(1496)
-    part.write_bytes(data)
-    loaded = frames.load_trades(tmp_path)
-    assert loaded.frame.height == 100
-    assert loaded.rejects["file"].to_list() == ["archive/trades_log/day-2025-01-01.parquet"]
-    assert "not an archived log" in loaded.rejects["reason"][0]
-    assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
-    run_retention(tmp_path, now=NOW, config=ARCHIVE)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -351,41 +350,6 @@ def test_two_clean_ups_of_one_root_do_not_meet(tmp_path: Path) -> None:
     with retention._only_one(DataRoot(tmp_path)), pytest.raises(RetentionError, match="another clean-up"):
         run_retention(tmp_path, now=NOW)
     run_retention(tmp_path, now=NOW)
-
-
-def test_a_limit_of_bytes_deletes_the_oldest_day_files_first(tmp_path: Path) -> None:
-    for day in ("2025-11-16", "2025-11-17", "2025-11-18", "2025-11-20"):
-        write_lines(day_of(tmp_path, "trades_log", day), *(trade(day, second) for second in range(10)))
-    size = day_of(tmp_path, "trades_log", "2025-11-16").stat().st_size
-    config = RetentionConfig(max_total_bytes=2 * size + 10)
-    dry = run_retention(tmp_path, now=NOW, dry_run=True, config=config)
-    report = run_retention(tmp_path, now=NOW, config=config)
-    assert report.deleted_files == ["trades_log/day-2025-11-16.jsonl", "trades_log/day-2025-11-17.jsonl"]
-    assert dry.deleted_files == report.deleted_files
-    assert report.kept_files == ["trades_log/day-2025-11-18.jsonl", "trades_log/day-2025-11-20.jsonl"]
-    assert daily_summary(tmp_path, live=False)["rows"].to_list() == [10, 10]
-    # The file of today stays, whatever the limit says, and the report says that the limit does not hold.
-    report = run_retention(tmp_path, now=NOW, config=RetentionConfig(max_total_bytes=10))
-    assert report.kept_files == ["trades_log/day-2025-11-20.jsonl"]
-    assert "limit is exceeded" in report.errors[0].error
-
-
-def test_a_limit_of_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for day in ("2025-11-18", "2025-11-19"):
-        write_lines(day_of(tmp_path, "trades_log", day), trade(day))
-
-    def usage(path: object) -> os.terminal_size:
-        left = sum(item.stat().st_size for item in (tmp_path / "trades_log").iterdir())
-
-        class Usage:
-            free = 10_000 - left
-
-        return Usage()  # type: ignore[return-value]
-
-    monkeypatch.setattr("replaylab.archive.plan.shutil.disk_usage", usage)
-    size = day_of(tmp_path, "trades_log", "2025-11-18").stat().st_size
-    report = run_retention(tmp_path, now=NOW, config=RetentionConfig(min_free_bytes=10_000 - size))
-    assert report.deleted_files == ["trades_log/day-2025-11-18.jsonl"]
 
 
 def test_rejects_and_both_days_are_in_the_summary(tmp_path: Path) -> None:
