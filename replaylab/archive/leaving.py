@@ -73,14 +73,14 @@ class Leaving:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for part in self._open.values():
-            part.discard()
         if not self.gone:
             self._take_back()
         elif error is None:
             settle_parts(part.path for part in self.archived)
             for day in self._days:
                 settle_accounts(self._root, self._log, day)
+        for part in self._open.values():
+            part.discard()
 
     def summarise(self, lines: Dated) -> None:
         """Write the summaries of lines, by day."""
