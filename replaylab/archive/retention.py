@@ -185,6 +185,7 @@ def _sweep_leftovers(root: DataRoot) -> list[Problem]:
         (root.archive_dir, "**/.part-*.tmp"),
         (root.summary_dir, "**/.day-*.json.*.tmp"),
         (root.sessions_dir, ".deleted-*"),
+        (root.system_dir, f".{report_path(root).name}.*.tmp"),
     ):
         try:
             refuse_links(root, folder)

@@ -146,6 +146,23 @@ def test_pipes_hold_nothing(tmp_path: Path) -> None:
     assert (report.deleted_files, report.errors) == (["trades_log/day-2025-01-01.jsonl"], [])
 
 
+def test_what_a_killed_clean_up_left_half_written_is_removed(tmp_path: Path) -> None:
+    left = (
+        "events/.BTCUSDT.jsonl.x.tmp",
+        "archive/orders/.part-x.tmp",
+        "summary/orders/.day-2025-01-01.json.1.tmp",
+    )
+    report = "system/.retention_report.json.1.2.3.tmp"
+    for name in (*left, report, "replay/sessions/.deleted-x/notes", "system/.mine.tmp"):
+        write_lines(tmp_path / name, "half")
+    run_retention(tmp_path, now=NOW)
+    assert set(tree(tmp_path)) == {
+        "system/.mine.tmp",
+        "system/.retention.lock",
+        "system/retention_report.json",
+    }
+
+
 def test_a_clean_up_that_stops_still_leaves_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
