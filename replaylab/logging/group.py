@@ -180,16 +180,19 @@ class GroupWriter:
     def _start(self) -> None:
         self._stopping = False
         thread = threading.Thread(target=self._run, name="replaylab-log-writer", daemon=True)
+        if self._thread is not None:
+            return  # A signal handler that logs was quicker.
+        self._thread = thread
         try:
             thread.start()
         except RuntimeError:
             # No thread is to be had: too many, or the interpreter is ending. Then the caller writes.
+            self._thread = None
             group, self._queue = self._queue, []
             self._write(group)
             self._finished += len(group)
             self.settled.notify_all()
             return
-        self._thread = thread
         _see_to_exit()
 
     def _wait_for_room(self) -> bool:

@@ -319,10 +319,14 @@ class FileStreamManager:
         # Whoever made the file may not have synced its name: with ``sync`` the first lines see to it.
         folder = Path(stream.path).parent
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        fd = self.disk.open(stream.path, _FLAGS)
+        if stream.fd >= 0:
+            # A signal handler that logs was quicker, and has locked what it opened.
+            os.close(fd)
+            return stream.fd
+        stream.fd, stream.end = fd, -1
         stream.unsynced_names = [str(folder), *(str(parent.parent) for parent in missing)]
-        stream.fd = self.disk.open(stream.path, _FLAGS)
-        stream.end = -1
-        return stream.fd
+        return fd
 
     def _sync(self, stream: _Stream, length: int) -> None:
         try:
