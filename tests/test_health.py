@@ -12,16 +12,22 @@ import pytest
 
 from replaylab.archive import run_retention
 from replaylab.config import Config, LoggingConfig, RetentionConfig
-from replaylab.errors import LogWriteError, SessionNotFoundError
+from replaylab.errors import LogWriteError, ReplaylabError, SessionNotFoundError
 from replaylab.health import check_health
+from replaylab.lab import Lab
 from replaylab.logging import Logger
 from replaylab.logging.disk import Disk
 from replaylab.paths import DataRoot
-from replaylab.records import HealthSnapshot, ReplayStatus
+from replaylab.records import HealthSnapshot, ReplayEvent, ReplayStatus
 from replaylab.replay import ReplayEngine
 from replaylab.replay.status import publish, read_status
 from replaylab.sessions import SessionStore
 from tests.archive.roots import event, trade, write_lines, write_session
+
+
+class Handler:
+    def handle_event(self, event: ReplayEvent) -> None:
+        pass
 
 
 def status_of(snapshot: HealthSnapshot, service: str) -> tuple[str, str | None]:
@@ -205,3 +211,54 @@ def test_a_daily_clean_up_that_is_overdue_is_told(tmp_path: Path) -> None:
     assert status_of(check_health(tmp_path), "retention")[0] == "OK"
     report.write_text(json.dumps([]), encoding="utf-8")
     assert status_of(check_health(tmp_path), "retention")[0] == "WARN"
+
+
+def test_t7_replay_warns_of_a_session_whose_lines_cannot_be_read(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    write_session(tmp_path, "s1", "2025-11-18")
+    good = (
+        '{"timestamp":"2025-11-18T10:00:00.000Z","type":"SCORING_UPDATE","symbol":"A","payload":{"score":1}}'
+    )
+    root.session_events("s1").write_text(f"{good}\n{{broken\n{good}\n")
+    engine = ReplayEngine(SessionStore(root), Handler())
+    with pytest.warns(UserWarning, match="1 lines of"):
+        engine.start_session("s1", speed_factor=float("inf"))
+    assert engine.wait(10)
+    assert read_status(root).rejects == 1
+    status, message = status_of(check_health(root), "replay")
+    assert status == "WARN"
+    assert "1 lines of session 's1' could not be read" in str(message)
+
+
+@pytest.mark.parametrize("session_id", ["a/b", "s1"])
+def test_t7_replay_is_in_error_after_it_could_not_start(tmp_path: Path, session_id: str) -> None:
+    """A name that leaves its folder, and a run folder that cannot be made."""
+    root = DataRoot(tmp_path)
+    write_session(tmp_path, "s1", "2025-11-18")
+    root.session_events("s1").with_name("runs").write_text("no folder")
+    engine = ReplayEngine(SessionStore(root))
+    with pytest.raises(ReplaylabError):
+        engine.start_session(session_id)
+    assert status_of(check_health(root), "replay")[0] == "ERROR"
+
+
+def test_health_says_what_is_wrong_with_a_damaged_status(tmp_path: Path) -> None:
+    root = DataRoot(tmp_path)
+    publish(root, ReplayStatus(session_id="s1"))
+    root.replay_status.write_text(root.replay_status.read_text().replace("s1", "../x"))
+    status, message = status_of(check_health(root), "replay")
+    assert status == "WARN"
+    assert "../x" in str(message)
+
+
+def test_a_bot_that_writes_its_health_lets_other_processes_see_its_logger(tmp_path: Path) -> None:
+    (tmp_path / "events" / "BTCUSDT.jsonl").mkdir(parents=True)
+    bot = Lab(tmp_path)
+    with pytest.raises(LogWriteError):
+        bot.logger.log_state_event("BTCUSDT", event("2025-11-18")).result()
+    assert status_of(check_health(tmp_path), "logging")[0] == "OK"
+    assert bot.health(write=True).services["logging"].status == "WARN"
+    status, message = status_of(check_health(tmp_path), "logging")
+    assert status == "WARN"
+    assert "1 files cannot be written" in str(message)
+    bot.logger.close()

@@ -31,6 +31,8 @@ __all__ = ["MIN_BYTES", "cached_chunks", "to_table"]
 # Below this a file is parsed faster than its entry is found, checked and opened.
 MIN_BYTES = 4 << 20
 _SLICE_ROWS = 2_000_000
+# Read by all cores, each a group at a time; of small ones there is one for each until the end.
+_GROUP_ROWS = 100_000
 _VERSION = 2
 _log = logging.getLogger("replaylab.frames")
 # Segments that could not be read. Their names are used once, and the next entry is without them; where the cache
@@ -206,7 +208,7 @@ class _Writer:
         self._rejects += loaded.rejects.rows()
         if self._parquet is not None:
             try:
-                self._parquet.write_table(to_table(loaded.frame))
+                self._parquet.write_table(to_table(loaded.frame), row_group_size=_GROUP_ROWS)
             except OSError as error:
                 self._give_up(error)
 
