@@ -34,7 +34,7 @@ _njit: Any = numba.njit
 _numba_config: Any = config
 
 _PACKAGE = Path(__file__).resolve().parent
-_SOURCES = ("barriers", "sweep", "trading/formulas.py", "ml", "features", "frames")
+_SOURCES = ("compiled.py", "barriers", "sweep", "trading/formulas.py", "ml", "features", "frames")
 
 
 def inlined(function: F) -> F:

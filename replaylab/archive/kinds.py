@@ -40,7 +40,7 @@ def schema_by_place(path: Path) -> LogSchema | None:
 
 
 def schema_by_lines(path: Path) -> LogSchema | None:
-    """Return the kind of the first good line in the first 16 MiB; None where there is none. Raises OSError."""
+    """Return a kind of which there is a good line in the first 16 MiB; None where there is none. Raises OSError."""
     with path.open("rb", buffering=0) as file:
         for block in islice(blocks(file), _BLOCKS):
             for schema in (EVENTS, TRADES, ORDERS, REPLAY_EVENTS, PARAMS):

@@ -184,7 +184,7 @@ class _Writer:
         self._parquet: pq.ParquetWriter | None = None
         self._lines = self._rows = self._blank = 0
         self._rejects: list[Reject] = []
-        texts = [column.name for column in schema.columns if column.kind in ("text", "day")]
+        texts = [column.name for column in schema.columns if column.kind in ("text", "choice", "day")]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix="segment-", suffix=".tmp", dir=folder)

@@ -57,8 +57,11 @@ def _whole(schema: LogSchema, block: Block) -> Loaded:
     # msgspec takes several values on a line, and one value on several lines. Inside valid JSON no "}" is followed
     # by a newline and "{", so this counts the places where one line's value ends and the next one's begins.
     lines = block.count
-    if meetings(data) != lines - 1 or not data.startswith(b"{"):
+    if meetings(data) != lines - 1 or not data.startswith(b"{") or _has_huge_number(data):
         raise _NotPlainError
+    if not data.isascii():
+        # msgspec does not look into values that another of the same name replaces.
+        data.decode()
     records = schema.strict.decode_lines(data)
     if len(records) != lines:
         raise _NotPlainError
@@ -246,8 +249,6 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
     # Joins are ten times as fast as a text for each. No JSON on one line holds a newline, so those are the edges.
     lines = np.frombuffer(b"\n".join(values), np.uint8)
     joined = b"".join(values)
-    if not joined.isascii():
-        joined.decode()
     ends = np.flatnonzero(lines == _NEWLINE)
     if len(ends) != len(values) - 1:
         raise _NotPlainError
@@ -255,7 +256,7 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
     offsets[1:-1] = ends - np.arange(len(ends))
     offsets[-1] = len(joined)
     data = np.frombuffer(joined, np.uint8)
-    if (data[offsets[:-1]] != _OPEN).any() or _has_huge_number(joined, data) or _is_deep(joined, offsets):
+    if (data[offsets[:-1]] != _OPEN).any() or _is_deep(joined, offsets):
         raise _NotPlainError
     texts_in_a_row = pa.LargeStringArray.from_buffers(
         len(values), pa.py_buffer(offsets), pa.py_buffer(joined)
@@ -263,12 +264,13 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
     return pl.Series(name, texts_in_a_row)
 
 
-def _has_huge_number(joined: bytes, data: npt.NDArray[np.uint8]) -> bool:
+def _has_huge_number(text: bytes) -> bool:
     """Tell whether some number may be beyond all doubles: three digits of an exponent, or very many digits."""
+    data = np.frombuffer(text, np.uint8)
     for mark in _EXPONENTS:
         places = np.flatnonzero(data == mark) - 1
         places = places[(data[places] - _ZERO) < 10]
-        if len(places) and any(_HUGE_BYTES.match(joined, place) for place in places.tolist()):
+        if len(places) and any(_HUGE_BYTES.match(text, place) for place in places.tolist()):
             return True
     # A run of 309 digits covers a whole row of 128 bytes: nine places tell nearly always that it is none.
     rows = data[: len(data) // 128 * 128].reshape(-1, 128)

@@ -101,7 +101,11 @@ def _loads(
     """Yield the lines of an open file block by block, each with its number of bytes; the quick way where it pays."""
     left = (os.fstat(file.fileno()).st_size if end is None else end) - start
     is_loaded = "replaylab.frames.quick" in sys.modules
-    if size >= BLOCK_BYTES and left >= (QUICK_LOADED_BYTES if is_loaded else QUICK_BYTES):
+    if (
+        schema.is_scannable
+        and size >= BLOCK_BYTES
+        and left >= (QUICK_LOADED_BYTES if is_loaded else QUICK_BYTES)
+    ):
         from replaylab.frames import quick
 
         fields = quick.fields_for(schema)

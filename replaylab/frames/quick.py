@@ -22,13 +22,13 @@ from replaylab.compiled import one_at_a_time, was_compiled
 from replaylab.frames.decode import decode_block, decode_lines, frame_of
 from replaylab.frames.lines import Block
 from replaylab.frames.loaded import TIMESTAMP, Loaded
-from replaylab.frames.scan import JSON, SLACK, TEXT, TIME, Columns, Table, scan_lines, table_of
+from replaylab.frames.scan import JSON, KEPT, SLACK, TEXT, TIME, Columns, Table, scan_lines, table_of
 from replaylab.frames.schema import LogSchema
 
 __all__ = ["fields_for", "quick_loads", "warm_up"]
 
 _PIECE_BYTES = 4 << 20
-_KINDS = {"time": TIME, "text": TEXT, "json": JSON}
+_KINDS = {"text": TEXT, "json": JSON}
 # With more odd lines than every fourth, looking at each is slower than decoding all of them together.
 _FEW = 4
 _WORKERS = min(8, os.cpu_count() or 1)
@@ -37,11 +37,10 @@ _log = logging.getLogger("replaylab.frames")
 
 def fields_for(schema: LogSchema) -> Table | None:
     """Return what the scanner needs to know of a log; None for one whose records it cannot read."""
-    if not all(column.kind in _KINDS for column in schema.columns):
+    if not schema.is_scannable:
         return None
-    if [column.optional for column in schema.columns if column.kind == "time"] != [False]:
-        return None
-    return table_of([(column.disk, _KINDS[column.kind], column.optional) for column in schema.columns])
+    kinds = {**_KINDS, "time": KEPT if schema.keep_text else TIME}
+    return table_of([(column.disk, kinds[column.kind], column.optional) for column in schema.columns])
 
 
 def quick_loads(

@@ -1,8 +1,8 @@
 """Find the fields of JSON Lines, compiled: arrays in, arrays out.
 
 It takes a line only when all is as usual: one object of the known fields, in any order, none twice; no escapes in
-texts; times in UTC as ``2025-11-18T10:00:00.123Z``. Every line that it takes is a row, the very one that ``decode``
-makes of it; every other is only pointed at, for ``decode`` to look at.
+texts; times in UTC as ``2025-11-18T10:00:00.123Z`` or with ``+00:00``. Every line that it takes is a row, the very one
+that ``decode`` makes of it; every other is only pointed at, for ``decode`` to look at.
 
 Below the entry point everything is numbers, arrays too: an array that is handed on is counted by each call, with an
 instruction that holds up all cores, and that took four times as long as all the rest.
@@ -19,9 +19,10 @@ from replaylab.compiled import compiled, merged
 from replaylab.frames.syntax import is_null, json_object, plain_text, skip_blanks, utc_time
 from replaylab.frames.words import address, byte, number, put_word, word
 
-__all__ = ["JSON", "SLACK", "TEXT", "TIME", "Columns", "Table", "scan_lines", "table_of"]
+__all__ = ["JSON", "KEPT", "SLACK", "TEXT", "TIME", "Columns", "Table", "scan_lines", "table_of"]
 
-TIME, TEXT, JSON = 0, 1, 2
+# A time is a number; of one that is KEPT the text is wanted too.
+TIME, TEXT, JSON, KEPT = 0, 1, 2, 3
 # So many more bytes than are used must lie behind the text and behind the heap: both are handled in words of eight.
 SLACK = 16
 _NEWLINE, _QUOTE, _OPEN, _CLOSE, _COLON, _COMMA = 10, 34, 123, 125, 58, 44
@@ -93,7 +94,7 @@ def scan_lines(data: Bytes, size: int, fields: Table, columns: Columns) -> tuple
                 is_there = seen >> field & 1
                 known[field, rows] = is_there
                 low = high = np.uint64(0)
-                if is_there:
+                if is_there and _of(table, field, _KIND) != TIME:
                     low, high, used = _view(
                         text,
                         number(places, 16 * field),
@@ -133,7 +134,7 @@ def _line(text: int, place: int, table: int, count: int, places: int, clock: int
         if byte(text, place) != _QUOTE:
             return -1, 0, 0
         field = _field(text, place + 1, table, count, expected)
-        if field < 0 or (seen | absent) >> field & 1:
+        if field < 0 or seen >> field & 1:
             return -1, 0, 0
         expected = field + 1
         place = skip_blanks(text, place + 1 + _of(table, field, _LENGTH))
@@ -157,7 +158,7 @@ def _line(text: int, place: int, table: int, count: int, places: int, clock: int
             return -1, 0, 0
         if stop < 0:
             return -1, 0, 0
-        if kind == TIME:
+        if kind in (TIME, KEPT):
             sure, stamp = utc_time(text, start, stop - start, clock)
             if not sure:
                 return -1, 0, 0

@@ -15,10 +15,11 @@ from replaylab.records import Record
 
 __all__ = ["Column", "LogSchema"]
 
-Kind = Literal["time", "text", "float", "int", "bool", "json", "day"]
+Kind = Literal["time", "text", "choice", "float", "int", "bool", "json", "day"]
 _DTYPES: dict[Kind, Any] = {
     "time": TIMESTAMP,
     "text": pl.String,
+    "choice": pl.String,
     "float": pl.Float64,
     "int": pl.Int64,
     "bool": pl.Boolean,
@@ -65,6 +66,16 @@ class LogSchema:
     def names(self) -> frozenset[str]:
         """The names on disk."""
         return frozenset(column.disk for column in self.columns)
+
+    @property
+    def is_scannable(self) -> bool:
+        """Whether the compiled scanner can read the records: one time, else texts and JSON objects."""
+        optional = {"time": False, "json": False, "text": True}
+        times = [column for column in self.columns if column.kind == "time"]
+        return len(times) == 1 and all(
+            column.kind in optional and (optional[column.kind] or not column.optional)
+            for column in self.columns
+        )
 
     @cached_property
     def frame(self) -> pl.Schema:
@@ -116,8 +127,10 @@ def _kind(name: str, hint: Any) -> tuple[Kind, bool]:
         return "time", optional
     if name in _DAYS:
         return "day", optional
-    if kind is str or get_origin(kind) is Literal:
+    if kind is str:
         return "text", optional
+    if get_origin(kind) is Literal:
+        return "choice", optional
     if kind in (float, int, bool):
         names: dict[Any, Kind] = {float: "float", int: "int", bool: "bool"}
         return names[kind], optional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ class Gate:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._keys = {""}
         self.form = _form(self._keys)
 
@@ -37,10 +39,11 @@ class Gate:
         if not isinstance(extra, dict):
             return
         keys = {key for level in (extra, *extra.values()) if isinstance(level, Mapping) for key in level}
-        new = {key for key in keys - self._keys if type(key) is str}
-        if new and len(self._keys) + len(new) <= _MOST_KEYS:
-            self._keys |= new
-            self.form = _form(self._keys)
+        with self._lock:
+            new = {key for key in keys - self._keys if type(key) is str}
+            if new and len(self._keys) + len(new) <= _MOST_KEYS:
+                self._keys |= new
+                self.form = _form(self._keys)
 
 
 def _form(keys: set[str]) -> type[msgspec.Struct]:

@@ -158,6 +158,10 @@ class GroupWriter:
             target = self._put
             self._hurry = True
             self._work.notify()
+            if self._queue and not (self._thread is not None and self._thread.is_alive()):
+                # A signal handler flushes what the call that it interrupts has just queued, or raised in it.
+                self._thread = None
+                self._start()
             if not self.settled.wait_for(lambda: self._finished >= target, timeout):
                 waiting = target - self._finished
                 raise TimeoutError(f"{waiting} lines still wait for the disk after {timeout} s")
@@ -193,6 +197,10 @@ class GroupWriter:
             self._finished += len(group)
             self.settled.notify_all()
             return
+        except BaseException:
+            # A signal handler raised. Whether the thread runs is not known; if it does, it sees that it is not wanted.
+            self._thread = None
+            raise
         _see_to_exit()
 
     def _wait_for_room(self) -> bool:
@@ -211,6 +219,8 @@ class GroupWriter:
     def _run(self) -> None:
         while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
                 while not self._queue and not self._stopping:
                     self._idle = True
                     self._work.wait()

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 import orjson
-from msgspec import convert
+from msgspec import ValidationError, convert
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from replaylab.config import LoggingConfig
@@ -46,6 +46,9 @@ from replaylab.timestamps import date_key, iso, to_ns
 __all__ = ["Logger"]
 
 Plain = Mapping[str, Any]
+# How msgspec, orjson and what an event holds instead of texts refuse the quick look. No wider: a signal handler may
+# raise what it likes in the middle of it.
+_UNUSUAL = (ValidationError, TypeError, LookupError, AttributeError)
 _REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
@@ -113,8 +116,7 @@ class Logger:
                 line = dumps(event, None, OPT_APPEND_NEWLINE)
             else:
                 line = self._state_event(symbol, event)
-        except Exception:
-            # However it fails with what it was given: the proper look says what is wrong, if anything is.
+        except _UNUSUAL:
             line = self._state_event(symbol, event)
         path = self._event_paths.get(symbol) or self._event_path(symbol)
         if self._writer is not None:

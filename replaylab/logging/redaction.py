@@ -28,7 +28,7 @@ class Redactor:
         self._harmless: set[str] = set()
 
     def has_secret(self, value: Any) -> bool:
-        """Whether a secret key is anywhere inside, or may be; the check of every line, so it allocates nothing."""
+        """Whether a secret key is anywhere inside, or may be; on the way of many lines, so it allocates nothing."""
         if isinstance(value, (dict, Mapping)):
             harmless = self._harmless
             for key, item in value.items():

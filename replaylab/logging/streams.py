@@ -47,7 +47,8 @@ class _Stream:
     """One open log. ``end`` is where our last line ended; −1 makes the next append look closer, as does the time.
 
     A signal handler that logs interrupts its own thread in the middle of a line: the lock lets it in, and ``depth``
-    tells it not to give up the file's lock, which the interrupted call still needs.
+    tells it not to give up the file's lock, which the interrupted call still needs. Only while a fragment is dealt
+    with (``mending``) its line is refused.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class _Stream:
         "kept",
         "lines",
         "lock",
+        "mending",
         "path",
         "retired",
         "shared_until",
@@ -78,6 +80,7 @@ class _Stream:
         self.checked_lines = 0
         self.bytes = 0
         self.depth = 0
+        self.mending = False
         self.unsynced_names: list[str] = []
         self.lock = threading.RLock()
 
@@ -108,7 +111,7 @@ class FileStreamManager:
         self._write = self.disk.write
         self._streams: dict[str, _Stream] = {}
         self._releaser: threading.Thread | None = None
-        self._keeping = threading.Lock()
+        self._keeping = threading.RLock()
         self._overwritten: set[str | os.PathLike[str]] = set()
         self._retired_lines = 0
         self._retired_bytes = 0
@@ -134,35 +137,37 @@ class FileStreamManager:
         # The way of every line: written for speed, all that is rare is behind a call.
         while True:
             stream = self._streams.get(path) or self._add(path)
-            # Half as dear as ``with``.
-            stream.lock.acquire()
-            try:
-                taken = not stream.kept
-                if taken:
-                    if stream.retired:
-                        continue
-                    stream.depth += 1
-                    self._take(stream, lines == 1 and not sync)
-                size = len(data)
-                written = self._write(stream.fd, data)
-                if written != size:
-                    self._finish(stream.fd, data, written)
-                stream.end += size
-                if taken:
-                    stream.depth -= 1
-                    if not stream.depth and not stream.kept:
-                        flock(stream.fd, LOCK_UN)
-                if sync:
-                    self._sync(stream, size)
-                stream.lines += lines
-                stream.bytes += size
-                return
-            except BaseException:
-                # Closing ends the lock too. Whatever was wrong, the next line starts with a new descriptor.
-                _close(stream)
-                raise
-            finally:
-                stream.lock.release()
+            with stream.lock:
+                if stream.mending:
+                    raise OSError(
+                        errno.EDEADLK, "a signal handler logs while a fragment is moved: log it later"
+                    )
+                taken, depth = not stream.kept, stream.depth
+                try:
+                    if taken:
+                        if stream.retired:
+                            continue
+                        stream.depth = depth + 1
+                        self._take(stream, lines == 1 and not sync)
+                    size = len(data)
+                    written = self._write(stream.fd, data)
+                    if written != size:
+                        self._finish(stream, data, written)
+                    stream.end += size
+                    if taken:
+                        stream.depth = depth
+                        if not depth and not stream.kept:
+                            flock(stream.fd, LOCK_UN)
+                    if sync:
+                        self._sync(stream, size)
+                    stream.lines += lines
+                    stream.bytes += size
+                    return
+                except BaseException:
+                    stream.depth = depth
+                    # Closing ends the lock too. Whatever was wrong, the next line starts with a new descriptor.
+                    _close(stream)
+                    raise
 
     def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> Handle:
         """Overwrite ``path`` with plain data as JSON at an indent of 2, atomically.
@@ -198,10 +203,10 @@ class FileStreamManager:
 
     def close(self) -> None:
         """Close every file. Lines that were appended are safe already; a later append opens its file again."""
-        with self._lock:
-            streams = list(self._streams.values())
-            for stream in streams:
-                with stream.lock:
+        # The stream's lock first, as where a signal handler logs to another file.
+        for stream in list(self._streams.values()):
+            with stream.lock, self._lock:
+                if not stream.retired:
                     self._retire(stream)
 
     def _add(self, path: str) -> _Stream:
@@ -243,13 +248,15 @@ class FileStreamManager:
         if end != stream.end and stream.end >= 0:
             stream.shared_until = now + _SHARED_SECONDS
         while not is_current(stream.fd, stream.path):
-            depth = stream.depth
             _close(stream)
             flock(self._open(stream), LOCK_EX)
-            stream.depth = depth
             end = lseek(stream.fd, 0, SEEK_END)
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
-            end = close_tail(stream.fd, stream.path, self.disk)
+            stream.mending = True
+            try:
+                end = close_tail(stream.fd, stream.path, self.disk)
+            finally:
+                stream.mending = False
         stream.end = end
         if now >= stream.check_at:
             stream.check_at = now + _CHECK_SECONDS
@@ -285,7 +292,7 @@ class FileStreamManager:
     def _offer(self, stream: _Stream) -> None:
         """Unlock the file; lock it again only if lines still come and nobody else did anything to it."""
         stream.kept = False
-        stream.check_at = 0.0
+        stream.check_at = monotonic()
         try:
             flock(stream.fd, LOCK_UN)
             if stream.is_busy():
@@ -300,8 +307,9 @@ class FileStreamManager:
         except OSError:
             _close(stream)
 
-    def _finish(self, fd: int, data: bytes, written: int) -> None:
+    def _finish(self, stream: _Stream, data: bytes, written: int) -> None:
         """Write the rest after a short write, or take back what was written and raise the reason."""
+        fd, stream.mending = stream.fd, True
         start = lseek(fd, 0, SEEK_CUR) - written
         try:
             while written < len(data):
@@ -314,6 +322,8 @@ class FileStreamManager:
             with suppress(OSError):
                 self.disk.truncate(fd, start)
             raise
+        finally:
+            stream.mending = False
 
     def _open(self, stream: _Stream) -> int:
         # Whoever made the file may not have synced its name: with ``sync`` the first lines see to it.
@@ -344,9 +354,11 @@ class FileStreamManager:
 
 
 def _close(stream: _Stream) -> None:
-    fd, stream.fd, stream.kept, stream.depth = stream.fd, -1, False, 0
+    fd, stream.fd, stream.kept = stream.fd, -1, False
     if fd >= 0:
-        os.close(fd)
+        # Every line was written before; there is nothing left that could fail.
+        with suppress(OSError):
+            os.close(fd)
 
 
 _managers: weakref.WeakSet[FileStreamManager] = weakref.WeakSet()
@@ -358,7 +370,7 @@ def _forget_after_fork() -> None:
         streams = list(manager._streams.values())
         manager._streams = {}
         manager._lock = threading.RLock()
-        manager._keeping = threading.Lock()
+        manager._keeping = threading.RLock()
         manager._releaser = None
         for stream in streams:
             _close(stream)

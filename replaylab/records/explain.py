@@ -205,7 +205,11 @@ def _join(path: str, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _short(orjson.dumps(value).decode())
+    try:
+        return _short(orjson.dumps(value).decode())
+    except TypeError:
+        # orjson writes fewer levels than it reads.
+        return _short(repr(value))
 
 
 def _described(value: Any) -> str:

@@ -282,6 +282,25 @@ def test_numbers_beyond_all_doubles_are_rejects_wherever_they_stand(number: str,
     check_against_slow(data, 1 << 19)
 
 
+@pytest.mark.parametrize("depth", [200, 300, 900, 5000])
+def test_a_deeply_nested_value_where_a_text_belongs_is_a_reject(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    line = json.dumps(GOOD).encode().replace(b'"IDLE"', deep)
+    loaded = load(json.dumps(GOOD).encode() + b"\n" + line + b"\n", 1 << 19)
+    assert (loaded.rows, loaded.rejects["line"].to_list()) == (1, [2])
+
+
+@pytest.mark.parametrize("first", [b'{"a\xff":1}', b'{"a":1e999}'])
+@pytest.mark.parametrize("others", [0, 1, 9])
+def test_a_line_that_is_no_row_alone_is_none_beside_others(first: bytes, others: int) -> None:
+    """A name that is there twice: the value that counts is fine, the one that it replaces is not."""
+    good = json.dumps(GOOD).encode()
+    twice = good.replace(b'"extra": ', b'"extra": ' + first + b', "extra": ')
+    data = b"".join(line + b"\n" for line in [*[good] * others, twice])
+    for loaded in (load(data, 1 << 19), load_quickly(data, 1 << 19), load_quickly(data, 1 << 19, few=0)):
+        assert (loaded.rows, loaded.rejects.height) == (others, 1)
+
+
 @pytest.mark.parametrize("depth", [50, 500, 1100, 5000, 200_000])
 def test_nesting_that_nobody_can_read_is_a_reject(depth: int) -> None:
     deep = b"[" * depth + b"]" * depth
@@ -347,7 +366,7 @@ def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
     fields = quick.fields_for(EVENTS)
     assert fields is not None
     found = quick._room(len(texts), len(fields), len(data))
-    taken = scan_lines(np.frombuffer(data + bytes(SLACK), np.uint8), len(data), fields, found)
+    taken = scan_lines(np.frombuffer(bytearray(data + bytes(SLACK)), np.uint8), len(data), fields, found)
     assert (taken[0], taken[2]) == (len(usual), len(odd))
     assert found.line[: len(usual)].tolist() == list(range(len(usual)))
     assert found.odd[: len(odd), 0].tolist() == list(range(len(usual), len(texts)))

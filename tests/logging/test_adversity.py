@@ -318,3 +318,53 @@ def test_a_trade_without_a_time_is_refused_with_its_name(tmp_path: Path) -> None
     trade = {key: value for key, value in sample.trade(timestamp="").items() if key != "dateKey"}
     with Logger(tmp_path) as logger, pytest.raises(ValueError, match="TradeLogRecord"):
         logger.log_trade(trade)
+
+
+@pytest.mark.parametrize("settings", [{}, {"queue": True}])
+def test_a_signal_handler_that_raises_leaves_no_lock_behind(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Ctrl-C at any moment: afterwards other threads and other processes log on."""
+    code = """
+        import signal, sys, threading, time
+        from replaylab.config import LoggingConfig
+        from replaylab.logging import Logger
+        from tests.logging import sample_records as sample
+
+        class Stop(Exception):
+            pass
+
+        def handler(*_):
+            raise Stop
+
+        logger = Logger(sys.argv[1], LoggingConfig(**eval(sys.argv[2])))
+        signal.signal(signal.SIGALRM, handler)
+        end, n = time.monotonic() + 3, 0
+        while time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0003 + n % 7 * 0.0001)
+                while True:
+                    logger.log_state_event("BTCUSDT", sample.state_event())
+            except Stop:
+                n += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        other = threading.Thread(
+            target=lambda: logger.log_state_event("BTCUSDT", sample.state_event(reason="other thread")).result(5)
+        )
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+        Logger(sys.argv[1]).log_state_event("BTCUSDT", sample.state_event(reason="other logger")).result()
+        logger.close()
+        print(n)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), repr(settings)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 100
+    assert {"other thread", "other logger"} <= {event["reason"] for event in events(tmp_path)}
