@@ -48,7 +48,7 @@ __all__ = ["Logger"]
 Plain = Mapping[str, Any]
 # How msgspec, orjson and what an event holds instead of texts refuse the quick look. No wider: a signal handler may
 # raise what it likes in the middle of it.
-_UNUSUAL = (ValidationError, TypeError, LookupError, AttributeError)
+_UNUSUAL = (ValidationError, TypeError, LookupError, AttributeError, UnicodeError)
 _REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
 
