@@ -354,7 +354,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str, kind: str
     Both are larger than a block.
     """
     good = json.dumps(event("2025-11-18")).encode() + b"\n"
-    piece = good * 4000 if kind == "good" else good + b"rubbish, " * 20 + b"\n" + (b"torn " * 20 + b"\n") * 3_000
+    piece = (
+        good * 4000 if kind == "good" else good + b"rubbish, " * 20 + b"\n" + (b"torn " * 20 + b"\n") * 3_000
+    )
     for folder, times in (("small", 10), ("large", 80)):
         path = tmp_path / folder / "events" / "BTCUSDT.jsonl"
         path.parent.mkdir(parents=True)
