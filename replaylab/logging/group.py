@@ -284,7 +284,8 @@ class GroupWriter:
             return self._extra_lines()
         except Exception:
             # This thread must not end: everybody waits for it.
-            _log.exception("what was dropped cannot be told in the logs")
+            with suppress(Exception):
+                _log.exception("what was dropped cannot be told in the logs")
             return []
 
     def _append(self, path: str, lines: list[bytes], entries: list[Entry]) -> None:

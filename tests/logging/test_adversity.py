@@ -41,6 +41,20 @@ def events(root: Path, symbol: str = "BTCUSDT") -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in (root / "events" / f"{symbol}.jsonl").read_bytes().splitlines()]
 
 
+def run_alone(code: str, root: Path, settings: dict[str, Any]) -> str:
+    """Run code in a process of its own, so that a deadlock is a failed test; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(root), repr(settings)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_a_symbol_that_is_no_file_name_is_told_of_elsewhere_when_its_line_is_dropped(tmp_path: Path) -> None:
     """Orders may carry any symbol; the writer goes on, and every line that was taken is acknowledged."""
     disk = FaultyDisk()
@@ -97,7 +111,7 @@ def test_a_log_handler_that_raises_does_not_end_the_writer(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("settings", [{}, {"queue": True}])
 def test_a_signal_handler_may_log_whatever_it_interrupts(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """In a process of its own, so that a deadlock is a failed test: every line is there, each whole."""
+    """Every line is there, each whole."""
     code = """
         import signal, sys, time
         from pathlib import Path
@@ -127,15 +141,8 @@ def test_a_signal_handler_may_log_whatever_it_interrupts(tmp_path: Path, setting
         logger.close()
         print(*counts)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), repr(settings)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
-    plain, signals = map(int, done.stdout.split())
+    printed = run_alone(code, tmp_path, settings)
+    plain, signals = map(int, printed.split())
     found = events(tmp_path)
     assert signals > 100
     assert sum(event["reason"] == "signal" for event in found) == signals
@@ -357,14 +364,6 @@ def test_a_signal_handler_that_raises_leaves_no_lock_behind(tmp_path: Path, sett
         logger.close()
         print(n)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), repr(settings)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 100
+    printed = run_alone(code, tmp_path, settings)
+    assert int(printed) > 100
     assert {"other thread", "other logger"} <= {event["reason"] for event in events(tmp_path)}
