@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 
 from replaylab.errors import ConfigError, did_you_mean
 
-__all__ = ["ScoringParams", "Settings", "TradingParams"]
+__all__ = ["Resolved", "ScoringParams", "Settings", "TradingParams", "resolve_params", "resolve_scoring"]
 
 
 class Settings(msgspec.Struct, rename="camel", frozen=True):
@@ -249,3 +249,71 @@ class ScoringParams(Settings, kw_only=True, frozen=True):
         self._number("volatile_ratio", above=0)
         self._number("trending_z", above=0)
         self._number("regime_hysteresis", low=0, high=1)
+
+
+_S = TypeVar("_S", bound=Settings)
+Source = Literal["recorded", "config", "given"]
+
+
+class Resolved(NamedTuple, Generic[_S]):
+    """The parameters that a run uses, where they came from, and what differs from the base.
+
+    ``source``: "recorded" (the session's), "config" (it has none) or "given" (the caller named all of them).
+    ``changes``: ``{field: (recorded, used)}``; where nothing was recorded, against the configured value.
+    """
+
+    params: _S
+    source: Source
+    changes: dict[str, tuple[Any, Any]]
+
+    def describe(self) -> str:
+        """Return one phrase for a repr, such as "recorded parameters, sl_pct 0.3 → 0.5"."""
+        head = {"recorded": "recorded", "config": "configured", "given": "given"}[self.source] + " parameters"
+        return ", ".join([head, *(f"{name} {old!r} → {new!r}" for name, (old, new) in self.changes.items())])
+
+
+def resolve_params(
+    given: TradingParams | Mapping[str, Any] | None,
+    session: Any = None,
+    default: TradingParams | None = None,
+    *,
+    name: str = "params",
+) -> Resolved[TradingParams]:
+    """Return which trading parameters a run over ``session`` uses.
+
+    >>> resolve_params({"sl_pct": 0.5}).changes
+    {'sl_pct': (0.3, 0.5)}
+
+    None: the session's ``recorded_params``; where it has none, ``default`` (a Lab passes ``config.trading``). A dict:
+    changes to those. A TradingParams is used as given. Raises ConfigError, which calls the argument ``name``.
+    """
+    return _resolve(TradingParams, given, getattr(session, "recorded_params", None), default, name)
+
+
+def resolve_scoring(
+    given: ScoringParams | Mapping[str, Any] | None,
+    session: Any = None,
+    default: ScoringParams | None = None,
+    *,
+    name: str = "scoring",
+) -> Resolved[ScoringParams]:
+    """Return which scoring parameters a run over ``session`` uses, by the rules of ``resolve_params``."""
+    return _resolve(ScoringParams, given, getattr(session, "recorded_scoring", None), default, name)
+
+
+def _resolve(kind: type[_S], given: Any, recorded: _S | None, default: _S | None, name: str) -> Resolved[_S]:
+    base = recorded or default or kind()
+    source: Source = "config" if recorded is None else "recorded"
+    if isinstance(given, kind):
+        used, source = given, "given"
+    elif isinstance(given, Mapping):
+        used = base.replace(**given)
+    elif given is None:
+        used = base
+    else:
+        raise ConfigError(
+            f"{name}: expected {kind.__name__}, a dict of changes or None, found {type(given).__name__}",
+            field=name,
+        )
+    pairs = ((field, getattr(base, field), getattr(used, field)) for field in kind.__struct_fields__)
+    return Resolved(used, source, {field: (old, new) for field, old, new in pairs if old != new})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from replaylab.errors import ConfigError
-from replaylab.params import ScoringParams, TradingParams
+from replaylab.params import ScoringParams, TradingParams, resolve_params
 
 NUMBERS = [
     name
@@ -95,3 +95,30 @@ def test_an_argument_may_be_settings_a_dict_or_nothing():
         with pytest.raises(ConfigError, match=r"^params: expected TradingParams, a dict or None") as caught:
             TradingParams.of(wrong, "params")
         assert caught.value.field == "params"
+
+
+class Recorded:
+    """A session that recorded its parameters, or none."""
+
+    def __init__(self, params: TradingParams | None) -> None:
+        self.recorded_params = params
+
+
+def test_recorded_parameters_come_before_the_configured_ones() -> None:
+    """None runs what the session recorded; where it recorded nothing, the default of the caller."""
+    recorded, config = TradingParams(sl_pct=0.7), TradingParams(sl_pct=0.9)
+    assert resolve_params(None, Recorded(recorded), config) == (recorded, "recorded", {})
+    assert resolve_params(None, Recorded(None), config) == (config, "config", {})
+    assert resolve_params(None) == (TradingParams(), "config", {})
+
+
+def test_a_dict_changes_the_base_and_an_instance_replaces_it() -> None:
+    """Changes name both values, whichever spelling of the field was given."""
+    recorded = TradingParams(sl_pct=0.7, tp1_pct=0.2)
+    changed = resolve_params({"slPct": 0.5}, Recorded(recorded))
+    assert changed == (recorded.replace(sl_pct=0.5), "recorded", {"sl_pct": (0.7, 0.5)})
+    assert changed.describe() == "recorded parameters, sl_pct 0.7 → 0.5"
+    whole = resolve_params(TradingParams(tp1_pct=0.2), Recorded(recorded))
+    assert whole == (TradingParams(tp1_pct=0.2), "given", {"sl_pct": (0.7, 0.3)})
+    with pytest.raises(ConfigError, match="dict of changes or None, found int"):
+        resolve_params(3)  # type: ignore[arg-type]
