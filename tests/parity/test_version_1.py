@@ -75,9 +75,7 @@ def test_the_event_driven_system_gives_the_trades_of_version_1(chunk: int) -> No
                 session.price_source,
                 initial_state=session.initial_state,
             )
-            system = TradingSystem(
-                params_of(run), price_sources=sources, initial_state=session.initial_state
-            )
+            system = TradingSystem(params_of(run), price_sources=sources, initial_state=session.initial_state)
             for index, event in enumerate(session.raw):
                 system.on_event(index, *event)
             system.finish()
