@@ -10,11 +10,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from replaylab.features.book import OrderBook
+from replaylab.features.book import VISIBLE_LEVELS, OrderBook
 from replaylab.features.catalogue import CATALOGUE, NAMES, Feature
 from replaylab.features.incremental import FeatureEngine
-from replaylab.features.inputs import read_levels, usable_number, usable_price
+from replaylab.features.initial import AccountStart, Carried, CarriedPart, InitialState, SymbolStart
 from replaylab.features.params import FeatureParams
+from replaylab.features.payloads import read_levels, risk_flag, trade_sign, usable_number, usable_price
 
 if TYPE_CHECKING:
     from replaylab.features.tape import MarketTape as MarketTape
@@ -33,15 +34,23 @@ _HOMES = {
 __all__ = [
     "CATALOGUE",
     "NAMES",
+    "VISIBLE_LEVELS",
+    "AccountStart",
+    "Carried",
+    "CarriedPart",
     "Feature",
     "FeatureEngine",
     "FeatureParams",
+    "InitialState",
     "MarketTape",
     "OrderBook",
+    "SymbolStart",
     "compute",
     "pack_market",
     "read_levels",
+    "risk_flag",
     "score_series",
+    "trade_sign",
     "usable_number",
     "usable_price",
 ]

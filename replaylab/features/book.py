@@ -13,17 +13,20 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from typing import Any
 
-from replaylab.features.inputs import Levels, read_levels
+from replaylab.features.payloads import Levels, read_levels
 
-__all__ = ["OrderBook"]
+__all__ = ["VISIBLE_LEVELS", "OrderBook"]
+
+VISIBLE_LEVELS = 25
 
 
 class OrderBook:
     """Both sides of one symbol's book. Prices in quote currency, quantities in base currency.
 
     ``apply`` takes the payload of a MARKET_BOOK and returns False, changing nothing, when it is unusable:
-    an unknown ``kind``, a missing side or a malformed level. ``[]`` is an empty side; a delta before any snapshot
-    applies to an empty book; a level of quantity 0 is no level; the order of levels does not matter.
+    an unknown ``kind``, a missing side or a malformed level. No ``kind`` (or null) is a snapshot. ``[]`` is an empty
+    side; a delta before any snapshot applies to an empty book; a level of quantity 0 is no level; the order of levels
+    does not matter; of a price that is listed twice the last counts.
     """
 
     __slots__ = ("_ask_prices", "_ask_qty", "_bid_prices", "_bid_qty")
@@ -36,9 +39,9 @@ class OrderBook:
         self._ask_qty: dict[float, float] = {}
 
     def apply(self, payload: Mapping[str, Any]) -> bool:
-        """Take a snapshot or a delta over; return whether it was usable."""
-        kind = payload.get("kind", "snapshot")
-        if kind != "snapshot" and kind != "delta":
+        """Apply a snapshot or a delta; return whether it was usable."""
+        kind = payload.get("kind")
+        if kind is not None and kind != "snapshot" and kind != "delta":
             return False
         bids = read_levels(payload.get("bids"))
         if bids is None:
@@ -46,7 +49,7 @@ class OrderBook:
         asks = read_levels(payload.get("asks"))
         if asks is None:
             return False
-        if kind == "snapshot":
+        if kind != "delta":
             self.reset(bids, asks)
         else:
             if bids:
@@ -93,6 +96,10 @@ class OrderBook:
         for price in self._ask_prices[:levels]:
             ask += self._ask_qty[price]
         return bid, ask
+
+    def visible(self) -> tuple[Levels, Levels]:
+        """Return the levels that the trading model sees: the best VISIBLE_LEVELS of each side, best first."""
+        return self.top(VISIBLE_LEVELS)
 
     def top(self, levels: int) -> tuple[Levels, Levels]:
         """Return the best ``levels`` of bids and of asks, best first."""

@@ -19,7 +19,7 @@ import polars as pl
 from replaylab.errors import DatasetError
 from replaylab.features.book import OrderBook
 from replaylab.features.incremental import book_columns
-from replaylab.features.inputs import trade_sign, usable_number, usable_price
+from replaylab.features.payloads import trade_sign, usable_number, usable_price
 
 __all__ = ["BOOK", "TRADE", "MarketTape", "pack_market", "tape_of_trades"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import DatasetError, did_you_mean
-from replaylab.features.payloads import book_mids, scores, trade_prices
+from replaylab.features.payload_columns import book_mids, scores, trade_prices
 
 __all__ = ["Decisions", "Prices", "SessionLike", "as_polars", "decisions", "event_times", "prices_by_symbol"]
 

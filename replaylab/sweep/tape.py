@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import SweepError, did_you_mean
-from replaylab.features.payloads import book_mids, regime_names, risk_flags, scores, trade_prices
+from replaylab.features.payload_columns import book_mids, regime_names, risk_flags, scores, trade_prices
 from replaylab.sweep.lookup import Lookup, build_lookup
 
 __all__ = ["FORCE", "KINDS", "PRICE", "SCORE", "SessionLike", "Tape", "TapeArrays", "pack"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from replaylab.errors import ConfigError
 from replaylab.features import usable_number
-from replaylab.features.inputs import trade_sign
+from replaylab.features.payloads import trade_sign
 from replaylab.params import ScoringParams
 from replaylab.trading.scoring import ScoreModel, Scorer, Signal
 from replaylab.trading.state import SymbolState

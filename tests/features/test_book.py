@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaylab.features import OrderBook
-from replaylab.features.inputs import usable_number, usable_price
+from replaylab.features.payloads import usable_number, usable_price
 
 levels = st.lists(st.tuples(st.integers(1, 12).map(float), st.sampled_from((0.0, 1.0, 2.5))), max_size=8)
 
@@ -45,7 +45,6 @@ def test_the_book_is_a_sorted_dictionary(updates: list[tuple[bool, Any, Any]]) -
         {"bids": []},
         {"bids": None, "asks": []},
         {"bids": [[1.0]], "asks": []},
-        {"bids": [[1.0, 1.0, 1.0]], "asks": []},
         {"bids": [["1.0", 1.0]], "asks": []},
         {"bids": [[0.0, 1.0]], "asks": []},
         {"bids": [], "asks": [[1.0, -1.0]]},
@@ -66,3 +65,10 @@ def test_what_is_no_number(value: Any) -> None:
     assert usable_number(value) is None
     assert usable_price(value) is None
     assert (usable_price(0), usable_price(-1.0), usable_number(-1)) == (None, None, -1.0)
+
+
+def test_absent_and_null_kind_are_snapshots_and_further_elements_of_a_level_are_ignored() -> None:
+    book = OrderBook()
+    assert book.apply({"kind": None, "bids": [[99.0, 1.0, "id"]], "asks": [[101.0, 1.0], [101.0, 2.0]]})
+    assert (book.best_bid(), book.best_ask()) == ((99.0, 1.0), (101.0, 2.0))
+    assert book.visible() == ([(99.0, 1.0)], [(101.0, 2.0)])

@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 
 from replaylab.errors import ConfigError, DatasetError
 from replaylab.features import CATALOGUE, NAMES, FeatureEngine, FeatureParams, OrderBook, compute
-from replaylab.features.inputs import trade_sign, usable_number, usable_price
+from replaylab.features.payloads import trade_sign, usable_number, usable_price
 from replaylab.features.state import N_VALUES
 
 Market = Callable[..., list[Any]]

@@ -32,7 +32,7 @@ ALLOWED = {
     "replaylab.features",
     "replaylab.features.catalogue",
     "replaylab.features.formulas",
-    "replaylab.features.inputs",
+    "replaylab.features.payloads",
     "replaylab.features.score_state",
     "replaylab.params",
     "replaylab.records",
