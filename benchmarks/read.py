@@ -125,7 +125,7 @@ def run_one(task: str, root: Path, cache: Path) -> dict[str, float]:
         write_events(warm / "events" / "BTCUSDT.jsonl", 200)
     load(task, warm, cache)
     if task == "replaylab":
-        from replaylab.frames.quick import warm_up
+        from replaylab.frames.scanner import warm_up
 
         warm_up()
     before = peak_bytes()

@@ -3,11 +3,10 @@
 >>> from replaylab.archive import run_retention, daily_summary, verify, recover
 """
 
-from replaylab.archive.compaction import archived
-from replaylab.archive.daily import daily_summary
+from replaylab.archive.depart import archived
 from replaylab.archive.recover import RecoverReport, recover
-from replaylab.archive.retention import last_report, report_path, run_retention
-from replaylab.archive.scheduler import RetentionScheduler
+from replaylab.archive.retention import RetentionScheduler, last_report, report_path, run_retention
+from replaylab.archive.summary import daily_summary
 from replaylab.archive.verify import VerifyReport, verify
 
 runRetentionJob = run_retention  # noqa: N816 - the specification's name

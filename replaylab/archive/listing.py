@@ -5,39 +5,32 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import orjson
+import polars as pl
 
 from replaylab.errors import RecordError, RetentionError
-from replaylab.frames.decode import is_day
+from replaylab.frames.jsonl import Block, Loaded, blocks, decode_block, is_day
+from replaylab.frames.logs import EVENTS, ORDERS, PARAMS, REPLAY_EVENTS, TRADES
+from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.timestamps import parse_ns
-
-__all__ = [
-    "DAY_LOGS",
-    "DayFile",
-    "Problem",
-    "SessionFolder",
-    "archived_parts",
-    "day_files",
-    "file_state",
-    "refuse_links",
-    "refuse_unsafe",
-    "running_session",
-    "session_folder",
-    "sessions",
-    "symbol_files",
-    "tree_bytes",
-]
 
 DAY_LOGS = ("trades_log", "orders")
 _DAY_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
 _PACKAGE = Path(__file__).parents[1]
 _LINK = "a symbolic link; it is not followed and left alone"
+_TAIL = 1 << 20
+Int64s = npt.NDArray[np.int64]
 # A file that stays, and why.
 Problem = tuple[Path, str]
 
@@ -225,3 +218,112 @@ def session_folder(path: Path) -> SessionFolder | None:
     except (OSError, orjson.JSONDecodeError) as error:
         problem = f"its meta.json cannot be read: {error}"
     return SessionFolder(path, path.name, created, pinned, problem)
+
+
+# Sessions come first: one may have the name of a log's folder.
+_PLACES: tuple[tuple[str, LogSchema], ...] = (
+    (r"replay/sessions/[^/]+/events\.jsonl", REPLAY_EVENTS),
+    (r"events/[^/]+\.jsonl", EVENTS),
+    (r"trades_log/[^/]+\.jsonl", TRADES),
+    (r"orders/[^/]+\.jsonl", ORDERS),
+    (r"system/trading_params\.jsonl", PARAMS),
+    (r"events\.jsonl", REPLAY_EVENTS),
+)
+_BLOCKS = 16
+
+
+def at_place(path: Path, pattern: str) -> bool:
+    """Tell whether the last parts of a path are as ``pattern`` says.
+
+    >>> at_place(Path("data/events/B.jsonl"), r"events/[^/]+[.]jsonl")
+    True
+    """
+    return re.search(f"(?:^|/)(?:{pattern})$", path.as_posix()) is not None
+
+
+def schema_by_place(path: Path) -> LogSchema | None:
+    """Return the kind of a log that lies where logs of that kind lie."""
+    return next((schema for pattern, schema in _PLACES if at_place(path, pattern)), None)
+
+
+def schema_by_lines(path: Path) -> LogSchema | None:
+    """Return a kind of which there is a good line in the first 16 MiB; None where there is none. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        for block in islice(blocks(file), _BLOCKS):
+            for schema in (EVENTS, TRADES, ORDERS, REPLAY_EVENTS, PARAMS):
+                if decode_block(schema, block, "").rows:
+                    return schema
+    return None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block with the time of each of its lines, and where they start and end in it."""
+
+    block: Block
+    loaded: Loaded
+    times: Int64s
+    starts: Int64s
+    ends: Int64s
+
+
+class LineTimes:
+    """Dates the lines of one log, in their order: a line without a time of its own has that of the line before it.
+
+    Lines before the first row of the first load have the time of that row; ``undated`` is for lines of loads before
+    any row.
+    """
+
+    def __init__(self, undated: int) -> None:
+        self._last = undated
+        self._is_first = True
+
+    def of(self, frame: pl.DataFrame, lines: Int64s) -> Int64s:
+        """Return the times of the given line numbers of the next load, of which ``frame`` are the rows."""
+        stamps = frame["timestamp"].to_physical().to_numpy()
+        before = int(stamps[0]) if self._is_first and len(stamps) else self._last
+        self._is_first = False
+        if len(stamps):
+            self._last = int(stamps[-1])
+        places = np.searchsorted(frame["line"].to_numpy(), lines, side="right")
+        return np.concatenate([np.array([before], np.int64), stamps])[places]
+
+
+def pieces(file: BinaryIO, size: int, name: str) -> Iterator[Piece]:
+    """Yield the first ``size`` bytes of an open log, which are whole lines."""
+    # What cannot be dated at all is as old as the last change of the file.
+    times = LineTimes(os.fstat(file.fileno()).st_mtime_ns)
+    for block in blocks(file, end=size):
+        loaded = decode_block(EVENTS, block, name)
+        text = np.frombuffer(block.data, np.uint8)
+        ends = np.flatnonzero(text == ord("\n")).astype(np.int64) + 1
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        lines = np.arange(block.line, block.line + len(ends), dtype=np.int64)
+        yield Piece(block, loaded, times.of(loaded.frame, lines), starts, ends)
+
+
+def old_lines(path: Path, cutoff_ns: int) -> tuple[bool, bool]:
+    """Tell whether some, and whether all lines of a log are older than ``cutoff_ns``."""
+    some, whole = False, True
+    with path.open("rb") as file:
+        size = last_line_end(file.fileno())
+        for piece in pieces(file, size, path.name):
+            old = piece.times < cutoff_ns
+            some = some or bool(old.any())
+            whole = whole and bool(old.all())
+            if some and not whole:
+                break
+        return some, some and whole and size == os.fstat(file.fileno()).st_size
+
+
+def last_line_end(fd: int) -> int:
+    """Return how much of an open file consists of whole lines."""
+    size = os.fstat(fd).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - _TAIL)
+        at = os.pread(fd, end - start, start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0

@@ -16,14 +16,20 @@ from typing import BinaryIO
 import orjson
 import polars as pl
 
-from replaylab.archive.kinds import schema_by_lines, schema_by_place
+from replaylab.archive.listing import schema_by_lines, schema_by_place
 from replaylab.errors import RecordError
-from replaylab.frames.decode import decode_block
-from replaylab.frames.lines import Block, blocks, is_blank, preview, without_mark
-from replaylab.frames.loaded import REJECTS_SCHEMA, Reject, reject_frame
+from replaylab.frames.jsonl import (
+    REJECTS_SCHEMA,
+    Block,
+    Reject,
+    blocks,
+    decode_block,
+    is_blank,
+    preview,
+    reject_frame,
+    without_mark,
+)
 from replaylab.frames.schema import LogSchema
-
-__all__ = ["RecoverReport", "recover"]
 
 _LISTED = 10_000
 # A stretch is read from each place where a record may begin. So many failures, or such a length, and it is left as

@@ -9,26 +9,48 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+import uuid
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 
 import orjson
 
-from replaylab.archive.compaction import settle_finished
-from replaylab.archive.listing import Problem, refuse_links, refuse_unsafe
-from replaylab.archive.plan import Kind, Plan, Step, excess, over_limit, plan
-from replaylab.archive.removal import take
+from replaylab import frames
+from replaylab.archive.depart import Leaving, remove_part, rotate_events, settle_finished
+from replaylab.archive.listing import (
+    DAY_LOGS,
+    Problem,
+    archived_parts,
+    day_files,
+    file_state,
+    old_lines,
+    refuse_links,
+    refuse_unsafe,
+    running_session,
+    session_folder,
+    sessions,
+    symbol_files,
+    tree_bytes,
+)
+from replaylab.archive.summary import has_account, summary_path
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
-from replaylab.logging import write_atomic
+from replaylab.frames.archived import part_info
+from replaylab.frames.files import chunks_of
+from replaylab.frames.jsonl import Loaded
+from replaylab.frames.logs import CHUNK_BYTES, ORDERS, TRADES
+from replaylab.logging import rotate_lock, write_atomic
+from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 from replaylab.records import FileError, RetentionReport, decode_record
-from replaylab.timestamps import iso, now_ns, to_ns
-
-__all__ = ["last_report", "report_path", "run_retention"]
+from replaylab.timestamps import NS_PER_DAY, date_key, iso, now_ns, parse_ns, to_ns
 
 _log = logging.getLogger("replaylab.archive")
 
@@ -217,3 +239,312 @@ def _only_one(root: DataRoot) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+_HOUR = 3_600_000_000_000
+_FIRST_NS = parse_ns("1678-01-01")
+Kind = Literal["day", "events", "session", "market", "part"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file or folder that goes. Of "events" only the lines before ``cutoff_ns`` go, unless that is the whole.
+
+    ``state`` is that of a "market" file when it was judged.
+    """
+
+    kind: Kind
+    path: Path
+    log: str = ""
+    day: str = ""
+    cutoff_ns: int = 0
+    whole: bool = True
+    state: tuple[int, int, int] | None = None
+
+
+@dataclass
+class Plan:
+    """Steps in the order in which they are taken; files that stay; what could not be judged."""
+
+    steps: list[Step] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def plan(root: DataRoot, now_ns: int, config: RetentionConfig) -> Plan:
+    """Return what is older than the configuration allows. A file is old by its date, never by its place in a list."""
+    made = Plan()
+    for log, days in (("trades_log", config.trades_log_days), ("orders", config.orders_log_days)):
+        oldest = day_before(now_ns, days)
+        files, problems = day_files(root, log)
+        for file in files:
+            if file.day < oldest:
+                made.steps.append(Step("day", file.path, log, file.day))
+            else:
+                made.kept.append(file.path)
+        made.problems += problems
+    _plan_events(root, parse_ns(day_before(now_ns, config.events_days)), made)
+    _plan_sessions(root, day_before(now_ns, config.replay_sessions_days), made)
+    _plan_market(root, now_ns - config.raw_market_data_hours * _HOUR, made)
+    return made
+
+
+def day_before(now_ns: int, days: int) -> str:
+    """Return the UTC day that lies ``days`` days before, or the first that times can hold; earlier days are old."""
+    return date_key(max(now_ns - days * NS_PER_DAY, _FIRST_NS))
+
+
+def over_limit(
+    root: DataRoot, config: RetentionConfig, now_ns: int, gone: set[Path], kinds: Container[Kind]
+) -> Iterator[Step]:
+    """Yield the oldest "day" files and archived "part"s while a limit of bytes is not held; take each when it comes.
+
+    ``gone`` are files that a dry run only pretends to have removed. Files of today stay.
+    """
+    if config.max_total_bytes is None and config.min_free_bytes is None:
+        return
+    today = date_key(now_ns)
+    candidates = [Step("part", path, day=day) for day, path in archived_parts(root)]
+    candidates += [
+        Step("day", file.path, log, file.day) for log in DAY_LOGS for file in day_files(root, log)[0]
+    ]
+    missing = excess(root, config, gone)
+    for step in sorted(candidates, key=lambda step: (step.day, step.kind == "day", str(step.path))):
+        if step.kind not in kinds or step.day >= today or step.path in gone:
+            continue
+        # Sizes are counted down, since measuring takes as long as there are files; when it seems enough it is measured:
+        # a compacted file has left a part, and one that failed is still there.
+        if missing <= 0:
+            missing = excess(root, config, gone)
+        if missing <= 0:
+            return
+        size = tree_bytes(step.path)
+        yield step
+        missing -= size
+
+
+def excess(root: DataRoot, config: RetentionConfig, gone: set[Path]) -> int:
+    """Return by how many bytes a limit is exceeded; 0 or less where all hold."""
+    pretended = sum(tree_bytes(path) for path in gone)
+    found = [0]
+    if config.max_total_bytes is not None:
+        folders = ("events", "trades_log", "orders", "replay", "trades", "orderbook", "archive")
+        total = sum(tree_bytes(root.path / name) for name in folders) - pretended
+        found.append(total - config.max_total_bytes)
+    if config.min_free_bytes is not None and root.path.exists():
+        found.append(config.min_free_bytes - shutil.disk_usage(root.path).free - pretended)
+    return max(found)
+
+
+def _plan_events(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
+    paths, problems = symbol_files(root.events_dir, ".jsonl")
+    for path in paths:
+        try:
+            some, whole = old_lines(path, cutoff_ns)
+        except OSError as error:
+            problems.append((path, str(error)))
+            some = whole = False
+        if some:
+            made.steps.append(Step("events", path, "events", cutoff_ns=cutoff_ns, whole=whole))
+        else:
+            made.kept.append(path)
+    made.problems += problems
+
+
+def _plan_sessions(root: DataRoot, oldest: str, made: Plan) -> None:
+    found, problems = sessions(root)
+    running = running_session(root)
+    for session in found:
+        if session.problem is not None:
+            problems.append((session.path, session.problem))
+        if (
+            session.problem is None
+            and session.created_ns is not None
+            and date_key(session.created_ns) < oldest
+            and not session.pinned
+            and session.session_id != running
+        ):
+            made.steps.append(Step("session", session.path))
+        else:
+            made.kept.append(session.path)
+    made.problems += problems
+
+
+def _plan_market(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
+    loaders = {"orderbook": frames.load_order_book_json, "trades": frames.load_market_trades_json}
+    for folder, load in loaders.items():
+        paths, problems = symbol_files(root.path / folder, ".json")
+        for path in paths:
+            try:
+                state = file_state(path)
+                # The newest entry says how old the content is; where there is none, the file's own time does.
+                newest = load(root, path.stem).frame["timestamp"].to_physical().max()
+            except OSError as error:
+                problems.append((path, str(error)))
+                made.kept.append(path)
+                continue
+            age = state[0] if newest is None else int(str(newest))
+            if age < cutoff_ns:
+                made.steps.append(Step("market", path, state=state))
+            else:
+                made.kept.append(path)
+        made.problems += problems
+
+
+_SCHEMAS = {"trades_log": TRADES, "orders": ORDERS}
+
+
+def take(root: DataRoot, step: Step, *, archive: bool) -> bool:
+    """Take one step; return whether the file is gone. Raises OSError, ValueError, RetentionError; then it is kept."""
+    refuse_links(root, step.path.parent)
+    if step.kind == "events":
+        return rotate_events(root, step.path.stem, step.cutoff_ns, archive=archive)
+    if step.kind == "day":
+        _retire_day(root, step, archive=archive)
+    elif step.kind == "session":
+        _remove_session(root, step.path)
+    elif step.kind == "part":
+        _remove_part(root, step)
+    else:
+        _remove_market_file(step)
+    return True
+
+
+def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
+    schema = _SCHEMAS[step.log]
+    name = root.relative(step.path)
+    with step.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def read() -> Iterator[tuple[str, Loaded, int]]:
+            # An empty file has its summary too; the bytes are told with no line, since pieces do not know theirs.
+            yield step.day, Loaded(schema.frame.to_frame()), size
+            for loaded in chunks_of(file, schema, name, (None, None), CHUNK_BYTES, end=size):
+                yield step.day, loaded, 0
+
+        with Leaving(root, step.path, file.fileno(), size, schema.frame, archive=archive) as leaving:
+            leaving.summarise(read())
+            leaving.confirm(read())
+            with rotate_lock(step.path) as current:
+                leaving.check_unchanged(current, may_grow=False)
+                leaving.gone = True
+                step.path.unlink()
+
+
+def _remove_session(root: DataRoot, path: Path) -> None:
+    session = session_folder(path)
+    if session is None or session.problem is not None or session.pinned:
+        raise RetentionError("this session was changed or pinned meanwhile; it is kept")
+    if running_session(root) == path.name:
+        raise RetentionError("this session is being replayed; it is kept until the next clean-up")
+    doomed = path.with_name(f".deleted-{uuid.uuid4().hex[:8]}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_part(root: DataRoot, step: Step) -> None:
+    """Remove an archived part, which is the last copy of its lines: their summary must be there."""
+    info = part_info(step.path)
+    log = root.relative(step.path.parent).partition("/")[2]
+    if not has_account(root, log, step.day, info.source_sha256):
+        raise RetentionError(
+            f"{root.relative(summary_path(root, log, step.day))} does not count the lines of this part; the part is "
+            "kept. Bring the summary back, or delete the part yourself"
+        )
+    remove_part(step.path)
+    sync_folder(str(step.path.parent))
+
+
+def _remove_market_file(step: Step) -> None:
+    if file_state(step.path) != step.state:
+        raise RetentionError("this file was written meanwhile; it is kept until the next clean-up")
+    step.path.unlink()
+    sync_folder(str(step.path.parent))
+
+
+_MINUTE = 60_000_000_000
+# The wall clock is asked again this often: it may be set, and a machine may sleep.
+_LOOK_SECONDS = 30.0
+_log = logging.getLogger("replaylab.archive")
+
+
+class RetentionScheduler:
+    """A thread that runs the clean-up every day at ``config.daily_at`` (UTC, so no hour is skipped or doubled).
+
+    >>> with RetentionScheduler("data", RetentionConfig(daily_at="03:30")):       # doctest: +SKIP
+    ...     run_bot()
+
+    Without ``daily_at`` nothing is started. A day whose time passed while the program was not running is left out; an
+    error is logged, kept in ``last_error``, and the next day is tried again. ``clock`` returns ns since 1970.
+    """
+
+    def __init__(
+        self,
+        root: DataRoot | str | os.PathLike[str],
+        config: RetentionConfig,
+        *,
+        clock: Callable[[], int] = now_ns,
+        look_seconds: float = _LOOK_SECONDS,
+    ) -> None:
+        self.root = DataRoot(root)
+        self.config = config
+        self.last_report: RetentionReport | None = None
+        self.last_error: str | None = None
+        self._clock = clock
+        self._look_seconds = look_seconds
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread; a second call does nothing."""
+        if self.config.daily_at is None or self._thread is not None:
+            return
+        self._stopped.clear()
+        self._thread = threading.Thread(target=self._run, name="replaylab-retention", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread, after a clean-up that is under way."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        last = self._clock()
+        while not self._stopped.wait(self._look_seconds):
+            now = self._clock()
+            if is_due(str(self.config.daily_at), last, now):
+                self._clean_up(now)
+            # A clock that is set back a little must not make the same time of day pass twice; one that is set back
+            # by more than a day had been wrong, and its future days must not silence those that come.
+            last = now if last - now > NS_PER_DAY else max(last, now)
+
+    def _clean_up(self, now: int) -> None:
+        try:
+            self.last_report = run_retention(self.root, now=iso(now), config=self.config)
+            self.last_error = None
+        # Whatever it is: a thread that ends here would end all clean-ups, and nobody would hear of it.
+        except Exception as error:
+            self.last_error = str(error) or repr(error)
+            _log.exception("the daily clean-up of %s failed", self.root)
+
+
+def is_due(daily_at: str, last_ns: int, now_ns: int) -> bool:
+    """Tell whether the UTC time of day ``daily_at`` ("HH:MM") lies in last < time ≤ now.
+
+    >>> is_due("03:30", 0, 4 * 3600 * 10**9)
+    True
+    """
+    hours, minutes = daily_at.split(":")
+    offset = (int(hours) * 60 + int(minutes)) * _MINUTE
+    return (now_ns - offset) // NS_PER_DAY > (last_ns - offset) // NS_PER_DAY

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
 import polars as pl
 
-from replaylab.archive.checks import MOST_FINDINGS, Finding, check_for, finding
-from replaylab.frames.loaded import REJECTS_SCHEMA
-
-__all__ = ["VerifyReport", "verify"]
+from replaylab import frames
+from replaylab.archive.listing import at_place, schema_by_lines, schema_by_place
+from replaylab.archive.summary import read_summary
+from replaylab.errors import RecordError, ReplaylabError
+from replaylab.frames.archived import part_info, read_part
+from replaylab.frames.files import chunks_of
+from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded, is_day
+from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES
+from replaylab.frames.schema import LogSchema
+from replaylab.paths import SNAPSHOTS, DataRoot, is_safe_name
+from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
 
 @dataclass
@@ -121,3 +130,200 @@ def _check(file: Path, report: VerifyReport) -> list[Finding]:
 
 def _unreadable(error: OSError) -> Finding:
     return finding(f"cannot be read: {error.strerror or error}; check permissions and the disk")
+
+
+Finding = dict[str, object]
+# Yields the findings of a file piece by piece, each with the number of lines that were looked at.
+Check = Callable[[Path], Iterator[tuple[int, list[Finding]]]]
+
+_DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
+_CHUNK_BYTES = 1 << 20
+# So many findings of a file are listed.
+MOST_FINDINGS = 1000
+_ROLLING: dict[str, Callable[..., Loaded]] = {
+    "metrics": frames.load_metrics,
+    "trades": frames.load_market_trades_json,
+    "orderbook": frames.load_order_book_json,
+}
+
+
+def finding(reason: str, line: int | None = None) -> Finding:
+    """Return one row of the table; without a line it is about the whole file."""
+    return {"file": "", "line": line, "offset": None, "reason": reason, "text": None}
+
+
+def check_for(path: Path) -> Check | None:
+    """Return what a file is checked by; None for files of other kinds."""
+    if path.suffix == ".jsonl":
+        return _log
+    # A session may have the name of any other folder, so its files come first.
+    for pattern, check in _PLACES:
+        if at_place(path, pattern):
+            return check
+    if path.suffix == ".json" and path.parent.name in _ROLLING and is_safe_name(path.stem):
+        return _rolling
+    return None
+
+
+def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+    """Check each line; what the name of the file says must be in it, and a session must not go back in time."""
+    schema = schema_by_place(path)
+    if schema is None:
+        schema = schema_by_lines(path)
+        if schema is None:
+            yield 0, [finding(_NO_LOG)]
+            return
+        wrong = None
+    elif schema in (TRADES, ORDERS):
+        day = _DAY_FILE.fullmatch(path.name)
+        if day is None or not is_day(day[1]):
+            yield 0, [finding(_NO_DAY)]
+            return
+        held = pl.col("date_key") if schema is TRADES else pl.col("timestamp").dt.date().cast(pl.String)
+        wrong = ("dateKey" if schema is TRADES else "timestamp", held, day[1])
+    else:
+        wrong = ("symbol", pl.col("symbol"), path.stem) if schema is EVENTS else None
+    if (
+        at_place(path, r"replay/sessions/[^/]+/events\.jsonl")
+        and not path.with_name("manifest.json").exists()
+    ):
+        yield 0, [finding("there is no manifest.json beside it: it is not listed as a session")]
+    yield from _lines(path, schema, wrong)
+
+
+_NO_LOG = (
+    "no line of it is a record of any log: expected state events, closed trades, orders, events of a session or "
+    "trading parameters; if it is a damaged log, restore it"
+)
+_NO_DAY = "not a day file: expected day-YYYY-MM-DD.jsonl with a day of the calendar; no loader reads it"
+
+
+def _lines(
+    path: Path, schema: LogSchema, wrong: tuple[str, pl.Expr, str] | None
+) -> Iterator[tuple[int, list[Finding]]]:
+    """Check the lines of a log; ``wrong`` is a field, the text that it holds, and the text that it should hold."""
+    last = None
+    with path.open("rb", buffering=0) as file:
+        for loaded in chunks_of(file, schema, "", (None, None), _CHUNK_BYTES):
+            findings: list[Finding] = _rejects(loaded)
+            if wrong is not None:
+                field, held, expected = wrong
+                others = loaded.frame.select("line", held.alias("held")).filter(pl.col("held") != expected)
+                findings += [
+                    finding(f"{field}: found {value!r} in the file of {expected!r}", line)
+                    for line, value in others.head(MOST_FINDINGS).iter_rows()
+                ]
+            if schema is REPLAY_EVENTS and loaded.frame.height:
+                times = loaded.frame["timestamp"].to_physical()
+                steps = times.diff() if last is None else (times - times.shift(1, fill_value=last))
+                back = loaded.frame["line"].filter((steps < 0).fill_null(False))
+                findings += [
+                    finding("timestamp: earlier than that of the line before", line)
+                    for line in back.head(MOST_FINDINGS)
+                ]
+                last = int(times[-1])
+            yield loaded.lines, sorted(findings, key=lambda row: int(str(row["line"])))
+
+
+def _rejects(loaded: Loaded) -> list[Finding]:
+    return list(loaded.rejects.head(MOST_FINDINGS).iter_rows(named=True))
+
+
+def _record(kind: type[Record]) -> Check:
+    def check(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+        try:
+            decode_record(kind, path.read_bytes())
+        except RecordError as error:
+            yield 0, [finding(str(error))]
+        else:
+            yield 0, []
+
+    return check
+
+
+def _manifest(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+    """Check a session's manifest, and that the session is what its folder says."""
+    found = []
+    try:
+        manifest = decode_record(ReplayManifest, path.read_bytes())
+    except RecordError as error:
+        found.append(finding(str(error)))
+    else:
+        if manifest.session_id != path.parent.name:
+            found.append(
+                finding(
+                    f"sessionId: found {manifest.session_id!r} in the folder of {path.parent.name!r}: "
+                    "the session is not listed; give both the same name"
+                )
+            )
+    if not path.with_name("events.jsonl").exists():
+        found.append(finding("there is no events.jsonl beside it: the session is empty; build it again"))
+    yield 0, found
+
+
+def _summary(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+    """Check that a summary can be read and is of the log and day of its place."""
+    try:
+        summary = read_summary(path)
+    except ValueError as error:
+        yield 0, [finding(str(error))]
+        return
+    if summary is not None:
+        said = f"summary/{summary.log}/day-{summary.day}.json"
+        if not path.as_posix().endswith(f"/{said}"):
+            yield 0, [finding(f"log, day: it says that it is {said}")]
+            return
+    yield 0, []
+
+
+def _json(kind: type = object) -> Check:
+    """Check that a file without a record type of its own holds JSON of one kind."""
+
+    def check(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+        try:
+            found = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            yield 0, [finding(f"not valid JSON: {error}")]
+        else:
+            reason = f"expected a JSON object, found {type(found).__name__}"
+            yield 0, [] if isinstance(found, kind) else [finding(reason)]
+
+    return check
+
+
+def _rolling(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+    loaded = _ROLLING[path.parent.name](DataRoot(path.parent.parent), path.stem)
+    yield loaded.lines, _rejects(loaded)
+
+
+def _part(path: Path) -> Iterator[tuple[int, list[Finding]]]:
+    schema = {"trades_log": TRADES, "orders": ORDERS}.get(path.parent.name, EVENTS)
+    try:
+        info = part_info(path)
+        rows = 0
+        for loaded in read_part(path, info, schema.frame):
+            rows += loaded.rows
+            yield loaded.lines, _rejects(loaded)
+        if rows != info.rows:
+            yield 0, [finding(f"it holds {rows} rows and says {info.rows}")]
+    except (OSError, ValueError, ReplaylabError, pl.exceptions.PolarsError) as error:
+        yield 0, [finding(f"cannot be read: {error}")]
+
+
+_SYSTEM: dict[str, type[Record]] = {
+    **{f"{name}_snapshot": frames.SNAPSHOT_RECORDS[name] for name in SNAPSHOTS},
+    "replay_status": ReplayStatus,
+    "retention_report": RetentionReport,
+}
+_PLACES: tuple[tuple[str, Check], ...] = (
+    (r"replay/sessions/[^/]+/manifest\.json", _manifest),
+    (r"replay/sessions/[^/]+/(meta|bookmarks)\.json", _json(dict)),
+    (r"replay/sessions/[^/]+/runs/[^/]+/run\.json", _json(dict)),
+    (r"summary/((trades_log|orders)|events/[^/]+)/[^/]+\.json", _summary),
+    (r"archive/((trades_log|orders)|events/[^/]+)/[^/]+\.parquet", _part),
+    *((rf"system/{name}\.json", _record(kind)) for name, kind in _SYSTEM.items()),
+    (r"system/replay_sessions\.json", _json(dict)),
+    # Other parts of a trading system keep files there too.
+    (r"system/[^/]+\.json", _json()),
+    (r"manifest\.json", _record(ReplayManifest)),
+)

@@ -6,13 +6,15 @@
 True
 """
 
-from replaylab.frames.loaded import REJECTS_SCHEMA, Loaded
+from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded
 from replaylab.frames.logs import (
+    SNAPSHOT_RECORDS,
     list_days,
     list_symbols,
     load_events,
     load_orders,
     load_replay_events,
+    load_snapshot,
     load_trades,
     load_trading_params,
     scan_days,
@@ -20,7 +22,6 @@ from replaylab.frames.logs import (
     scan_event_files,
 )
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
-from replaylab.frames.snapshots import SNAPSHOT_RECORDS, load_snapshot
 
 __all__ = [
     "REJECTS_SCHEMA",

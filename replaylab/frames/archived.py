@@ -19,22 +19,9 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from replaylab.errors import LogReadError
-from replaylab.frames.fingerprint import Fingerprint, begins_with
-from replaylab.frames.loaded import Loaded, Reject, reject_frame
+from replaylab.frames.files import Fingerprint, begins_with
+from replaylab.frames.jsonl import Loaded, Reject, reject_frame
 from replaylab.paths import DataRoot, is_safe_name
-
-__all__ = [
-    "METADATA_KEY",
-    "PartInfo",
-    "archive_folder",
-    "archived_days",
-    "archived_symbols",
-    "is_superseded",
-    "part_info",
-    "parts_of",
-    "pending_mark",
-    "read_part",
-]
 
 METADATA_KEY = b"replaylab"
 _NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)(?:\.(\d+))?\.parquet", re.ASCII)

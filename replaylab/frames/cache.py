@@ -21,12 +21,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replaylab.frames.files import ReplacedError, chunks_of
-from replaylab.frames.fingerprint import Fingerprint, begins_with, fingerprint
-from replaylab.frames.loaded import Loaded, Reject, reject_frame
+from replaylab.frames.files import Fingerprint, ReplacedError, begins_with, chunks_of, fingerprint
+from replaylab.frames.jsonl import Loaded, Reject, reject_frame
 from replaylab.frames.schema import LogSchema
-
-__all__ = ["MIN_BYTES", "cached_chunks", "to_table"]
 
 # Below this a file is parsed faster than its entry is found, checked and opened.
 MIN_BYTES = 4 << 20

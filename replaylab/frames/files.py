@@ -7,29 +7,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date, datetime
+from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import msgspec
 import polars as pl
 
 from replaylab.errors import LogReadError
-from replaylab.frames.decode import decode_block
-from replaylab.frames.lines import BLOCK_BYTES, blocks
-from replaylab.frames.loaded import TIMESTAMP, Loaded, concat
-from replaylab.frames.schema import LogSchema
+from replaylab.frames.jsonl import BLOCK_BYTES, Loaded, blocks, concat, decode_block
+from replaylab.frames.schema import TIMESTAMP, LogSchema
 from replaylab.paths import DataRoot
 from replaylab.timestamps import to_ns
-
-__all__ = [
-    "ReplacedError",
-    "Time",
-    "Window",
-    "chunks_of",
-    "in_window",
-    "name_in",
-    "read_file",
-    "window",
-]
 
 # From here on the quick way is worth half a second in which its machine code is loaded; once that is done, much less.
 QUICK_BYTES = 96 << 20
@@ -100,17 +89,17 @@ def _loads(
 ) -> Iterator[tuple[Loaded, int]]:
     """Yield the lines of an open file block by block, each with its number of bytes; the quick way where it pays."""
     left = (os.fstat(file.fileno()).st_size if end is None else end) - start
-    is_loaded = "replaylab.frames.quick" in sys.modules
+    is_loaded = "replaylab.frames.scanner" in sys.modules
     if (
         schema.is_scannable
         and size >= BLOCK_BYTES
         and left >= (QUICK_LOADED_BYTES if is_loaded else QUICK_BYTES)
     ):
-        from replaylab.frames import quick
+        from replaylab.frames import scanner
 
-        fields = quick.fields_for(schema)
+        fields = scanner.fields_for(schema)
         if fields is not None:
-            start, line = yield from quick.quick_loads(file, schema, fields, name, start, line, end)
+            start, line = yield from scanner.quick_loads(file, schema, fields, name, start, line, end)
     for block in blocks(file, start=start, line=line, end=end, size=size):
         yield decode_block(schema, block, name), len(block.data)
 
@@ -118,3 +107,34 @@ def _loads(
 def name_in(root: DataRoot, path: Path) -> str:
     """Return what a file is called in rejects and reports: relative to the root where it lies inside."""
     return root.relative(path) if path.is_relative_to(root.path) else str(path)
+
+
+_EDGE = 4096
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """The first ``size`` bytes of a file: digests of the first and of the last 4 KiB of them."""
+
+    size: int
+    head: str
+    tail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self)
+
+
+def fingerprint(fd: int, size: int) -> Fingerprint:
+    """Return the fingerprint of the first ``size`` bytes of an open file."""
+    start = max(0, size - _EDGE)
+    return Fingerprint(
+        size, _digest(os.pread(fd, min(_EDGE, size), 0)), _digest(os.pread(fd, size - start, start))
+    )
+
+
+def begins_with(fd: int, known: Fingerprint) -> bool:
+    """Tell whether an open file still begins with the bytes of which ``known`` is the fingerprint."""
+    return os.fstat(fd).st_size >= known.size and fingerprint(fd, known.size) == known
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()

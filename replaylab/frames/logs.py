@@ -1,56 +1,138 @@
-"""One loader for each log: JSON Lines in, rows and rejects out.
+"""Reads one log wherever its lines are: archived parts, cached rows, and the file that still grows.
 
->>> loaded = load_events("data", ["BTCUSDT"], start="2025-11-18T10:00Z", end="2025-11-18T11:00Z")  # doctest: +SKIP
->>> loaded.frame, loaded.rejects                                                                  # doctest: +SKIP
-
-A folder or file that does not exist gives an empty frame of the right columns. Times are half-open. Rows stand in the
-order of the files: symbols or days sorted, lines as written.
+The live file is opened before the archive is listed. Whoever archives writes the part first and removes the source
+after it, so a line is always in one of the two, and the fingerprint of the source tells when it is in both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
+import orjson
 import polars as pl
 
-from replaylab.frames.archived import archived_days, archived_symbols
+from replaylab.errors import ConfigError, LogReadError, RecordError
+from replaylab.frames.archived import (
+    PartInfo,
+    archived_days,
+    archived_symbols,
+    is_superseded,
+    part_info,
+    parts_of,
+    read_part,
+)
 from replaylab.frames.cache import cached_chunks
-from replaylab.frames.decode import is_day
-from replaylab.frames.expand import expand_json
 from replaylab.frames.files import (
+    ReplacedError,
     Time,
+    Window,
     in_window,
     name_in,
     read_file,
     window,
 )
-from replaylab.frames.loaded import Loaded, concat
+from replaylab.frames.jsonl import Loaded, concat, is_day, reject_frame
 from replaylab.frames.schema import LogSchema
-from replaylab.frames.sources import CHUNK_BYTES, load_log, open_log, scan_log, until_whole
 from replaylab.paths import DataRoot, is_safe_name
-from replaylab.records import OrderLogRecord, Record, ReplayEvent, StateEvent, TradeLogRecord
+from replaylab.records import (
+    ExecutionSnapshot,
+    HealthSnapshot,
+    OrderLogRecord,
+    Record,
+    ReplayEvent,
+    RiskSnapshot,
+    StateEvent,
+    TpslSnapshot,
+    TradeLogRecord,
+    decode_record,
+)
 from replaylab.records.base import check_timestamp
 
-__all__ = [
-    "EVENTS",
-    "ORDERS",
-    "TRADES",
-    "list_days",
-    "list_symbols",
-    "load_events",
-    "load_orders",
-    "load_replay_events",
-    "load_trades",
-    "load_trading_params",
-    "scan_days",
-    "scan_event_chunks",
-    "scan_event_files",
-]
+CHUNK_BYTES = 64 << 20
+_TRIES = 5
+_Read = TypeVar("_Read")
+
+
+def scan_log(
+    root: DataRoot,
+    live: Path,
+    schema: LogSchema,
+    span: Window = (None, None),
+    chunk_bytes: int = CHUNK_BYTES,
+    cache: Path | None = None,
+) -> Iterator[tuple[Path, Loaded]]:
+    """Yield every piece of a log with the file that it comes from; archived parts first.
+
+    Raises LogReadError when the live file is replaced meanwhile: what is missing then is elsewhere.
+    """
+    file = open_log(live)
+    if file is None:
+        yield from _archived(root, live, None, schema, span)
+        return
+    with file:
+        fd = file.fileno()
+        size = os.fstat(fd).st_size
+        yield from _archived(root, live, fd, schema, span)
+        for loaded in cached_chunks(file, live, schema, name_in(root, live), chunk_bytes, cache):
+            yield live, in_window(loaded, span)
+        after = os.fstat(fd)
+        if after.st_size < size or not after.st_nlink:
+            raise ReplacedError(f"{live}: this log was replaced while it was read; read it again")
+
+
+def load_log(scan: Callable[[], Iterable[tuple[Path, Loaded]]], schema: LogSchema) -> Loaded:
+    """Return all pieces of ``scan()`` as one load; begins again when a file was replaced while it was read."""
+    return until_whole(lambda: concat((loaded for _, loaded in scan()), schema.frame))
+
+
+def until_whole(read: Callable[[], _Read]) -> _Read:
+    """Return ``read()``; it begins again when a file was replaced while it was read."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except ReplacedError:
+            continue
+    return read()
+
+
+def open_log(path: Path) -> BinaryIO | None:
+    """Return an open file, or None where there is none."""
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        return None
+
+
+def _archived(
+    root: DataRoot, live: Path, fd: int | None, schema: LogSchema, span: Window
+) -> Iterator[tuple[Path, Loaded]]:
+    nothing = schema.archived.to_frame()
+    for path in parts_of(root, live):
+        try:
+            info = part_info(path)
+            if fd is not None and is_superseded(path, info, fd):
+                continue
+            if _is_outside(info, span):
+                yield path, Loaded(nothing, reject_frame(info.rejects), info.lines, info.blank, info.rows)
+                continue
+            for loaded in read_part(path, info, schema.archived):
+                yield path, in_window(loaded, span)
+        except LogReadError as error:
+            # How many lines a damaged part held is not known: it counts as one.
+            yield path, Loaded(nothing, reject_frame([(name_in(root, path), 0, 0, str(error), "")]), lines=1)
+
+
+def _is_outside(info: PartInfo, span: Window) -> bool:
+    low, high = span
+    if info.first_ns is None or info.last_ns is None:
+        return True
+    return (low is not None and info.last_ns < low) or (high is not None and info.first_ns >= high)
+
 
 RootLike = DataRoot | str | os.PathLike[str]
 
@@ -254,3 +336,74 @@ def _stems(folder: Path, suffix: str) -> list[str]:
     paths = (path for path in folder.iterdir() if path.name.endswith(suffix) and not path.is_dir())
     stems = (path.name.removesuffix(suffix) for path in paths)
     return sorted(stem for stem in stems if is_safe_name(stem))
+
+
+SNAPSHOT_RECORDS: dict[str, type[Record]] = {
+    "risk": RiskSnapshot,
+    "tpsl": TpslSnapshot,
+    "execution": ExecutionSnapshot,
+    "health": HealthSnapshot,
+}
+
+
+def load_snapshot(root: DataRoot | str | os.PathLike[str], name: str) -> Record | None:
+    """Return the snapshot ``name`` ("risk", "tpsl", "execution", "health"), or None where there is none.
+
+    Raises RecordError, naming the file, for one that is not the record it should be; UnsafeNameError for other names.
+    """
+    path = DataRoot(root).snapshot(name)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return decode_record(SNAPSHOT_RECORDS[name], data)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}", field=error.field) from None
+
+
+def expand_json(frame: pl.DataFrame, column: str, keys: str | Iterable[str]) -> pl.DataFrame:
+    """Return ``frame`` with one more column for each key of the JSON objects in ``column``.
+
+    A dot steps into an object ("components.flow"), unless the whole key is there. Numbers become Float64 or Int64,
+    texts String, flags Boolean; a mixture, and what is not a scalar, becomes JSON text. Where the key is missing
+    the value is null. A key that is the name of a column already comes as ``<column>_<key>``.
+    """
+    wanted = [keys] if isinstance(keys, str) else list(dict.fromkeys(keys))
+    if not all(isinstance(key, str) for key in wanted):
+        raise ConfigError(f"expand: expected names of fields, found {wanted!r}", field="expand")
+    found: dict[str, list[Any]] = {key: [] for key in wanted}
+    for text in frame[column].to_list():
+        plain = None if text is None else orjson.loads(text)
+        for key, values in found.items():
+            values.append(_look_up(plain, key))
+    series = [
+        _series(f"{column}_{key}" if key in frame.columns else key, values) for key, values in found.items()
+    ]
+    return frame.with_columns(series)
+
+
+def _look_up(plain: Any, key: str) -> Any:
+    if not isinstance(plain, dict):
+        return None
+    if key in plain:
+        return plain[key]
+    first, dot, rest = key.partition(".")
+    return _look_up(plain.get(first), rest) if dot else None
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds:
+        return pl.Series(name, values, dtype=pl.Null)
+    if kinds == {bool}:
+        return pl.Series(name, values, dtype=pl.Boolean)
+    if kinds == {str}:
+        return pl.Series(name, values, dtype=pl.String)
+    if kinds == {int} and all(value is None or -(2**63) <= value < 2**63 for value in values):
+        return pl.Series(name, values, dtype=pl.Int64)
+    if kinds <= {int, float}:
+        whole = [None if value is None else float(value) for value in values]
+        return pl.Series(name, whole, dtype=pl.Float64)
+    texts = [None if value is None else orjson.dumps(value).decode() for value in values]
+    return pl.Series(name, texts, dtype=pl.String)

@@ -13,9 +13,18 @@ import polars as pl
 
 from replaylab.errors import RecordError, TimeError
 from replaylab.frames.files import Time, in_window, name_in, window
-from replaylab.frames.lines import is_blank, preview, whole, without_mark
-from replaylab.frames.loaded import TIMESTAMP, Loaded, Reject, concat, reject_frame
-from replaylab.frames.times import parse_time
+from replaylab.frames.jsonl import (
+    TIMESTAMP,
+    Loaded,
+    Reject,
+    concat,
+    is_blank,
+    parse_time,
+    preview,
+    reject_frame,
+    whole,
+    without_mark,
+)
 from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import (
     FeatureSnapshot,
@@ -26,8 +35,6 @@ from replaylab.records import (
     ScoringSnapshot,
     decode_record,
 )
-
-__all__ = ["load_market_trades_json", "load_metrics", "load_order_book_json"]
 
 RootLike = DataRoot | str | os.PathLike[str]
 Row = dict[str, Any]

@@ -10,11 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import polars as pl
 
-from replaylab.frames.loaded import TIMESTAMP
 from replaylab.records import Record
 
-__all__ = ["Column", "LogSchema"]
-
+TIMESTAMP = pl.Datetime("ns", "UTC")
 Kind = Literal["time", "text", "choice", "float", "int", "bool", "json", "day"]
 _DTYPES: dict[Kind, Any] = {
     "time": TIMESTAMP,

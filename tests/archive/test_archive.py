@@ -12,13 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from replaylab import frames
-from replaylab.archive import archived, daily_summary, removal, rotation, run_retention, summary
-from replaylab.archive.leaving import Leaving
-from replaylab.archive.rotation import rotate_events
+from replaylab.archive import archived, daily_summary, depart, retention, run_retention, summary
+from replaylab.archive.depart import Leaving, rotate_events
 from replaylab.archive.summary import SymbolSummary, read_summary
 from replaylab.config import RetentionConfig
 from replaylab.errors import LogReadError
-from replaylab.frames import sources
+from replaylab.frames import logs
 from replaylab.frames.archived import part_info, parts_of
 from replaylab.logging import Logger
 from replaylab.paths import DataRoot
@@ -39,8 +38,8 @@ def fail_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(removal, "rotate_lock", fail)
-    monkeypatch.setattr(rotation, "rotate_lock", fail)
+    monkeypatch.setattr(retention, "rotate_lock", fail)
+    monkeypatch.setattr(depart, "rotate_lock", fail)
 
 
 def die_before_removal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +312,7 @@ def test_a_load_begins_again_when_the_log_is_replaced_under_it(
     write_lines(
         root.events("BTCUSDT"), *(event("2025-01-01", second) for second in range(3000)), event("2025-11-20")
     )
-    real = sources.cached_chunks
+    real = logs.cached_chunks
     rotated = []
 
     def replaced(*args: object) -> object:
@@ -322,7 +321,7 @@ def test_a_load_begins_again_when_the_log_is_replaced_under_it(
                 rotated.append(rotate_events(root, "BTCUSDT", parse_ns("2025-11-01"), archive=True))
             yield loaded
 
-    monkeypatch.setattr(sources, "cached_chunks", replaced)
+    monkeypatch.setattr(logs, "cached_chunks", replaced)
     assert frames.load_events(root).frame.height == 3001
     rotated.clear()
     write_lines(root.events("BTCUSDT"), event("2025-01-03"), event("2025-11-20"))

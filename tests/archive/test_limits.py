@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from replaylab import frames
-from replaylab.archive import archived, daily_summary, plan, run_retention
+from replaylab.archive import archived, daily_summary, retention, run_retention
 from replaylab.config import RetentionConfig
 from tests.archive.roots import trade, write_lines
 
@@ -50,7 +50,7 @@ def test_a_limit_of_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
         return Usage()  # type: ignore[return-value]
 
-    monkeypatch.setattr("replaylab.archive.plan.shutil.disk_usage", usage)
+    monkeypatch.setattr("replaylab.archive.retention.shutil.disk_usage", usage)
     size = day_of(tmp_path, "trades_log", "2025-11-18").stat().st_size
     report = run_retention(tmp_path, now=NOW, config=RetentionConfig(min_free_bytes=10_000 - size))
     assert report.deleted_files == ["trades_log/day-2025-11-18.jsonl"]
@@ -76,7 +76,7 @@ def test_compaction_comes_before_the_last_copy_of_anything_goes(tmp_path: Path) 
         name = f"2025-11-{day:02d}"
         write_lines(day_of(tmp_path, "trades_log", name), *(trade(name, second) for second in range(2000)))
     size = day_of(tmp_path, "trades_log", "2025-11-01").stat().st_size
-    total = sum(plan.tree_bytes(tmp_path / name) for name in ("archive", "trades_log"))
+    total = sum(retention.tree_bytes(tmp_path / name) for name in ("archive", "trades_log"))
     config = RetentionConfig(archive=True, max_total_bytes=total - size - size // 2)
     report = run_retention(tmp_path, now=NOW, config=config)
     # The second file that is compacted makes enough room, although its part takes some.
@@ -115,13 +115,13 @@ def test_a_limit_measures_the_root_a_few_times_and_not_once_for_each_file(
         day_of(tmp_path, "orders", day).parent.mkdir(exist_ok=True)
         day_of(tmp_path, "orders", day).write_bytes(b"\n" * 100)
     calls = []
-    real = plan.excess
+    real = retention.excess
 
     def counted(*args: object) -> int:
         calls.append(1)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan, "excess", counted)
+    monkeypatch.setattr(retention, "excess", counted)
     config = RetentionConfig(orders_log_days=1000, max_total_bytes=5000)
     report = run_retention(tmp_path, now=NOW, config=config)
     assert len(report.deleted_files) == 150

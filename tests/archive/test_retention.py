@@ -9,7 +9,7 @@ import pytest
 
 import replaylab
 from replaylab import frames
-from replaylab.archive import daily_summary, last_report, leaving, retention, run_retention, runRetentionJob
+from replaylab.archive import daily_summary, depart, last_report, retention, run_retention, runRetentionJob
 from replaylab.archive.summary import read_summary, summary_path
 from replaylab.config import RetentionConfig
 from replaylab.errors import RetentionError
@@ -206,7 +206,7 @@ def test_the_summary_is_on_disk_before_the_file_goes(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "step", ["leaving.add_account", "leaving.check_account", "summary.summarise", "removal.rotate_lock"]
+    "step", ["depart.add_account", "depart.check_account", "summary.summarise", "retention.rotate_lock"]
 )
 def test_a_file_whose_summary_or_deletion_fails_is_kept_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -245,14 +245,14 @@ def test_a_file_that_grows_while_it_is_summarised_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_lines(day_of(tmp_path, "trades_log", "2025-01-01"), trade("2025-01-01"))
-    real = leaving.add_account
+    real = depart.add_account
 
     def grow(*args: object, **options: object) -> None:
         real(*args, **options)  # type: ignore[arg-type]
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(trade("2025-01-01", 5)) + "\n")
 
-    monkeypatch.setattr(leaving, "add_account", grow)
+    monkeypatch.setattr(depart, "add_account", grow)
     report = run_retention(tmp_path, now=NOW)
     assert "changed while it was summarised" in report.errors[0].error
     assert path.exists()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaylab.archive import RetentionScheduler
-from replaylab.archive.scheduler import is_due
+from replaylab.archive.retention import is_due
 from replaylab.config import RetentionConfig
 from replaylab.timestamps import NS_PER_DAY, parse_ns
 from tests.archive.roots import trade, write_lines
@@ -56,7 +56,7 @@ def test_the_daily_job_runs_and_goes_on_after_an_error(
             return parse_ns("2025-11-18T04:00:00Z")
         return parse_ns(text)
 
-    from replaylab.archive import scheduler as module
+    from replaylab.archive import retention as module
 
     runs = []
     real = module.run_retention
@@ -86,7 +86,7 @@ def test_an_error_of_any_kind_is_kept_and_the_next_day_is_tried(
         runs.append(options["now"])
         raise error
 
-    monkeypatch.setattr("replaylab.archive.scheduler.run_retention", fail)
+    monkeypatch.setattr("replaylab.archive.retention.run_retention", fail)
     job = run_through(tmp_path, ["2025-11-18T00:00:00Z", "2025-11-19T00:00:00Z", "2025-11-20T00:00:00Z"])
     assert runs == ["2025-11-19T00:00:00.000Z", "2025-11-20T00:00:00.000Z"]
     assert "Input/output error" in str(job.last_error)
@@ -97,7 +97,7 @@ def test_a_clock_that_was_far_ahead_once_does_not_silence_the_days_that_come(
 ) -> None:
     runs = []
     monkeypatch.setattr(
-        "replaylab.archive.scheduler.run_retention", lambda *args, **options: runs.append(options["now"])
+        "replaylab.archive.retention.run_retention", lambda *args, **options: runs.append(options["now"])
     )
     days = ["2025-11-18", "2026-11-18", "2025-11-18", "2025-11-19", "2025-11-20"]
     run_through(tmp_path, [f"{day}T04:00:00Z" for day in days])

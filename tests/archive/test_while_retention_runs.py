@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from replaylab import Lab, frames
-from replaylab.archive import daily, daily_summary, run_retention
+from replaylab.archive import daily_summary, run_retention, summary
 from replaylab.config import RetentionConfig
-from replaylab.frames import files, logs, sources
+from replaylab.frames import files, logs
 from replaylab.paths import DataRoot
 from replaylab.sessions import build_replay_session
 from tests.archive.roots import event, order, trade, write_lines
@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_log_that_is_archived_while_it_is_read_is_read_again(
     root: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], int], rows: int
 ) -> None:
-    real = sources.cached_chunks
+    real = logs.cached_chunks
     done: list[bool] = []
 
     def archived_under_the_reader(*args: Any) -> Any:
@@ -60,7 +60,7 @@ def test_a_log_that_is_archived_while_it_is_read_is_read_again(
                 clean_up(root)
             yield loaded
 
-    monkeypatch.setattr(sources, "cached_chunks", archived_under_the_reader)
+    monkeypatch.setattr(logs, "cached_chunks", archived_under_the_reader)
     assert read(root) == rows
     assert done
 
@@ -70,7 +70,7 @@ def test_a_day_that_goes_between_summaries_and_logs_is_counted_once(
 ) -> None:
     """The summaries were read before there was one of the day, and the log when it was gone."""
     before = daily_summary(root)
-    real = daily._live
+    real = summary._live
     done: list[bool] = []
 
     def late(place: DataRoot) -> Any:
@@ -79,7 +79,7 @@ def test_a_day_that_goes_between_summaries_and_logs_is_counted_once(
             run_retention(root, now=NOW)
         return real(place)
 
-    monkeypatch.setattr(daily, "_live", late)
+    monkeypatch.setattr(summary, "_live", late)
     assert daily_summary(root).equals(before)
     assert done
 

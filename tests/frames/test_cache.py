@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from replaylab import frames
 from replaylab.frames import cache, files
-from replaylab.frames.loaded import Loaded
+from replaylab.frames.jsonl import Loaded
 from replaylab.frames.logs import EVENTS
 
 

@@ -13,12 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaylab.frames import quick
-from replaylab.frames.decode import decode_block
-from replaylab.frames.lines import blocks, whole
-from replaylab.frames.loaded import Loaded, concat
+from replaylab.frames import scanner
+from replaylab.frames.jsonl import Loaded, blocks, concat, decode_block, whole
 from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, load_events
-from replaylab.frames.scan import SLACK, scan_lines
+from replaylab.frames.scanner import SLACK, scan_lines
 from replaylab.frames.schema import LogSchema
 from replaylab.records import ReplayEvent
 from tests.frames.slow_loader import load_state_events
@@ -122,14 +120,14 @@ def load(data: bytes, size: int) -> Loaded:
     return concat(parts, EVENTS.frame)
 
 
-def load_quickly(data: bytes, size: int, schema: LogSchema = EVENTS, few: int = quick._FEW) -> Loaded:
+def load_quickly(data: bytes, size: int, schema: LogSchema = EVENTS, few: int = scanner._FEW) -> Loaded:
     """The same through the compiled scanner, and what it leaves through the blocks."""
     file = io.BytesIO(data)
     parts: list[Loaded] = []
-    fields = quick.fields_for(schema)
+    fields = scanner.fields_for(schema)
     assert fields is not None
-    pieces = quick.quick_loads(file, schema, fields, "f", 0, 1, None, piece=size)
-    with mock.patch.object(quick, "_FEW", few):
+    pieces = scanner.quick_loads(file, schema, fields, "f", 0, 1, None, piece=size)
+    with mock.patch.object(scanner, "_FEW", few):
         while True:
             try:
                 parts.append(next(pieces)[0])
@@ -334,7 +332,7 @@ def test_both_ways_give_the_same_frame_of_a_session(
     lines = [json.dumps(event, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass") for event in events]
     data = b"".join(line + b"\n" for line in lines)
     careful = decode_block(schema, whole(data), "f")
-    for few in (quick._FEW, 0):
+    for few in (scanner._FEW, 0):
         loaded = load_quickly(data, 1 << 16, schema, few)
         assert loaded.frame.equals(careful.frame)
         assert loaded.rejects.equals(careful.rejects)
@@ -363,9 +361,9 @@ def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
     ]
     texts = [line.encode() + b"\n" for line in (*usual, *odd)]
     data = b"".join(texts)
-    fields = quick.fields_for(EVENTS)
+    fields = scanner.fields_for(EVENTS)
     assert fields is not None
-    found = quick._room(len(texts), len(fields), len(data))
+    found = scanner._room(len(texts), len(fields), len(data))
     taken = scan_lines(np.frombuffer(bytearray(data + bytes(SLACK)), np.uint8), len(data), fields, found)
     assert (taken[0], taken[2]) == (len(usual), len(odd))
     assert found.line[: len(usual)].tolist() == list(range(len(usual)))
@@ -373,8 +371,8 @@ def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
 
 
 def test_logs_with_numbers_of_their_own_go_the_careful_way() -> None:
-    assert quick.fields_for(REPLAY_EVENTS) is not None
-    assert quick.fields_for(ORDERS) is None
+    assert scanner.fields_for(REPLAY_EVENTS) is not None
+    assert scanner.fields_for(ORDERS) is None
 
 
 def test_a_large_log_goes_the_quick_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,8 +383,8 @@ def test_a_large_log_goes_the_quick_way(tmp_path: Path, monkeypatch: pytest.Monk
     path.parent.mkdir()
     path.write_bytes((line * 9_999 + odd) * 5 + line[:50])
     sent: list[int] = []
-    scan = quick._scan
-    monkeypatch.setattr(quick, "_scan", lambda *given: sent.append(given[3]) or scan(*given))
+    scan = scanner._scan
+    monkeypatch.setattr(scanner, "_scan", lambda *given: sent.append(given[3]) or scan(*given))
     loaded = load_events(tmp_path)
     assert len(sent) > 2
     assert (loaded.lines, loaded.rows, loaded.rejects.height) == (50_001, 50_000, 1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaylab.errors import TimeError
-from replaylab.frames.times import parse_time, parse_times
+from replaylab.frames.jsonl import parse_time, parse_times
 from replaylab.timestamps import iso
 
 EARLIEST = datetime(1678, 1, 1)  # noqa: DTZ001 - Hypothesis asks for bounds without a zone
