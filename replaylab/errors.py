@@ -5,6 +5,7 @@
     ReplaylabError
     ├── RecordError (ValueError)            a record does not have the documented form
     ├── ConfigError (ValueError)            a setting or parameter is unknown or out of bounds
+    │   └── PriceError                      a symbol has no prices, or not the data that a fill model needs
     ├── UnsafeNameError (ValueError)        a symbol or session id may not become a file name
     ├── TimeError (ValueError)              a text or number is not a usable time
     ├── LogWriteError (OSError)             a line or snapshot could not be written
@@ -35,6 +36,7 @@ __all__ = [
     "InterlockError",
     "LogReadError",
     "LogWriteError",
+    "PriceError",
     "RecordError",
     "ReplayError",
     "ReplayRunningError",
@@ -68,6 +70,14 @@ class ConfigError(ReplaylabError, ValueError):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class PriceError(ConfigError):
+    """A symbol has no prices, or not the data that a fill model needs. ``symbol`` names it."""
+
+    def __init__(self, message: str, *, symbol: str | None = None) -> None:
+        super().__init__(message, field="price_source")
+        self.symbol = symbol
 
 
 class UnsafeNameError(ReplaylabError, ValueError):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import orjson
-import polars as pl
 
 from replaylab.errors import ConfigError, ReplayError, did_you_mean
 from replaylab.params import Settings, TradingParams
@@ -18,12 +17,11 @@ from replaylab.paths import DataRoot
 from replaylab.records import ReplayEvent
 from replaylab.replay.feed import EventFeed
 from replaylab.replay.recorder import RunRecorder
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 
 __all__ = ["HandlerTarget", "SystemTarget", "Target", "check_inject_mode", "price_sources"]
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
-_LOOK_AT = 32
 _HASH_ROWS = 65_536
 OnEvent = Callable[[int, int, str, str | None, dict[str, Any]], None]
 
@@ -222,40 +220,5 @@ def check_inject_mode(inject_mode: str) -> str:
 
 
 def price_sources(feed: EventFeed, price_source: str | Mapping[str, str]) -> dict[str, str]:
-    """Return each symbol's price source; looks at every event only of symbols where the first ones do not tell."""
-    if isinstance(price_source, Mapping):
-        known = feed.frame["symbol"].drop_nulls().unique().sort().to_list()
-        for symbol in price_source:
-            if symbol not in known:
-                hint = did_you_mean(str(symbol), known)
-                raise ConfigError(
-                    f"price_source names {symbol!r}, which is not in this session.{hint}",
-                    field="price_source",
-                )
-    state = feed.session.initial_state
-    rows = feed.frame.lazy().filter(
-        pl.col("type").is_in(["MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE"])
-        & pl.col("symbol").is_not_null()
-    )
-    place = pl.int_range(pl.len()).over("symbol", "type")
-    first = rows.filter(place < _LOOK_AT).collect()
-    found = resolve_price_sources(_plain(first), price_source, initial_state=state)
-    if price_source != "auto":
-        return resolve_price_sources(_plain(rows.collect()), price_source, initial_state=state)
-    best = {"MARKET_TRADE": "trade", "MARKET_BOOK": "book", "SCORING_UPDATE": "score"}
-    hoped = {
-        symbol: next(best[kind] for kind in best if kind in kinds)
-        for symbol, kinds in first.group_by("symbol").agg(pl.col("type").unique()).iter_rows()
-    }
-    unsure = [symbol for symbol, source in hoped.items() if found.get(symbol) != source]
-    if unsure:
-        rest = rows.filter(pl.col("symbol").is_in(unsure)).collect()
-        for symbol in unsure:
-            found.pop(symbol, None)
-        found |= resolve_price_sources(_plain(rest), price_source, initial_state=state)
-    return found
-
-
-def _plain(rows: pl.DataFrame) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    for kind, symbol, payload in rows.select("type", "symbol", "payload").iter_rows():
-        yield kind, symbol, orjson.loads(payload)
+    """Return each symbol's price source."""
+    return resolve_prices(feed.frame, price_source, initial_state=feed.session.initial_state).sources

@@ -8,10 +8,10 @@ from typing import Any
 from replaylab.errors import ConfigError
 from replaylab.features import OrderBook
 from replaylab.trading.positions import Position
+from replaylab.trading.prices import PRICE_SOURCES, initial_book
 from replaylab.trading.risk import RiskEngine
 from replaylab.trading.rules import Rules
 from replaylab.trading.scoring import Scorer
-from replaylab.trading.sources import PRICE_SOURCES, initial_book
 
 __all__ = [
     "COOLDOWN",

@@ -44,7 +44,7 @@ class TradingSystem:
     closes and cancels what is left. Then ``trades`` holds a ClosedTrade per position, in order of closing, and
     ``unusable`` counts by type the events whose payload lacked what the model needs.
 
-    ``price_sources``: symbol → "trade", "book" or "score" (see ``resolve_price_sources``); a symbol without one has
+    ``price_sources``: symbol → "trade", "book" or "score" (see ``resolve_prices``); a symbol without one has
     no prices. ``recorder``: an object with the central logger's methods, or None to record nothing. In inject mode
     FULL_DECISION, ``scoring`` (ScoringParams, or a model with ``predict``) makes the signals from MARKET_* events, and
     ``agreement`` compares them with recorded ones. ``initial_state`` is the session's (``meta.json``).

@@ -15,7 +15,7 @@ from replaylab.ml.labelling import labels
 from replaylab.ml.scorers import ClassifierScore
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.sweep import backtest, rescored
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 from tests.ml.sessions import FakeSession, random_rows, session
 
 
@@ -40,7 +40,7 @@ def by_events(data: FakeSession, scoring: Any) -> list[tuple[Any, ...]]:
         PARAMS,
         scoring=scoring,
         inject_mode="FULL_DECISION",
-        price_sources=resolve_price_sources(parsed, "trade"),
+        price_sources=resolve_prices(parsed, "trade").sources,
     )
     for index, (ts, (kind, symbol, payload)) in enumerate(
         zip(data.events["timestamp"].dt.timestamp("ns"), parsed, strict=True)

@@ -16,7 +16,7 @@ from replaylab.params import TradingParams
 from replaylab.sweep.rules import REASONS
 from replaylab.sweep.tape import pack
 from replaylab.sweep.trades import trades_of
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 from tests import oracle
 from tests.strategies import RandomSession, make_session, sessions, trading_params
 
@@ -87,11 +87,7 @@ def compare_with_oracle(session: RandomSession, params: TradingParams) -> None:
 
 def compare_with_system(session: RandomSession, params: TradingParams) -> None:
     """Bit for bit: both run the same formulas in the same order."""
-    sources = resolve_price_sources(
-        ((kind, symbol, payload) for _, kind, symbol, payload in session.raw),
-        session.price_source,
-        initial_state=session.initial_state,
-    )
+    sources = resolve_prices(session, session.price_source).sources
     system = TradingSystem(params, price_sources=sources, initial_state=session.initial_state)
     for index, (ts, kind, symbol, payload) in enumerate(session.raw):
         system.on_event(index, ts, kind, symbol, payload)

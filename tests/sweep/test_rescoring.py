@@ -16,7 +16,7 @@ from replaylab.paths import DataRoot
 from replaylab.replay import run_sim
 from replaylab.sessions import Session, build_replay_session
 from replaylab.sweep import backtest, rescored, sweep, sweep_scoring
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 
 PARAMS = TradingParams(
     entry_threshold=0.35,
@@ -55,7 +55,7 @@ def decided_again(session: Session, scoring: Any, params: TradingParams) -> pl.D
         params,
         scoring=scoring,
         inject_mode="FULL_DECISION",
-        price_sources=resolve_price_sources([(kind, symbol, payload) for _, kind, symbol, payload in rows]),
+        price_sources=resolve_prices(session).sources,
         initial_state=session.initial_state,
     )
     for index, row in enumerate(rows):

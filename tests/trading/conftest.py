@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from replaylab.params import TradingParams
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 
 SECOND = 1_000_000_000
 Event = tuple[int, str, "str | None", dict[str, Any]]
@@ -56,11 +56,11 @@ def play() -> Callable[..., TradingSystem]:
     def run(
         events: list[Event], params: TradingParams | None = None, price_source: Any = "auto", **options: Any
     ) -> TradingSystem:
-        sources = resolve_price_sources(
+        sources = resolve_prices(
             [(kind, symbol, payload) for _, kind, symbol, payload in events],
             price_source,
             initial_state=options.get("initial_state"),
-        )
+        ).sources
         system = TradingSystem(params or TradingParams(), price_sources=sources, **options)
         for index, (ts, kind, symbol, payload) in enumerate(events):
             system.on_event(index, ts, kind, symbol, payload)

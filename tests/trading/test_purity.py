@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import orjson
+import polars as pl
 import pytest
 
 import replaylab.trading
-from replaylab.errors import ConfigError, InterlockError
+from replaylab.errors import ConfigError, InterlockError, PriceError
 from replaylab.params import TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.timestamps import iso
-from replaylab.trading import OrderRouter, TradingSystem, formulas, resolve_price_sources
+from replaylab.trading import OrderRouter, TradingSystem, formulas, resolve_prices
 
 FOLDER = Path(replaylab.trading.__file__).parent
 ALLOWED = {
@@ -27,6 +29,7 @@ ALLOWED = {
     "collections.abc",
     "dataclasses",
     "math",
+    "orjson",
     "typing",
     "replaylab.errors",
     "replaylab.features",
@@ -88,7 +91,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ConfigError, match="BTCUSDT"):
         TradingSystem(price_sources={"BTCUSDT": "trades"})
     with pytest.raises(ConfigError, match="Did you mean 'trade'"):
-        resolve_price_sources([], "trades")
+        resolve_prices([], "trades")
 
 
 def test_price_sources_are_chosen_by_usable_events_only() -> None:
@@ -103,14 +106,67 @@ def test_price_sources_are_chosen_by_usable_events_only() -> None:
         ("SCORING_UPDATE", "E", {"price": 3.0}),
         ("MARKET_TRADE", "E", {"price": 2}),
     ]
-    assert resolve_price_sources(events) == {"A": "book", "B": "score", "E": "trade"}
-    assert resolve_price_sources(events, {"A": "score"})["A"] == "score"
-    assert resolve_price_sources(events, "book") == dict.fromkeys("ABCDE", "book")
+    found = resolve_prices(events)
+    assert found.sources == {"A": "book", "B": "score", "E": "trade"}
+    assert found.books == {"A"}
+    assert resolve_prices(events, {"E": "score"}).sources == {"A": "book", "B": "score", "E": "score"}
+    assert resolve_prices(events, "book").sources == {"A": "book"}
+
+
+def test_a_frame_resolves_as_its_events_do() -> None:
+    """Also where the first usable price of a symbol comes after many unusable ones."""
+    bad, good = {"price": "1"}, {"price": 1.0}
+    one_sided, both = {"bids": [[1.0, 1.0]], "asks": []}, {"bids": [], "asks": [[2.0, 1.0]], "kind": "delta"}
+    events: list[Any] = [
+        *[("MARKET_TRADE", "A", bad)] * 40,
+        ("MARKET_TRADE", None, good),
+        *[("MARKET_BOOK", "B", one_sided)] * 40,
+        ("MARKET_TRADE", "A", good),
+        ("MARKET_BOOK", "B", both),
+    ]
+    frame = pl.DataFrame(
+        [(kind, symbol, orjson.dumps(payload).decode()) for kind, symbol, payload in events],
+        schema=["type", "symbol", "payload"],
+        orient="row",
+    )
+    for wish in ("auto", "trade", "book", {"A": "book"}):
+        assert resolve_prices(frame, wish) == resolve_prices(events, wish)
+    assert resolve_prices(frame).sources == {"A": "trade", "B": "book"}
+    initial = {"symbols": {"A": {"book": {"bids": [[1.0, 1.0]], "asks": [[2.0, 1.0]]}}, "B": {"book": 5}}}
+    assert resolve_prices(events, initial_state=initial).books == {"A", "B"}
+
+
+def test_missing_prices_and_books_are_refused_with_the_symbol_and_the_types_to_include() -> None:
+    events: list[Any] = [("MARKET_TRADE", "A", {"price": 1.0}), ("SCORING_UPDATE", "B", {"score": 1.0})]
+    found = resolve_prices(events)
+    found.require(["A"])
+    with pytest.raises(PriceError, match=r"for B\..*MARKET_TRADE or MARKET_BOOK") as caught:
+        found.require(["A", "B"])
+    assert caught.value.symbol == "B"
+    with pytest.raises(PriceError, match=r"from source score .*for A, B\..*SCORING_UPDATE"):
+        resolve_prices(events, "score").require(["A", "B"])
+    with pytest.raises(PriceError, match=r"price_source names 'AB'.*Did you mean '[AB]'"):
+        resolve_prices(events, {"AB": "trade"})
+    assert found.market_fill("A", "auto") == "print"
+    found.check_fills("auto", "through")
+    for fills in (("book", "touch"), ("quote", "touch"), ("auto", "queue")):
+        with pytest.raises(PriceError, match=r"A has no order book.*MARKET_BOOK"):
+            found.check_fills(*fills)
+    events.append(("MARKET_BOOK", "A", {"bids": [[1.0, 1.0]], "asks": [[2.0, 1.0]]}))
+    found = resolve_prices(events)
+    assert found.market_fill("A", "auto") == "book"
+    found.check_fills("book", "queue", instruments={"A": {"tickSize": 0.5}})
+    with pytest.raises(PriceError, match="expected rounding"):
+        found.check_fills("book", "queue", rounding="none", instruments={"A": {"tickSize": 0.5}})
+    with pytest.raises(PriceError, match="found tickSize None"):
+        found.check_fills("book", "queue")
+    with pytest.raises(PriceError, match="source book, expected trade"):
+        resolve_prices(events, "book").check_fills("book", "queue")
 
 
 def test_records_and_events_are_the_same_way_in(random_session: Any) -> None:
     events = random_session(500)
-    sources = resolve_price_sources([(kind, symbol, payload) for _, kind, symbol, payload in events])
+    sources = resolve_prices([(kind, symbol, payload) for _, kind, symbol, payload in events]).sources
     by_record = TradingSystem(TradingParams(entry_threshold=0.3), price_sources=sources)
     by_event = TradingSystem(TradingParams(entry_threshold=0.3), price_sources=sources)
     for index, (ts, kind, symbol, payload) in enumerate(events):
