@@ -181,7 +181,12 @@ def vectorbt_rows(
         threshold=packed["entry_threshold"][some],
         tp=packed["tp2_pct"][some] / 100,
         sl=packed["sl_pct"][some] / 100,
-        fees=[base.slippage_bps / 1e4, base.taker_fee_bps / 1e4, base.maker_fee_bps / 1e4, base.notional_usd],
+        fees=[
+            base.print_slippage_bps / 1e4,
+            base.taker_fee_bps / 1e4,
+            base.maker_fee_bps / 1e4,
+            base.notional_usd,
+        ],
         max_orders=2 * int(mine["n_trades"].max()) + 2,
     )
     script = Path(__file__).with_name("sweep_vectorbt.py")

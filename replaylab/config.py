@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
+from msgspec import Meta
 
 from replaylab.errors import ConfigError
 from replaylab.params import ScoringParams, Settings, TradingParams
 
 __all__ = ["Config", "LoggingConfig", "RetentionConfig"]
+
+
+Days = Annotated[int, Meta(ge=0, le=36_500)]
 
 
 class RetentionConfig(Settings, kw_only=True, frozen=True):
@@ -27,23 +31,18 @@ class RetentionConfig(Settings, kw_only=True, frozen=True):
     ``daily_at`` ("HH:MM", UTC) switches the daily job on.
     """
 
-    trades_log_days: int = 30
-    orders_log_days: int = 30
-    events_days: int = 7
-    replay_sessions_days: int = 30
-    raw_market_data_hours: int = 24
+    trades_log_days: Days = 30
+    orders_log_days: Days = 30
+    events_days: Days = 7
+    replay_sessions_days: Days = 30
+    raw_market_data_hours: Annotated[int, Meta(ge=0, le=36_500 * 24)] = 24
     archive: bool = False
-    max_total_bytes: int | None = None
-    min_free_bytes: int | None = None
+    max_total_bytes: Annotated[int | None, Meta(ge=0)] = None
+    min_free_bytes: Annotated[int | None, Meta(ge=0)] = None
     daily_at: str | None = None
 
     def __post_init__(self) -> None:
-        for field in self.__struct_fields__[:4]:
-            self._number(field, low=0, high=36_500, whole=True)
-        self._number("raw_market_data_hours", low=0, high=36_500 * 24, whole=True)
-        self._flag("archive")
-        self._number("max_total_bytes", low=0, optional=True, whole=True)
-        self._number("min_free_bytes", low=0, optional=True, whole=True)
+        Settings.__post_init__(self)
         if self.daily_at is not None:
             hours, _, minutes = str(self.daily_at).partition(":")
             if not (
@@ -67,25 +66,13 @@ class LoggingConfig(Settings, kw_only=True, frozen=True):
 
     durability: Literal["flush", "fsync"] = "flush"
     queue: bool = False
-    queue_size: int = 65_536
-    max_delay_ms: float = 0.0
+    queue_size: Annotated[int, Meta(ge=1)] = 65_536
+    max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     overflow: Literal["wait", "drop"] = "wait"
     redact: tuple[str, ...] = (
         *("apiKey", "apiKeys", "apiSecret", "secret", "secrets", "secretKey", "privateKey", "token"),
         *("password", "passwd", "passphrase", "authorization"),
     )
-
-    def __post_init__(self) -> None:
-        if self.durability not in ("flush", "fsync"):
-            self._fail("durability", '"flush" or "fsync"')
-        if self.overflow not in ("wait", "drop"):
-            self._fail("overflow", '"wait" or "drop"')
-        self._flag("queue")
-        self._number("queue_size", low=1, whole=True)
-        self._number("max_delay_ms", low=0, high=60_000)
-        if isinstance(self.redact, str) or not all(isinstance(key, str) for key in self.redact):
-            self._fail("redact", "a list of key names")
-        msgspec.structs.force_setattr(self, "redact", tuple(self.redact))
 
 
 class Config(Settings, kw_only=True, frozen=True):
@@ -108,24 +95,11 @@ class Config(Settings, kw_only=True, frozen=True):
     scoring: ScoringParams = ScoringParams()
 
     def __post_init__(self) -> None:
-        if self.run_mode not in ("LIVE", "REPLAY"):
-            self._fail("run_mode", '"LIVE" or "REPLAY"')
         for field in ("data_root", "cache_dir"):
             value = getattr(self, field)
-            if value is not None:
+            if isinstance(value, os.PathLike):
                 msgspec.structs.force_setattr(self, field, os.fspath(value))
-        nested: tuple[tuple[str, type[Settings]], ...] = (
-            ("logging", LoggingConfig),
-            ("retention", RetentionConfig),
-            ("trading", TradingParams),
-            ("scoring", ScoringParams),
-        )
-        for field, kind in nested:
-            value = getattr(self, field)
-            if isinstance(value, dict):
-                msgspec.structs.force_setattr(self, field, kind.from_dict(value))
-            elif not isinstance(value, kind):
-                self._fail(field, f"a {kind.__name__} or a dict")
+        Settings.__post_init__(self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Config:

@@ -1,118 +1,290 @@
-"""Parameters of the trading model and of the scoring engine: declared once, checked when made."""
+"""Settings and parameters: each field is declared once, and everything else about it is derived from that line.
+
+::
+
+    sl_pct: Annotated[float, Meta(ge=0, lt=100, description="Stop loss, from the entry.")] = 0.3
+
+The annotation gives the kind of value, whether None is allowed, and the choices (``Literal``); ``Meta`` gives the
+bounds and the help sentence; the suffix of the name gives the unit. Checks, error messages, the packed form of the
+kernels, the tables of the documentation, command line help and the fields of the panel all read ``declarations()``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from replaylab.errors import ConfigError, did_you_mean
 
-__all__ = ["Resolved", "ScoringParams", "Settings", "TradingParams", "resolve_params", "resolve_scoring"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "Declaration",
+    "Resolved",
+    "ScoringParams",
+    "Settings",
+    "TradingParams",
+    "contradictions",
+    "markdown_table",
+    "resolve_params",
+    "resolve_scoring",
+]
+
+Kind = Literal["number", "whole", "flag", "choice", "names", "string", "settings"]
+
+_UNITS = {
+    "_pct": "%",
+    "_bps": "bps",
+    "_s": "s",
+    "_ms": "ms",
+    "_usd": "USD",
+    "_days": "days",
+    "_hours": "hours",
+    "_bytes": "bytes",
+}
+# About 30 years: a sum with any timestamp of a session fits 64-bit nanoseconds.
+_LONGEST_S = 1e9
+_LONGEST_MS = 1e12
+# A count beyond this is no limit in practice, and a packed count must fit 64 bits.
+_MOST = 2**62
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One field of a settings class: its kind, default, unit, bounds, choices and help sentence.
+
+    ``low`` and ``high`` are inclusive bounds, ``above`` and ``below`` exclusive ones; None = no such bound.
+    ``optional``: None is allowed. ``default`` is ``msgspec.NODEFAULT`` where there is none.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    optional: bool
+    unit: str
+    low: float | None
+    above: float | None
+    high: float | None
+    below: float | None
+    choices: tuple[str, ...]
+    help: str
+    settings: type[Settings] | None = None
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words, such as ``≥ 0 and < 100``; empty where there are none."""
+        limits = (("≥", self.low), (">", self.above), ("≤", self.high), ("<", self.below))
+        return " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, in words, as error messages and tables show it."""
+        words = {
+            "number": f"a finite number {self.bounds}".strip(),
+            "whole": f"a whole number {self.bounds}".strip(),
+            "flag": "True or False",
+            "choice": " or ".join(f'"{choice}"' for choice in self.choices),
+            "names": "a list of names",
+            "string": "a string",
+            "settings": f"a {self.settings.__name__ if self.settings else 'Settings'} or a dict",
+        }[self.kind]
+        return words + (" or None" if self.optional else "")
+
+    @property
+    def column(self) -> str:
+        """Name of the field in the packed form: times are whole nanoseconds (``_ns``), a set of names is a number."""
+        if self.kind == "names":
+            return f"{self.name}_set"
+        for suffix in ("_ms", "_s"):
+            if self.kind == "number" and self.name.endswith(suffix):
+                return self.name.removesuffix(suffix) + "_ns"
+        return self.name
+
+    @property
+    def packed_type(self) -> str:
+        """numpy type code of the packed form."""
+        if self.kind == "number":
+            return "i8" if self.column.endswith("_ns") else "f8"
+        return {"whole": "i8", "flag": "b1", "choice": "i4", "names": "i4"}[self.kind]
+
+    def packed(self, value: Any) -> float | int | bool:
+        """Return a checked value in the packed form.
+
+        None is NaN in a number and −1 in a time, a count or a set of names; a choice is its position in ``choices``;
+        any set of names is 0 (a caller with several sets numbers them).
+        """
+        kind = self.packed_type
+        if value is None:
+            return math.nan if kind == "f8" else -1
+        if self.kind == "choice":
+            return self.choices.index(value)
+        if self.kind == "names":
+            return 0
+        if self.kind == "whole":
+            return min(int(value), _MOST)
+        if kind == "i8":
+            return round(value * (1e6 if self.unit == "ms" else 1e9))
+        return bool(value) if kind == "b1" else float(value)
+
+    def check(self, value: Any) -> Any:
+        """Return ``value`` in its plain form (float, int, bool, str, tuple); raises ValueError where not allowed."""
+        if value is None and self.optional:
+            return None
+        if self.kind in ("number", "whole"):
+            return self._checked_number(value)
+        if self.kind == "flag" and type(value).__name__ in ("bool", "bool_"):
+            return bool(value)
+        if self.kind == "choice" and isinstance(value, str) and value in self.choices:
+            return str(value)
+        if self.kind == "string" and isinstance(value, str):
+            return value
+        if (
+            self.kind == "names"
+            and isinstance(value, Iterable)
+            and not isinstance(value, (str, bytes, Mapping))
+        ):
+            names = tuple(value)
+            if all(isinstance(name, str) for name in names):
+                return names
+        if self.kind == "settings" and self.settings is not None:
+            if isinstance(value, self.settings):
+                return value
+            if isinstance(value, Mapping):
+                return self.settings.from_dict(value)
+        raise ValueError(self.allowed)
+
+    def _checked_number(self, value: Any) -> float | int:
+        # numpy scalars come from grids; a bool is an int in Python and never meant as a number here.
+        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+            raise ValueError(self.allowed)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(self.allowed) from None
+        if (
+            not math.isfinite(number)
+            or (self.low is not None and number < self.low)
+            or (self.above is not None and number <= self.above)
+            or (self.high is not None and number > self.high)
+            or (self.below is not None and number >= self.below)
+            or (self.kind == "whole" and number != int(number))
+        ):
+            raise ValueError(self.allowed)
+        return int(number) if self.kind == "whole" else number
 
 
 class Settings(msgspec.Struct, rename="camel", frozen=True):
-    """Base of all settings: immutable, snake_case in Python, camelCase on disk, unknown names refused."""
+    """Base of all settings: immutable, snake_case in Python, camelCase on disk, unknown names refused.
+
+    A subclass declares its fields as the module's docstring shows; values are checked when an instance is made.
+    """
+
+    @classmethod
+    def declarations(cls) -> tuple[Declaration, ...]:
+        """Return the declaration of each field, in order.
+
+        >>> [d.bounds for d in TradingParams.declarations() if d.name == "sl_pct"]
+        ['≥ 0 and < 100']
+        """
+        return _declarations(cls)
+
+    def __post_init__(self) -> None:
+        for declared in _declarations(type(self)):
+            value = getattr(self, declared.name)
+            try:
+                plain = declared.check(value)
+            except ConfigError:
+                raise
+            except ValueError as error:
+                self._fail(declared.name, str(error))
+            if plain is not value:
+                msgspec.structs.force_setattr(self, declared.name, plain)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return settings from a mapping with snake_case or camelCase names.
+        """Return settings from a mapping with snake_case or camelCase names; what is missing has its default.
 
         Raises ConfigError for an unknown name (with the closest known one) or a wrong value.
         """
-        names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
-        names |= {attribute: attribute for attribute in cls.__struct_fields__}
-        chosen: dict[str, Any] = {}
-        for key, value in data.items():
-            if key not in names:
-                raise ConfigError(
-                    f"{cls.__name__} has no setting {key!r}.{did_you_mean(key, cls.__struct_fields__)}",
-                    field=key,
-                )
-            chosen[names[key]] = value
-        return cls(**chosen)
+        return cls(**cls._named(data))
 
     @classmethod
-    def of(cls, given: Any, name: str) -> Self:
-        """Return an argument as settings: as it is, from a plain dict, or the defaults for None; raises ConfigError.
+    def of(cls, given: Any, name: str, base: Self | None = None) -> Self:
+        """Return the settings that an argument means: settings are used as given, a dict holds changes to ``base``.
 
         >>> TradingParams.of({"sl_pct": 0.5}, "params").sl_pct
         0.5
+
+        None gives ``base``; without a ``base`` the defaults take its place. Raises ConfigError that names the argument.
         """
         if isinstance(given, cls):
             return given
+        start = cls() if base is None else base
         if given is None:
-            return cls()
+            return start
         if isinstance(given, Mapping):
-            return cls.from_dict(given)
+            return start.with_changes(given)
         raise ConfigError(
             f"{name}: expected {cls.__name__}, a dict or None, found {type(given).__name__}", field=name
         )
 
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with changes from a mapping of snake_case or camelCase names; raises ConfigError.
+
+        >>> TradingParams().with_changes({"slPct": 0.5}).sl_pct
+        0.5
+        """
+        return msgspec.structs.replace(self, **self._named(changes))
+
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some settings changed; an unknown name raises ConfigError.
+        """Return a copy with some settings changed; an unknown name or a wrong value raises ConfigError.
 
         >>> TradingParams().replace(sl_pct=0.5).sl_pct
         0.5
         """
-        return type(self).from_dict(
-            {**{name: getattr(self, name) for name in self.__struct_fields__}, **changes}
-        )
+        return self.with_changes(changes)
+
+    def changes(self, base: Self) -> dict[str, tuple[Any, Any]]:
+        """Return what differs from ``base``: ``{field: (value in base, value here)}``, in order of declaration.
+
+        >>> TradingParams(sl_pct=0.5).changes(TradingParams())
+        {'sl_pct': (0.3, 0.5)}
+        """
+        pairs = ((name, getattr(base, name), getattr(self, name)) for name in self.__struct_fields__)
+        return {name: (old, new) for name, old, new in pairs if old != new}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a plain dict in the on-disk form (camelCase)."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         return plain
 
-    def _fail(self, field: str, expected: str) -> None:
+    @classmethod
+    def _named(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by snake_case name, from a mapping with names in either spelling."""
+        names = dict(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
+        names |= {attribute: attribute for attribute in cls.__struct_fields__}
+        for key in data:
+            if key not in names:
+                raise ConfigError(
+                    f"{cls.__name__} has no setting {key!r}.{did_you_mean(str(key), cls.__struct_fields__)}",
+                    field=str(key),
+                )
+        return {names[key]: value for key, value in data.items()}
+
+    def _fail(self, field: str, expected: str) -> typing.NoReturn:
         raise ConfigError(
             f"{type(self).__name__}.{field}: expected {expected}, found {getattr(self, field)!r}",
             field=field,
         )
-
-    def _number(
-        self,
-        field: str,
-        *,
-        low: float = -math.inf,
-        high: float = math.inf,
-        above: float | None = None,
-        optional: bool = False,
-        whole: bool = False,
-    ) -> None:
-        """Check one number in place: finite, within bounds, whole if asked; stored as float or int."""
-        value = getattr(self, field)
-        if value is None and optional:
-            return
-        parts = [f"≥ {low:g}" if low > -math.inf else "", f"≤ {high:g}" if high < math.inf else ""]
-        if above is not None:
-            parts.append(f"> {above:g}")
-        bound = " and ".join(part for part in parts if part)
-        kind = "a whole number" if whole else "a finite number"
-        expected = f"{kind} {bound}".strip() + (" or None" if optional else "")
-        # numpy scalars come from grids; bool is an int in Python and is never meant as a number here.
-        if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
-            self._fail(field, expected)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            self._fail(field, expected)
-        if (
-            not math.isfinite(number)
-            or not low <= number <= high
-            or (above is not None and not number > above)
-            or (whole and number != int(number))
-        ):
-            self._fail(field, expected)
-        msgspec.structs.force_setattr(self, field, int(number) if whole else number)
-
-    def _flag(self, field: str) -> None:
-        value = getattr(self, field)
-        if type(value).__name__ not in ("bool", "bool_"):
-            self._fail(field, "True or False")
-        msgspec.structs.force_setattr(self, field, bool(value))
 
 
 class TradingParams(Settings, kw_only=True, frozen=True):
@@ -122,75 +294,221 @@ class TradingParams(Settings, kw_only=True, frozen=True):
     0.25
 
     Fields end in their unit: ``_pct`` percent (0.4 means 0.4 %), ``_bps`` basis points, ``_s`` seconds, ``_ms``
-    milliseconds. ``None`` switches a rule off where the default or ``docs/model.md`` says so.
+    milliseconds. ``None`` switches a rule off where it is allowed; ``docs/model.md`` has the rules.
     Raises ConfigError that names the field and its bound.
     """
 
-    entry_threshold: float = 0.6
-    exit_threshold: float | None = None
-    allow_long: bool = True
-    allow_short: bool = True
-    allowed_regimes: tuple[str, ...] | None = None
-    cooldown_s: float = 0.0
-    max_hold_s: float | None = None
-    tp1_pct: float = 0.3
-    tp1_fraction: float = 0.5
-    tp2_pct: float = 0.6
-    sl_pct: float = 0.3
-    break_even_offset_pct: float | None = 0.0
-    trailing_activation_pct: float | None = None
-    trailing_distance_pct: float = 0.2
-    notional_usd: float = 1000.0
-    risk_per_trade_usd: float | None = None
-    leverage: float = 1.0
-    max_open_positions: int | None = None
-    max_trades_per_day: int | None = None
-    max_daily_loss_usd: float | None = None
-    taker_fee_bps: float = 5.5
-    maker_fee_bps: float = 2.0
-    slippage_bps: float = 1.0
-    latency_ms: float = 0.0
+    entry_threshold: Annotated[
+        float, Meta(ge=0, description="Enter when abs(score) reaches this; in the score's own units.")
+    ] = 0.6
+    exit_threshold: Annotated[
+        float | None,
+        Meta(description="Close when dir·score falls below this at a scoring event; None = never."),
+    ] = None
+    allow_long: Annotated[bool, Meta(description="LONG entries are allowed.")] = True
+    allow_short: Annotated[bool, Meta(description="SHORT entries are allowed.")] = True
+    allowed_regimes: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="Entries only while the symbol's last regime is one of these; None = any, also none yet; an "
+            "empty list blocks every entry."
+        ),
+    ] = None
+    cooldown_s: Annotated[
+        float, Meta(ge=0, le=_LONGEST_S, description="No entry decision for this long after an exit.")
+    ] = 0.0
+    max_hold_s: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            le=_LONGEST_S,
+            description="Close at the first price event this long after the entry fill; None = no limit.",
+        ),
+    ] = None
+    tp1_pct: Annotated[float, Meta(ge=0, description="First target, from the entry.")] = 0.3
+    tp1_fraction: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the position closed at TP1; 0 = none and no break-even, 1 = all.",
+        ),
+    ] = 0.5
+    tp2_pct: Annotated[
+        float, Meta(ge=0, description="Second target, which closes the rest; at least tp1_pct.")
+    ] = 0.6
+    sl_pct: Annotated[float, Meta(ge=0, lt=100, description="Stop loss, from the entry.")] = 0.3
+    break_even_offset_pct: Annotated[
+        float | None,
+        Meta(
+            description="After TP1 the stop moves to the entry plus this towards profit (negative: towards loss), if "
+            "that is tighter; None = it stays."
+        ),
+    ] = 0.0
+    trailing_activation_pct: Annotated[
+        float | None,
+        Meta(ge=0, description="Trailing starts once the best price is this far in profit; None = never."),
+    ] = None
+    trailing_distance_pct: Annotated[
+        float, Meta(ge=0, description="Distance of the trailing stop from the best price.")
+    ] = 0.2
+    notional_usd: Annotated[float, Meta(gt=0, description="Size of an entry in quote currency.")] = 1000.0
+    risk_per_trade_usd: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            description="Loss at the first stop that sizes the entry instead, up to leverage·notional_usd; None = "
+            "fixed size.",
+        ),
+    ] = None
+    leverage: Annotated[
+        float, Meta(gt=0, description="Recorded on the trade; caps the size that comes from risk.")
+    ] = 1.0
+    max_open_positions: Annotated[
+        int | None,
+        Meta(ge=0, description="Open, pending and carried positions over all symbols; None = no limit."),
+    ] = None
+    max_trades_per_day: Annotated[
+        int | None, Meta(ge=0, description="Entry decisions per UTC day over all symbols; None = no limit.")
+    ] = None
+    max_daily_loss_usd: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            description="Realised loss of a UTC day, all symbols, that ends its entries, also if it recovers; None = "
+            "no limit.",
+        ),
+    ] = None
+    taker_fee_bps: Annotated[
+        float, Meta(ge=-100, description="Fee of market and stop fills, on the notional; negative = rebate.")
+    ] = 5.5
+    maker_fee_bps: Annotated[
+        float, Meta(ge=-100, description="Fee of limit fills, on the notional; negative = rebate.")
+    ] = 2.0
+    slippage_bps: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            lt=10_000,
+            description="Adverse, on market and stop fills, beyond what market_fill gives; None = 1 for a print fill, "
+            "0 for a quote or book fill.",
+        ),
+    ] = None
+    latency_ms: Annotated[
+        float, Meta(ge=0, le=_LONGEST_MS, description="From a decision to the arrival of its order.")
+    ] = 0.0
+    stop_latency_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=_LONGEST_MS,
+            description="From the touch of a stop that the bot keeps (not the exchange) to its market fill.",
+        ),
+    ] = 0.0
+    market_fill: Annotated[
+        Literal["auto", "print", "quote", "book"],
+        Meta(
+            description="What a market order pays: the print, the best quote, or a walk through the book; auto = book "
+            "for a symbol with a usable book somewhere in the session, else print."
+        ),
+    ] = "auto"
+    limit_fill: Annotated[
+        Literal["touch", "through", "queue"],
+        Meta(
+            description="When a resting limit order fills: at a touch, when the price trades through, or when the "
+            "queue ahead of it is used up."
+        ),
+    ] = "through"
+    queue_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description='Share of the displayed size that stands ahead of the order, for limit_fill "queue".',
+        ),
+    ] = 1.0
+    entry_order: Annotated[
+        Literal["MARKET", "LIMIT"], Meta(description="Order type of an entry; LIMIT is post-only.")
+    ] = "MARKET"
+    entry_offset_bps: Annotated[
+        float,
+        Meta(ge=0, lt=10_000, description="How far behind its reference price a LIMIT entry rests."),
+    ] = 0.0
+    entry_ttl_s: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            le=_LONGEST_S,
+            description="A LIMIT entry not filled this long after its arrival is cancelled; None = it rests.",
+        ),
+    ] = None
+    max_book_age_s: Annotated[
+        float | None,
+        Meta(gt=0, le=_LONGEST_S, description="An older book is not used for fills; None = any age."),
+    ] = 60.0
+    max_gap_s: Annotated[
+        float | None,
+        Meta(
+            gt=0,
+            le=_LONGEST_S,
+            description="A longer pause between two price events of a symbol is a hole; None = off.",
+        ),
+    ] = 900.0
+    rounding: Annotated[
+        Literal["exchange", "none"],
+        Meta(
+            description="exchange = prices to ticks, quantities to lots and minimum notional, where the symbol's "
+            "instrument is known."
+        ),
+    ] = "exchange"
 
     def __post_init__(self) -> None:
-        self._number("entry_threshold", low=0)
-        self._number("exit_threshold", optional=True)
-        self._flag("allow_long")
-        self._flag("allow_short")
-        self._check_regimes()
-        self._number("cooldown_s", low=0, high=_MAX_SECONDS)
-        self._number("max_hold_s", low=0, high=_MAX_SECONDS, optional=True)
-        self._number("tp1_pct", low=0)
-        self._number("tp1_fraction", low=0, high=1)
-        self._number("tp2_pct", low=0)
-        # A stop of 100 % or a slippage of 100 % would put prices at or below zero.
-        self._number("sl_pct", low=0)
-        self._number("break_even_offset_pct", low=0, optional=True)
-        self._number("trailing_activation_pct", low=0, optional=True)
-        self._number("trailing_distance_pct", low=0)
-        self._number("notional_usd", above=0)
-        self._number("risk_per_trade_usd", above=0, optional=True)
-        self._number("leverage", above=0)
-        self._number("max_open_positions", low=0, optional=True, whole=True)
-        self._number("max_trades_per_day", low=0, optional=True, whole=True)
-        self._number("max_daily_loss_usd", above=0, optional=True)
-        self._number("taker_fee_bps", low=0)
-        self._number("maker_fee_bps", low=0)
-        self._number("slippage_bps", low=0, high=9_999)
-        self._number("latency_ms", low=0, high=_MAX_SECONDS * 1000)
-        if self.tp2_pct < self.tp1_pct:
-            self._fail("tp2_pct", f"a number ≥ tp1_pct ({self.tp1_pct:g})")
+        Settings.__post_init__(self)
+        for reason, (fields, wrong) in contradictions(msgspec.structs.asdict(self)).items():
+            if wrong:
+                found = ", ".join(f"{field}={getattr(self, field)!r}" for field in fields)
+                raise ConfigError(
+                    f"TradingParams.{fields[0]}: {reason} is not allowed, found {found}", field=fields[0]
+                )
 
-    def _check_regimes(self) -> None:
-        regimes = self.allowed_regimes
-        if regimes is None:
-            return
-        if isinstance(regimes, str) or not all(isinstance(name, str) for name in regimes):
-            self._fail("allowed_regimes", "a list of regime names or None")
-        msgspec.structs.force_setattr(self, "allowed_regimes", tuple(regimes))
+    @property
+    def print_slippage_bps(self) -> float:
+        """Slippage of a print fill: ``slippage_bps``, and 1.0 where that is None."""
+        return 1.0 if self.slippage_bps is None else self.slippage_bps
+
+    @classmethod
+    def packed_dtype(cls) -> np.dtype[Any]:
+        """Return the numpy type of the packed form: a field per parameter, named ``Declaration.column``."""
+        import numpy as np
+
+        return np.dtype([(d.column, d.packed_type) for d in cls.declarations()], align=True)
+
+    def pack(self) -> np.void:
+        """Return the parameters as one record of ``packed_dtype()``; ``Declaration.packed`` says how None is kept.
+
+        >>> int(TradingParams(cooldown_s=1.5).pack()["cooldown_ns"])
+        1500000000
+        """
+        import numpy as np
+
+        row = tuple(d.packed(getattr(self, d.name)) for d in self.declarations())
+        record: np.void = np.array(row, dtype=self.packed_dtype())[()]
+        return record
 
 
-# Some 30 years: sums with any timestamp of a session stay inside 64-bit nanoseconds.
-_MAX_SECONDS = 1e9
+def contradictions(values: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Return what several trading parameters must not be together: ``{reason: (fields, whether it is so)}``.
+
+    ``values`` maps field names to single values or, for a grid, to numpy arrays; the answer has bools or arrays.
+    """
+    queue_without_ticks = (values["limit_fill"] == "queue") & (values["rounding"] == "none")
+    return {
+        "tp2_pct < tp1_pct": (("tp2_pct", "tp1_pct"), values["tp2_pct"] < values["tp1_pct"]),
+        'limit_fill "queue" with rounding "none"': (("limit_fill", "rounding"), queue_without_ticks),
+    }
+
+
+HalfLife = Annotated[float, Meta(gt=0, le=_LONGEST_S)]
 
 
 class ScoringParams(Settings, kw_only=True, frozen=True):
@@ -201,54 +519,60 @@ class ScoringParams(Settings, kw_only=True, frozen=True):
 
     The score is ``tanh(gain · Σ weight·part / Σ |weight|)`` over the parts that are known: ``flow`` (signed over total
     traded quantity), ``book`` (imbalance of the best ``book_levels``), ``momentum`` (log price minus its average, in
-    volatilities, through ``tanh(z / momentum_scale)``). A negative weight trades against a part. Half-lives are in
-    seconds. ``interval_ms``: at most one signal of a symbol in each interval of the clock, at the first time with
-    market data in it; 0 = one at every distinct time. No signal in a symbol's first ``warmup_s`` seconds.
-
-    The regime is VOLATILE while volatility (``volatility_half_life_s``) stands at ``volatile_ratio`` times its own
-    average (``baseline_half_life_s``) or more, else TRENDING while the price is ``trending_z`` volatilities or more
-    away from its average over ``trend_half_life_s``, else CALM. It is left again only below
-    ``(1 − regime_hysteresis)`` of its bound. Raises ConfigError that names the field and its bound.
+    volatilities, through ``tanh(z / momentum_scale)``). The regime is VOLATILE while volatility reaches
+    ``volatile_ratio`` times its own average, else TRENDING while the price is ``trending_z`` volatilities or more away
+    from its average, else CALM. Raises ConfigError that names the field and its bound.
     """
 
-    interval_ms: float = 0.0
-    warmup_s: float = 30.0
-    flow_half_life_s: float = 5.0
-    book_half_life_s: float = 2.0
-    book_levels: int = 5
-    momentum_half_life_s: float = 10.0
-    volatility_half_life_s: float = 60.0
-    flow_weight: float = 0.4
-    book_weight: float = 0.3
-    momentum_weight: float = 0.3
-    momentum_scale: float = 1.0
-    gain: float = 1.5
-    baseline_half_life_s: float = 1800.0
-    volatile_ratio: float = 1.5
-    trend_half_life_s: float = 120.0
-    trending_z: float = 1.7
-    regime_hysteresis: float = 0.2
-
-    def __post_init__(self) -> None:
-        self._number("interval_ms", low=0, high=_MAX_SECONDS)
-        self._number("warmup_s", low=0, high=_MAX_SECONDS)
-        for field in (
-            "flow_half_life_s",
-            "book_half_life_s",
-            "momentum_half_life_s",
-            "volatility_half_life_s",
-            "baseline_half_life_s",
-            "trend_half_life_s",
-        ):
-            self._number(field, above=0, high=_MAX_SECONDS)
-        self._number("book_levels", low=1, high=1000, whole=True)
-        for field in ("flow_weight", "book_weight", "momentum_weight"):
-            self._number(field)
-        self._number("momentum_scale", above=0)
-        self._number("gain", above=0)
-        self._number("volatile_ratio", above=0)
-        self._number("trending_z", above=0)
-        self._number("regime_hysteresis", low=0, high=1)
+    interval_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=_LONGEST_S,
+            description="At most one signal of a symbol in each interval of the clock, at the first time with market "
+            "data in it; 0 = one at every distinct time.",
+        ),
+    ] = 0.0
+    warmup_s: Annotated[
+        float, Meta(ge=0, le=_LONGEST_S, description="No signal in a symbol's first seconds.")
+    ] = 30.0
+    flow_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the traded quantities in flow.")] = (
+        5.0
+    )
+    book_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the book's imbalance.")] = 2.0
+    book_levels: Annotated[
+        int, Meta(ge=1, le=1000, description="Levels of each side in the book's imbalance.")
+    ] = 5
+    momentum_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the average log price.")] = 10.0
+    volatility_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the volatility.")] = 60.0
+    flow_weight: Annotated[float, Meta(description="Weight of flow; negative trades against it.")] = 0.4
+    book_weight: Annotated[float, Meta(description="Weight of book; negative trades against it.")] = 0.3
+    momentum_weight: Annotated[float, Meta(description="Weight of momentum; negative trades against it.")] = (
+        0.3
+    )
+    momentum_scale: Annotated[
+        float, Meta(gt=0, description="Volatilities of distance at which momentum saturates.")
+    ] = 1.0
+    gain: Annotated[float, Meta(gt=0, description="Steepness of the score.")] = 1.5
+    baseline_half_life_s: Annotated[
+        HalfLife, Meta(description="Half-life of the average volatility that VOLATILE is measured against.")
+    ] = 1800.0
+    volatile_ratio: Annotated[
+        float, Meta(gt=0, description="Volatility over its average from which the regime is VOLATILE.")
+    ] = 1.5
+    trend_half_life_s: Annotated[
+        HalfLife, Meta(description="Half-life of the average price that TRENDING is measured against.")
+    ] = 120.0
+    trending_z: Annotated[
+        float,
+        Meta(gt=0, description="Volatilities from the average price from which the regime is TRENDING."),
+    ] = 1.7
+    regime_hysteresis: Annotated[
+        float,
+        Meta(
+            ge=0, le=1, description="A regime ends only below (1 − this) times the bound at which it began."
+        ),
+    ] = 0.2
 
 
 _S = TypeVar("_S", bound=Settings)
@@ -307,7 +631,7 @@ def _resolve(kind: type[_S], given: Any, recorded: _S | None, default: _S | None
     if isinstance(given, kind):
         used, source = given, "given"
     elif isinstance(given, Mapping):
-        used = base.replace(**given)
+        used = base.with_changes(given)
     elif given is None:
         used = base
     else:
@@ -315,5 +639,65 @@ def _resolve(kind: type[_S], given: Any, recorded: _S | None, default: _S | None
             f"{name}: expected {kind.__name__}, a dict of changes or None, found {type(given).__name__}",
             field=name,
         )
-    pairs = ((field, getattr(base, field), getattr(used, field)) for field in kind.__struct_fields__)
-    return Resolved(used, source, {field: (old, new) for field, old, new in pairs if old != new})
+    return Resolved(used, source, used.changes(base))
+
+
+def markdown_table(settings: type[Settings]) -> str:
+    """Return the declarations as a Markdown table, a row per field, as the pages of ``docs/`` show them."""
+    lines = ["| field | default | unit | allowed | meaning |", "|---|---|---|---|---|"]
+    for declared in settings.declarations():
+        value = declared.default
+        shown = f'"{value}"' if isinstance(value, str) else f"{value:g}" if _is_number(value) else str(value)
+        lines.append(
+            f"| `{declared.name}` | {shown} | {declared.unit} | {declared.allowed} | {declared.help} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@cache
+def _declarations(settings: type[Settings]) -> tuple[Declaration, ...]:
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return tuple(_declared(field, hints[field.name]) for field in msgspec.structs.fields(settings))
+
+
+def _declared(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
+    metas: list[Meta] = []
+    if typing.get_origin(hint) is Annotated:
+        hint, *marks = typing.get_args(hint)
+        metas = [mark for mark in marks if isinstance(mark, Meta)]
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(hint) if member is not types.NoneType]
+        optional, hint = len(members) < len(typing.get_args(hint)), members[0]
+    limits = {name: next((x for m in metas if (x := getattr(m, name)) is not None), None) for name in _LIMITS}
+    nested = hint if isinstance(hint, type) and issubclass(hint, Settings) else None
+    return Declaration(
+        name=field.name,
+        kind="settings" if nested else _kind(hint),
+        default=field.default,
+        optional=optional,
+        unit=next((unit for suffix, unit in _UNITS.items() if field.name.endswith(suffix)), ""),
+        low=limits["ge"],
+        above=limits["gt"],
+        high=limits["le"],
+        below=limits["lt"],
+        choices=typing.get_args(hint) if typing.get_origin(hint) is Literal else (),
+        help=next((meta.description for meta in metas if meta.description), ""),
+        settings=nested,
+    )
+
+
+_LIMITS = ("ge", "gt", "le", "lt")
+
+
+def _kind(hint: Any) -> Kind:
+    if typing.get_origin(hint) is Literal:
+        return "choice"
+    if typing.get_origin(hint) is tuple:
+        return "names"
+    kinds: dict[Any, Kind] = {bool: "flag", int: "whole", float: "number", str: "string"}
+    return kinds[hint]

@@ -187,7 +187,7 @@ class Model:
 
     def fill_entry(self, i: int, ts: int, symbol: Symbol, d: int, price: float) -> None:
         p = self.p
-        entry = price * (1 + d * p.slippage_bps / 10000)
+        entry = price * (1 + d * p.print_slippage_bps / 10000)
         qty = p.notional_usd / entry
         if p.risk_per_trade_usd is not None:
             qty = cap = p.leverage * p.notional_usd / entry
@@ -231,7 +231,7 @@ class Model:
     def manage(self, i: int, ts: int, name: str, symbol: Symbol, position: Position, price: float) -> None:
         p, d = self.p, position.dir
         self.excursion(position, price)
-        market = price * (1 - d * p.slippage_bps / 10000)
+        market = price * (1 - d * p.print_slippage_bps / 10000)
         if d * (price - position.stop) <= 0:
             self.fill_exit(i, ts, position, position.left, market, p.taker_fee_bps)
             return self.close(i, ts, name, symbol, position, position.stop_reason)
@@ -369,7 +369,7 @@ class Model:
             if symbol.position is not None:
                 i, ts, price = last[name]
                 position = symbol.position
-                market = price * (1 - position.dir * self.p.slippage_bps / 10000)
+                market = price * (1 - position.dir * self.p.print_slippage_bps / 10000)
                 self.fill_exit(i, ts, position, position.left, market, self.p.taker_fee_bps)
                 self.record(i, ts, name, position, "SESSION_END")
                 if i == position.entry_index:

@@ -48,7 +48,7 @@ def test_nested_settings_may_be_plain_dicts_in_either_spelling():
         ({"logging": {"overflow": "block"}}, '"wait" or "drop"'),
         ({"logging": {"queueSize": 0}}, "≥ 1"),
         ({"logging": {"maxDelayMs": -1}}, "≥ 0"),
-        ({"logging": {"redact": "apiKey"}}, "a list of key names"),
+        ({"logging": {"redact": "apiKey"}}, "a list of names"),
         ({"trading": {"slPct": -1}}, "≥ 0"),
     ],
 )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from replaylab.params import Settings
 
 __all__ = ["FeatureParams"]
 
-_MAX_SECONDS = 1e9
+Lookback = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class FeatureParams(Settings, kw_only=True, frozen=True):
@@ -20,28 +24,13 @@ class FeatureParams(Settings, kw_only=True, frozen=True):
     last ``vpin_buckets`` buckets of ``vpin_bucket_usd`` traded quote currency each. Raises ConfigError.
     """
 
-    flow_half_life_s: float = 10.0
-    vwap_half_life_s: float = 60.0
-    intensity_half_life_s: float = 10.0
-    volatility_half_life_s: float = 60.0
-    momentum_half_life_s: float = 10.0
-    depth_levels: int = 5
-    kyle_interval_s: float = 1.0
-    kyle_half_life_s: float = 300.0
-    vpin_bucket_usd: float = 100_000.0
-    vpin_buckets: int = 50
-
-    def __post_init__(self) -> None:
-        for field in (
-            "flow_half_life_s",
-            "vwap_half_life_s",
-            "intensity_half_life_s",
-            "volatility_half_life_s",
-            "momentum_half_life_s",
-            "kyle_half_life_s",
-        ):
-            self._number(field, above=0, high=_MAX_SECONDS)
-        self._number("kyle_interval_s", low=1e-6, high=_MAX_SECONDS)
-        self._number("depth_levels", low=1, high=1000, whole=True)
-        self._number("vpin_bucket_usd", above=0)
-        self._number("vpin_buckets", low=1, high=100_000, whole=True)
+    flow_half_life_s: Lookback = 10.0
+    vwap_half_life_s: Lookback = 60.0
+    intensity_half_life_s: Lookback = 10.0
+    volatility_half_life_s: Lookback = 60.0
+    momentum_half_life_s: Lookback = 10.0
+    depth_levels: Annotated[int, Meta(ge=1, le=1000)] = 5
+    kyle_interval_s: Annotated[float, Meta(ge=1e-6, le=1e9)] = 1.0
+    kyle_half_life_s: Lookback = 300.0
+    vpin_bucket_usd: Annotated[float, Meta(gt=0)] = 100_000.0
+    vpin_buckets: Annotated[int, Meta(ge=1, le=100_000)] = 50

@@ -159,7 +159,7 @@ def _label_symbol(
         label = np.where(barrier == TIME, np.sign(np.nan_to_num(ret)), label).astype(np.int8)
     repeated = len(settings)
     entry_ts = np.where(entered, _at(prices.ts, position), 0)
-    slippage = 0.0 if costs is None else costs.slippage_bps
+    slippage = 0.0 if costs is None else costs.print_slippage_bps
     entry_price = filled_entry(_at(prices.price, position), direction.astype(np.float64), slippage)
     end_ts = _at(prices.ts, np.maximum(place, 0))
     return pl.DataFrame(

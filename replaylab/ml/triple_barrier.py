@@ -81,7 +81,7 @@ def touch_barriers(
     """
     prices = index.prices
     size, shape = len(prices), (len(tp_pct), len(entries))
-    slippage = 0.0 if costs is None else costs.slippage_bps
+    slippage = 0.0 if costs is None else costs.print_slippage_bps
     side = directions.astype(np.float64)
     entry = filled_entry(prices[entries], side, slippage)
     holds, which = np.unique(hold_ns, return_inverse=True)

@@ -25,14 +25,20 @@ from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.rows import Rows
 from replaylab.sweep.rules import PARAMS
-from replaylab.trading.formulas import milliseconds_to_ns, seconds_to_ns
 
 __all__ = ["Grid", "make_grid", "sample"]
 
 Array = npt.NDArray[Any]
 FIELDS = TradingParams.__struct_fields__
-_WHOLE = ("max_open_positions", "max_trades_per_day")
-_TIMES = {"cooldown_s": "cooldown_ns", "max_hold_s": "max_hold_ns", "latency_ms": "latency_ns"}
+DECLARED = {declared.name: declared for declared in TradingParams.declarations()}
+_WHOLE = [name for name in FIELDS if DECLARED[name].kind == "whole"]
+_DTYPES = {
+    "flag": pl.Boolean,
+    "whole": pl.Int64,
+    "names": pl.String,
+    "choice": pl.String,
+    "number": pl.Float64,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,7 @@ class Grid:
         for name, values in self.axes.items():
             if name == "allowed_regimes":
                 values = [None if value is None else "|".join(value) for value in values]
-            dtype = pl.String if name == "allowed_regimes" else pl.Boolean if name in _FLAGS else pl.Float64
-            series = pl.Series(name, values, dtype=pl.Int64 if name in _WHOLE else dtype)
+            series = pl.Series(name, values, dtype=_DTYPES[DECLARED[name].kind])
             columns[name] = series.gather(pl.Series(self.codes[name]))
         return columns
 
@@ -80,6 +85,8 @@ class Grid:
         for name in FIELDS:
             values = self.axes.get(name, [getattr(base, name)])
             column, numbers = _numbers(name, values)
+            if column not in packed.dtype.names:
+                continue
             if len(values) == 1:
                 packed[column] = numbers[0]
             else:
@@ -91,20 +98,15 @@ class Grid:
         return rows
 
 
-_FLAGS = ("allow_long", "allow_short")
-
-
 def _numbers(name: str, values: Sequence[Any]) -> tuple[str, Array]:
     """The PARAMS column of a field and its values in that form."""
+    declared = DECLARED[name]
     if name == "allowed_regimes":
         return "regime_set", np.array([-1 if value is None else k for k, value in enumerate(values)])
-    if name in _TIMES:
-        to_ns = milliseconds_to_ns if name == "latency_ms" else seconds_to_ns
-        return _TIMES[name], np.array([-1 if value is None else to_ns(value) for value in values])
-    if name in _WHOLE:
-        # A limit beyond 64 bits is no limit.
-        return name, np.array([-1 if value is None else min(value, 2**62) for value in values])
-    return name, np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if name == "slippage_bps":
+        # Every market fill is a print fill.
+        values = [1.0 if value is None else value for value in values]
+    return declared.column, np.array([declared.packed(value) for value in values])
 
 
 def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:

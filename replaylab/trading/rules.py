@@ -65,7 +65,7 @@ class Rules:
         self.max_daily_loss_usd = params.max_daily_loss_usd
         self.taker_fee_bps = params.taker_fee_bps
         self.maker_fee_bps = params.maker_fee_bps
-        self.slippage_bps = params.slippage_bps
+        self.slippage_bps = params.print_slippage_bps
 
     def qty(self, entry: float) -> float:
         """Return the quantity of an entry at ``entry``, the price after slippage."""
