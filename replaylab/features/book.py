@@ -15,8 +15,6 @@ from typing import Any
 
 from replaylab.features.payloads import Levels, read_levels
 
-__all__ = ["VISIBLE_LEVELS", "OrderBook"]
-
 VISIBLE_LEVELS = 25
 
 

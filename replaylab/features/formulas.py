@@ -11,26 +11,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = [
-    "LN2",
-    "blend",
-    "book_imbalance",
-    "decay",
-    "flow_imbalance",
-    "half_life_ns",
-    "microprice",
-    "momentum_z",
-    "order_flow",
-    "squash",
-    "volatility",
-]
-
 LN2 = math.log(2.0)
-
-
-def half_life_ns(seconds: float) -> float:
-    """A half-life in nanoseconds."""
-    return seconds * 1e9
 
 
 def decay(dt_ns: int, half_life: float) -> float:

@@ -21,8 +21,6 @@ from replaylab.features.book import OrderBook
 from replaylab.features.payloads import Levels, read_levels, usable_number
 from replaylab.timestamps import NS_PER_DAY, parse_ns
 
-__all__ = ["AccountStart", "Carried", "CarriedPart", "InitialState", "SymbolStart"]
-
 
 class CarriedPart(NamedTuple):
     """PnL (quote currency) that a carried position realises at ``ns``, on that time's UTC day."""

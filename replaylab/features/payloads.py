@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Levels", "read_levels", "risk_flag", "trade_sign", "usable_number", "usable_price"]
-
 Levels = list[tuple[float, float]]
 
 

@@ -20,8 +20,6 @@ from replaylab.features.formulas import (
 )
 from replaylab.params import ScoringParams
 
-__all__ = ["OUT", "REGIMES", "new_score_state", "score_constants", "score_step", "score_trade"]
-
 Ints = MutableSequence[int]
 Floats = MutableSequence[float]
 

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,15 +19,17 @@ import polars as pl
 
 from replaylab.errors import DatasetError
 from replaylab.features.book import OrderBook
-from replaylab.features.incremental import book_columns
-from replaylab.features.payloads import trade_sign, usable_number, usable_price
-
-__all__ = ["BOOK", "TRADE", "MarketTape", "pack_market", "tape_of_trades"]
+from replaylab.features.initial import InitialState
+from replaylab.features.payloads import risk_flag, usable_number, usable_price
+from replaylab.features.state import book_columns
 
 TRADE, BOOK = 0, 1
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Kinds = npt.NDArray[np.int8]
+Bools = npt.NDArray[np.bool_]
+T = TypeVar("T")
+_NAN = math.nan
 _BLOCK = 4096
 
 
@@ -44,17 +47,6 @@ class MarketTape:
     ts: Ints
     index: Ints
     columns: Floats
-
-
-class _Trade(msgspec.Struct, gc=False):
-    price: float | None = None
-    qty: float | None = None
-    side: Any = None
-    off_market: Any = msgspec.field(default=None, name="offMarket")
-
-
-_TRADES = msgspec.json.Decoder(list[_Trade])
-_ANY = msgspec.json.Decoder()
 
 
 def pack_market(
@@ -82,13 +74,11 @@ def pack_market(
     if symbols is not None:
         market = market.filter(pl.col("symbol").is_in(list(symbols)))
     parts = market.collect().partition_by("symbol", maintain_order=True, as_dict=True)
-    books = (initial_state or {}).get("symbols")
-    tapes = {}
-    for (symbol,), part in sorted(parts.items()):
-        start = books.get(symbol) if isinstance(books, Mapping) else None
-        book = start.get("book") if isinstance(start, Mapping) else None
-        tapes[str(symbol)] = _pack_symbol(str(symbol), part, ts, depth_levels, book)
-    return tapes
+    start = InitialState.read(initial_state)
+    return {
+        str(symbol): _pack_symbol(str(symbol), part, ts, depth_levels, start.of(str(symbol)).order_book())
+        for (symbol,), part in sorted(parts.items())
+    }
 
 
 def tape_of_trades(symbol: str, ts: Ints, price: Floats, qty: Floats, sign: Floats) -> MarketTape:
@@ -97,8 +87,7 @@ def tape_of_trades(symbol: str, ts: Ints, price: Floats, qty: Floats, sign: Floa
     Rows whose price is not a finite number above zero are left out; unknown quantity or side: both become 0.
     """
     columns = np.zeros((ts.size, 6))
-    columns[:, 0], columns[:, 1], columns[:, 2] = price, qty, sign
-    _clean_trades(columns)
+    columns[:, :3] = _cleaned(price, qty, sign)
     good = (price > 0) & np.isfinite(price)
     index = np.arange(ts.size, dtype=np.int64)
     if not good.all():
@@ -106,9 +95,7 @@ def tape_of_trades(symbol: str, ts: Ints, price: Floats, qty: Floats, sign: Floa
     return MarketTape(symbol, np.zeros(ts.size, np.int8), ts.astype(np.int64), index, columns)
 
 
-def _pack_symbol(
-    symbol: str, part: pl.DataFrame, ts: Ints, levels: int, start: Mapping[str, Any] | None
-) -> MarketTape:
+def _pack_symbol(symbol: str, part: pl.DataFrame, ts: Ints, levels: int, book: OrderBook) -> MarketTape:
     index = part["index"].to_numpy().astype(np.int64)
     is_book = (part["type"] == "MARKET_BOOK").to_numpy()
     columns = np.zeros((index.size, 6))
@@ -116,14 +103,11 @@ def _pack_symbol(
     payloads = part["payload"]
     if not is_book.all():
         at = np.flatnonzero(~is_book)
-        trades, usable = _read_trades(payloads.gather(at).to_list() if is_book.any() else payloads.to_list())
-        columns[at] = trades
-        keep[at] = usable
+        trades = trade_columns(payloads.gather(at).to_list() if is_book.any() else payloads.to_list())
+        columns[at, :3] = _cleaned(trades.price, trades.qty, trades.sign)
+        keep[at] = (trades.price > 0) & ~trades.off_market
     if is_book.any():
         at = np.flatnonzero(is_book)
-        book = OrderBook()
-        if isinstance(start, Mapping):
-            book.apply({**start, "kind": "snapshot"})
         for place, text in zip(at.tolist(), payloads.gather(at).to_list(), strict=True):
             if book.apply(_payload(text)):
                 columns[place] = book_columns(book, levels)
@@ -135,44 +119,116 @@ def _pack_symbol(
     return MarketTape(symbol, kind, ts[index], index, columns)
 
 
-def _read_trades(texts: list[str]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return the columns of MARKET_TRADE payloads and which of them have a usable price."""
-    columns = np.zeros((len(texts), 6))
-    off = np.zeros(len(texts), dtype=bool)
-    nan = float("nan")
-    for start in range(0, len(texts), _BLOCK):
-        block = texts[start : start + _BLOCK]
-        try:
-            rows = _TRADES.decode(f"[{','.join(block)}]")
-        except (msgspec.DecodeError, TypeError):
-            rows = []
-        if len(rows) != len(block):
-            # Something unusual is in this block: one by one, by the model's own rules.
-            rows = [_one_trade(_payload(text)) for text in block]
-        part = slice(start, start + len(block))
-        columns[part, 0] = [nan if row.price is None else row.price for row in rows]
-        columns[part, 1] = [nan if row.qty is None else row.qty for row in rows]
-        columns[part, 2] = [1.0 if row.side == "BUY" else -1.0 if row.side == "SELL" else 0.0 for row in rows]
+def _cleaned(price: Floats, qty: Floats, sign: Floats) -> Floats:
+    """Return price, quantity, sign as columns. Without a usable quantity or side a trade counts for its price alone."""
+    known = np.isfinite(qty) & (qty >= 0) & ((sign == 1.0) | (sign == -1.0))
+    return np.column_stack([price, np.where(known, qty, 0.0), np.where(known, sign, 0.0)])
+
+
+class TradeColumns(NamedTuple):
+    """MARKET_TRADE payloads as arrays: price and quantity NaN where unusable, sign of the taker 0 where not known."""
+
+    price: Floats
+    qty: Floats
+    sign: Floats
+    off_market: Bools
+
+
+class _Trade(msgspec.Struct, gc=False):
+    price: float | None = None
+    qty: float | None = None
+    side: Any = None
+    off_market: Any = msgspec.field(default=None, name="offMarket")
+
+
+class _Score(msgspec.Struct, gc=False):
+    score: float | None = None
+    side: Any = None
+    price: float | None = None
+
+
+_TRADES = msgspec.json.Decoder(list[_Trade])
+_SCORES = msgspec.json.Decoder(list[_Score])
+_ANY = msgspec.json.Decoder()
+_SIGNS = {"BUY": 1.0, "SELL": -1.0}
+_DIRECTIONS = {"LONG": 1, "SHORT": -1}
+
+
+def trade_columns(texts: Sequence[str]) -> TradeColumns:
+    """Return the columns of MARKET_TRADE payloads (JSON strings)."""
+
+    def one(payload: Mapping[str, Any]) -> _Trade:
+        price, qty = usable_price(payload.get("price")), usable_number(payload.get("qty"))
+        return _Trade(price, qty, payload.get("side"), payload.get("offMarket"))
+
+    n = len(texts)
+    price, qty, sign, off = np.empty(n), np.empty(n), np.zeros(n), np.zeros(n, dtype=bool)
+    for part, rows in _blocks(texts, _TRADES, one):
+        price[part] = [_NAN if row.price is None else row.price for row in rows]
+        qty[part] = [_NAN if row.qty is None else row.qty for row in rows]
+        sign[part] = [_SIGNS.get(row.side, 0.0) if isinstance(row.side, str) else 0.0 for row in rows]
         off[part] = [row.off_market is True for row in rows]
-    _clean_trades(columns)
-    price = columns[:, 0]
-    return columns, (price > 0) & np.isfinite(price) & ~off
+    qty[~np.isfinite(qty)] = np.nan
+    return TradeColumns(_positive(price), qty, sign, off)
 
 
-def _clean_trades(columns: Floats) -> None:
-    """A trade without a usable quantity or side counts for its price alone."""
-    qty, sign = columns[:, 1], columns[:, 2]
-    unknown = ~np.isfinite(qty) | (qty < 0) | ((sign != 1.0) & (sign != -1.0))
-    columns[unknown, 1] = 0.0
-    columns[unknown, 2] = 0.0
+def scores(texts: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return the signed score and the price of SCORING_UPDATE payloads, each NaN where unusable."""
+
+    def one(payload: Mapping[str, Any]) -> _Score:
+        return _Score(
+            usable_number(payload.get("score")), payload.get("side"), usable_price(payload.get("price"))
+        )
+
+    score, price, side = np.empty(len(texts)), np.empty(len(texts)), np.zeros(len(texts), dtype=np.int8)
+    for part, rows in _blocks(texts, _SCORES, one):
+        score[part] = [_NAN if row.score is None else row.score for row in rows]
+        price[part] = [_NAN if row.price is None else row.price for row in rows]
+        side[part] = [_DIRECTIONS.get(row.side, 0) if isinstance(row.side, str) else 0 for row in rows]
+    score[~np.isfinite(score)] = np.nan
+    return np.where(side == 0, score, side * np.abs(score)), _positive(price)
 
 
-def _one_trade(payload: Mapping[str, Any]) -> _Trade:
-    sign = trade_sign(payload.get("side"))
-    side = None if sign is None else payload["side"]
-    return _Trade(
-        usable_price(payload.get("price")), usable_number(payload.get("qty")), side, payload.get("offMarket")
-    )
+def regime_names(texts: Sequence[str]) -> list[str | None]:
+    """Return the ``regime`` of REGIME_UPDATE payloads; None where it is not a text."""
+    names = []
+    for text in texts:
+        name = _payload(text).get("regime")
+        names.append(name if isinstance(name, str) else None)
+    return names
+
+
+def risk_flags(texts: Sequence[str]) -> tuple[Kinds, Bools, int]:
+    """Return ``tradingBlocked`` (1, 0, −1: not said), ``forceClose`` and how many payloads say neither."""
+    blocked = np.full(len(texts), -1, dtype=np.int8)
+    force = np.zeros(len(texts), dtype=bool)
+    silent = 0
+    for i, text in enumerate(texts):
+        payload = _payload(text)
+        says_block, says_force = risk_flag(payload, "tradingBlocked"), risk_flag(payload, "forceClose")
+        silent += says_block is None and says_force is None
+        if says_block is not None:
+            blocked[i] = says_block
+        force[i] = bool(says_force)
+    return blocked, force, silent
+
+
+def book_mids(texts: Sequence[str], book: OrderBook | None = None) -> tuple[Floats, int]:
+    """Return the mid after each MARKET_BOOK of one symbol (NaN: unusable or a side is empty), and the unusable count.
+
+    ``book``: the one at the session's start (``InitialState.of(symbol).order_book()``); it is changed.
+    """
+    book = OrderBook() if book is None else book
+    mids = np.full(len(texts), np.nan)
+    bad = 0
+    for i, text in enumerate(texts):
+        if not book.apply(_payload(text)):
+            bad += 1
+            continue
+        mid = book.mid()
+        if mid is not None:
+            mids[i] = mid
+    return mids, bad
 
 
 def _payload(text: str) -> dict[str, Any]:
@@ -181,3 +237,26 @@ def _payload(text: str) -> dict[str, Any]:
     except (msgspec.DecodeError, TypeError):
         return {}
     return payload if isinstance(payload, dict) else {}
+
+
+def _blocks(
+    texts: Sequence[str], decoder: msgspec.json.Decoder[list[T]], one: Callable[[Mapping[str, Any]], T]
+) -> Iterator[tuple[slice, list[T]]]:
+    """Yield decoded rows and their place. One typed decoding of thousands of rows is many times as fast as one each;
+    a block that holds anything else is decoded row by row, by the model's own rules."""
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        try:
+            rows = decoder.decode(f"[{','.join(block)}]")
+        except (msgspec.DecodeError, TypeError):
+            rows = []
+        if len(rows) != len(block):
+            rows = [one(_payload(text)) for text in block]
+        yield slice(start, start + len(block)), rows
+
+
+def _positive(price: Floats) -> Floats:
+    """NaN where a price is not finite and above zero."""
+    good = (price > 0) & np.isfinite(price)
+    result: Floats = np.where(good, price, np.nan)
+    return result

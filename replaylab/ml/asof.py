@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import TimeError
-from replaylab.features.payloads import usable_number
+from replaylab.features import usable_number
 from replaylab.timestamps import parse_ns
 
 __all__ = ["Known", "known_rows", "number_columns", "payloads"]

@@ -20,9 +20,15 @@ import numpy as np
 import polars as pl
 
 from replaylab.errors import DatasetError
-from replaylab.features import FeatureParams, compute, pack_market
-from replaylab.features.payload_columns import risk_flags, scores
-from replaylab.features.payloads import usable_number, usable_price
+from replaylab.features import (
+    FeatureParams,
+    compute,
+    pack_market,
+    risk_flags,
+    scores,
+    usable_number,
+    usable_price,
+)
 from replaylab.ml.asof import Ints, Known, known_rows, number_columns, payloads
 from replaylab.ml.clocks import time_grid
 from replaylab.ml.tape import Decisions, SessionLike, decisions, event_times

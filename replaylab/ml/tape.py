@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import DatasetError, did_you_mean
-from replaylab.features.payload_columns import book_mids, scores, trade_prices
+from replaylab.features import InitialState, SymbolStart, book_mids, scores, trade_columns
 
 __all__ = ["Decisions", "Prices", "SessionLike", "as_polars", "decisions", "event_times", "prices_by_symbol"]
 
@@ -131,7 +131,7 @@ def prices_by_symbol(
     symbols to these. A symbol without prices has empty arrays. Raises DatasetError for an unknown source.
     """
     events, ts = session.events, event_times(session)
-    initial: Mapping[str, Any] = (getattr(session, "initial_state", None) or {}).get("symbols") or {}
+    initial = InitialState.read(getattr(session, "initial_state", None))
     found = {}
     for symbol in symbols:
         wish = price_source if isinstance(price_source, str) else price_source.get(symbol, "auto")
@@ -139,7 +139,7 @@ def prices_by_symbol(
             raise DatasetError(f"no price source {wish!r}.{did_you_mean(str(wish), ('auto', *_SOURCES))}")
         mine = (events["symbol"] == symbol).fill_null(False)
         for source in _SOURCES if wish == "auto" else (wish,):
-            rows, price = _prices(events, mine, source, initial.get(symbol) or {})
+            rows, price = _prices(events, mine, source, initial.of(symbol))
             if len(rows):
                 break
         else:
@@ -148,17 +148,15 @@ def prices_by_symbol(
     return found
 
 
-def _prices(
-    events: pl.DataFrame, mine: pl.Series, source: str, state: Mapping[str, Any]
-) -> tuple[Ints, Floats]:
+def _prices(events: pl.DataFrame, mine: pl.Series, source: str, start: SymbolStart) -> tuple[Ints, Floats]:
     kind = {"trade": "MARKET_TRADE", "book": "MARKET_BOOK", "score": "SCORING_UPDATE"}[source]
     rows = np.flatnonzero((mine & (events["type"] == kind)).fill_null(False).to_numpy()).astype(np.int64)
     texts = events["payload"].gather(rows).to_list()
     if source == "trade":
-        price, off_market = trade_prices(texts)
-        good = (price > 0) & ~off_market
+        trades = trade_columns(texts)
+        price, good = trades.price, (trades.price > 0) & ~trades.off_market
     elif source == "book":
-        price, _ = book_mids(texts, state.get("book"))
+        price, _ = book_mids(texts, start.order_book())
         good = price > 0
     else:
         _, price = scores(texts)

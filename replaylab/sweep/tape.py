@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import SweepError, did_you_mean
-from replaylab.features.payload_columns import book_mids, regime_names, risk_flags, scores, trade_prices
+from replaylab.features import InitialState, book_mids, regime_names, risk_flags, scores, trade_columns
 from replaylab.sweep.lookup import Lookup, build_lookup
 
 __all__ = ["FORCE", "KINDS", "PRICE", "SCORE", "SessionLike", "Tape", "TapeArrays", "pack"]
@@ -136,7 +136,7 @@ class _Packing:
     ) -> None:
         if events.height >= 2**31:
             raise SweepError(f"a session of {events.height:,} events is too long: the limit is 2^31")
-        self.initial = _stood(initial_state)
+        self.initial = InitialState.read(initial_state)
         self.n_events = events.height
         self.ts = events["timestamp"].dt.timestamp("ns").to_numpy()
         self.payload = events["payload"]
@@ -203,7 +203,8 @@ class _Packing:
         wanted = {self.names[s] for s in kept}
         found: dict[int, tuple[str, Array, Array]] = {}
         trade_rows = self._rows_of("MARKET_TRADE", wanted, ("trade", "auto"))
-        trade_price, off_market = trade_prices(self.texts(trade_rows))
+        trades = trade_columns(self.texts(trade_rows))
+        trade_price, off_market = trades.price, trades.off_market
         good = trade_price > 0
         self._count("MARKET_TRADE", int((~good).sum()))
         good &= ~off_market
@@ -217,8 +218,7 @@ class _Packing:
             if wish in ("book", "auto"):
                 rows = self.rows["MARKET_BOOK"]
                 rows = rows[self.symbol[rows] == s]
-                start = self.initial.get(self.names[s], {}).get("book")
-                mid, bad = book_mids(self.texts(rows), start)
+                mid, bad = book_mids(self.texts(rows), self.initial.of(self.names[s]).order_book())
                 self._count("MARKET_BOOK", bad)
                 has = mid > 0
                 found[s] = ("book", rows[has], mid[has])
@@ -249,8 +249,7 @@ class _Packing:
         rows = self.rows["REGIME_UPDATE"]
         names = regime_names(self.texts(rows))
         self._count("REGIME_UPDATE", sum(name is None for name in names))
-        stood = [self.initial.get(self.names[s], {}).get("regime") for s in kept]
-        start = [name if isinstance(name, str) else None for name in stood]
+        start = [self.initial.of(self.names[s]).regime for s in kept]
         regimes = sorted({name for name in (*names, *start) if name is not None})
         code_of = {name: k for k, name in enumerate(regimes)}
         good = np.array([name is not None for name in names], dtype=bool)
@@ -272,18 +271,10 @@ class _Packing:
             # A row for every symbol (code −1) is one for this symbol too: the later of both counts.
             mine = (self.symbol[rows] == s) | (self.symbol[rows] < 0)
             says = mine & (blocked >= 0)
-            # As in the trading system: what is no flag says nothing.
-            start = self.initial.get(self.names[s], {}).get("tradingBlocked") is True
+            start = self.initial.of(self.names[s]).trading_blocked
             blocked_parts.append(_last_before(at, rows[says], blocked[says], int(start)))
             force_parts.append(rows[mine & force])
         return blocked_parts, force_parts
-
-
-def _stood(initial_state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return what an initial state says of each symbol; what is malformed says nothing."""
-    symbols = initial_state.get("symbols")
-    entries = symbols.items() if isinstance(symbols, Mapping) else ()
-    return {symbol: entry for symbol, entry in entries if isinstance(entry, Mapping)}
 
 
 def _codes(column: pl.Series, names: list[str]) -> Array:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replaylab.errors import ConfigError
-from replaylab.features import usable_number
-from replaylab.features.payloads import trade_sign
+from replaylab.features import trade_sign, usable_number
 from replaylab.params import ScoringParams
 from replaylab.trading.scoring import ScoreModel, Scorer, Signal
 from replaylab.trading.state import SymbolState

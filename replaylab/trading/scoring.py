@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import FeatureEngine, OrderBook
-from replaylab.features.catalogue import NAMES
+from replaylab.features import NAMES, FeatureEngine, OrderBook
 from replaylab.features.formulas import book_imbalance
 from replaylab.features.score_state import (
     OUT,

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaylab.features import OrderBook
-from replaylab.features.payloads import usable_number, usable_price
+from replaylab.features import OrderBook, usable_number, usable_price
 
 levels = st.lists(st.tuples(st.integers(1, 12).map(float), st.sampled_from((0.0, 1.0, 2.5))), max_size=8)
 

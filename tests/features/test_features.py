@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from replaylab.errors import ConfigError, DatasetError
-from replaylab.features import CATALOGUE, NAMES, FeatureEngine, FeatureParams, OrderBook, compute
-from replaylab.features.payloads import trade_sign, usable_number, usable_price
+from replaylab.features import (
+    CATALOGUE,
+    NAMES,
+    FeatureEngine,
+    FeatureParams,
+    OrderBook,
+    compute,
+    trade_sign,
+    usable_number,
+    usable_price,
+)
 from replaylab.features.state import N_VALUES
 
 Market = Callable[..., list[Any]]

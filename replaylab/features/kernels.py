@@ -1,30 +1,120 @@
-"""Features and scores of a whole session at once.
-
->>> from replaylab.features import compute, score_series
->>> frame = compute(session.events)                                    # doctest: +SKIP
->>> scores = score_series(session.events, ScoringParams(gain=2.0))     # doctest: +SKIP
-"""
+"""The compiled loops over a tape: the functions of ``state`` and ``score_state``, one event after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from replaylab.compiled import compiled, inlined
 from replaylab.errors import DatasetError
-from replaylab.features.book import OrderBook
-from replaylab.features.catalogue import NAMES
+from replaylab.features import formulas, score_state, state
+from replaylab.features.catalogue import NAMES, FeatureParams
 from replaylab.features.formulas import book_imbalance
-from replaylab.features.kernel import walk_features, walk_scores
-from replaylab.features.params import FeatureParams
+from replaylab.features.initial import InitialState, SymbolStart
 from replaylab.features.score_state import OUT, REGIMES, new_score_state, score_constants
 from replaylab.features.state import constants, new_state
 from replaylab.features.tape import Floats, Ints, MarketTape, pack_market
 from replaylab.params import ScoringParams
 
-__all__ = ["compute", "feature_rows", "score_series"]
+
+def _compile_all(module: Any, names: tuple[str, ...], known: dict[str, Any]) -> dict[str, Any]:
+    """Compile functions of a module so that they call each other's compiled form; those called come first."""
+    for name in names:
+        function: Callable[..., Any] = getattr(module, name)
+        bound = FunctionType(function.__code__, {**function.__globals__, **known}, name)
+        known[name] = inlined(bound)
+    return known
+
+
+_FORMULAS = _compile_all(
+    formulas,
+    (
+        "blend",
+        "book_imbalance",
+        "decay",
+        "flow_imbalance",
+        "microprice",
+        "momentum_z",
+        "order_flow",
+        "squash",
+        "volatility",
+    ),
+    {},
+)
+_STATE = _compile_all(
+    state,
+    ("consts_bar", "close_bars", "fill_buckets", "on_price", "on_trade", "on_book", "read_values"),
+    dict(_FORMULAS),
+)
+_SCORE = _compile_all(
+    score_state,
+    ("next_regime", "advance", "make_signal", "score_trade", "score_step"),
+    dict(_FORMULAS),
+)
+_on_trade, _on_book, _read_values = _STATE["on_trade"], _STATE["on_book"], _STATE["read_values"]
+_imbalance = _FORMULAS["book_imbalance"]
+_score_trade, _score_step = _SCORE["score_trade"], _SCORE["score_step"]
+_FIRST_OUT = score_state.OUT[0]
+
+
+@compiled
+def walk_features(
+    kind: Any, ts: Any, columns: Any, known: Any, at: Any, consts: Any, ints: Any, floats: Any, out: Any
+) -> None:
+    """Fill a row of ``out`` per decision: the features after the first ``known`` events, as they stand at ``at``."""
+    event = 0
+    for row in range(known.size):
+        while event < known[row]:
+            c = columns[event]
+            if kind[event] == 0:
+                _on_trade(ints, floats, consts, ts[event], c[0], c[1], c[2])
+            else:
+                _on_book(ints, floats, consts, ts[event], c[0], c[1], c[2], c[3], c[4], c[5])
+            event += 1
+        _read_values(ints, floats, consts, at[row], out[row])
+
+
+@compiled
+def walk_scores(
+    kind: Any,
+    ts: Any,
+    columns: Any,
+    consts: Any,
+    ints: Any,
+    floats: Any,
+    mid: float,
+    imbalance: float,
+    place: Any,
+    regime: Any,
+    out: Any,
+) -> int:
+    """Fill a row per signal: place of the last event of its time, regime, outputs; return how many there are.
+
+    ``mid`` and ``imbalance`` are those of the book that stood before the first event, NaN without one.
+    """
+    found = 0
+    for event in range(ts.size):
+        c = columns[event]
+        if kind[event] == 0:
+            _score_trade(ints, floats, consts, ts[event], c[0], c[1], c[2])
+        else:
+            mid = (c[0] + c[2]) / 2.0
+            imbalance = _imbalance(c[4], c[5])
+        if event + 1 < ts.size and ts[event + 1] == ts[event]:
+            continue
+        if _score_step(ints, floats, consts, ts[event], mid, imbalance):
+            place[found] = event
+            regime[found] = ints[4]
+            for column in range(out.shape[1]):
+                out[found, column] = floats[_FIRST_OUT + column]
+            found += 1
+    return found
+
 
 Tapes = Mapping[str, MarketTape]
 _PARTS = ("momentum", "flow", "book", "volatility")
@@ -127,15 +217,11 @@ def score_series(
         params = getattr(model, "scoring_params", None) or params
     tapes = _tapes(events, params.book_levels, initial_state)
     consts = np.array(score_constants(params))
-    known = (initial_state or {}).get("symbols")
-    frames = []
-    for symbol, tape in tapes.items():
-        start = known.get(symbol) if isinstance(known, Mapping) else None
-        regime = start.get("regime") if isinstance(start, Mapping) else None
-        book = start.get("book") if isinstance(start, Mapping) else None
-        frames.append(_symbol_scores(tape, consts, regime, book, params.book_levels))
-    if not frames:
-        frames = [_symbol_scores(_empty_tape(), consts, None, None, 1)]
+    state = InitialState.read(initial_state)
+    frames = [
+        _symbol_scores(tape, consts, state.of(symbol), params.book_levels)
+        for symbol, tape in (tapes or {"": _empty_tape()}).items()
+    ]
     frame = pl.concat(frames)
     if isinstance(events, pl.DataFrame) and frame.height:
         # The last event of that time, of any symbol and type: where a recorded score would stand.
@@ -148,11 +234,11 @@ def score_series(
     return frame if parts else frame.drop(_PARTS)
 
 
-def _symbol_scores(
-    tape: MarketTape, consts: Floats, regime: str | None, book: Mapping[str, Any] | None, levels: int
-) -> pl.DataFrame:
-    ints, floats = new_score_state(regime)
-    mid, imbalance = _standing(book, levels)
+def _symbol_scores(tape: MarketTape, consts: Floats, start: SymbolStart, levels: int) -> pl.DataFrame:
+    ints, floats = new_score_state(start.regime)
+    book = start.order_book()
+    mid = book.mid()
+    imbalance = math.nan if mid is None else book_imbalance(*book.depth(levels))
     place, labels = np.empty(tape.ts.size, np.int64), np.empty(tape.ts.size, np.int8)
     out = np.empty((tape.ts.size, len(OUT)))
     found = walk_scores(
@@ -162,7 +248,7 @@ def _symbol_scores(
         consts,
         np.array(ints, dtype=np.int64),
         np.array(floats),
-        mid,
+        math.nan if mid is None else mid,
         imbalance,
         place,
         labels,
@@ -181,14 +267,6 @@ def _symbol_scores(
     ).with_columns(pl.col("flow", "book").fill_nan(None))
 
 
-def _standing(start: Mapping[str, Any] | None, levels: int) -> tuple[float, float]:
-    book = OrderBook()
-    if isinstance(start, Mapping):
-        book.apply({**start, "kind": "snapshot"})
-    mid = book.mid()
-    return (np.nan, np.nan) if mid is None else (mid, book_imbalance(*book.depth(levels)))
-
-
 def _predict(
     model: Any, events: pl.DataFrame | Tapes, frame: pl.DataFrame, initial_state: Mapping[str, Any] | None
 ) -> Floats:
@@ -198,9 +276,11 @@ def _predict(
     names = [str(name) for name in getattr(model, "feature_names_in_", NAMES)]
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise DatasetError(f"the model wants features that there are not: {', '.join(unknown)}")
-    answer = model.predict(rows.select(pl.col(names).fill_null(np.nan)).to_numpy())
-    scores: Floats = np.clip(np.asarray(answer, dtype=np.float64), -1.0, 1.0)
+        raise DatasetError(
+            f"the model needs unknown features {', '.join(unknown)}; there are {', '.join(NAMES)}"
+        )
+    predicted = model.predict(rows.select(pl.col(names).fill_null(np.nan)).to_numpy())
+    scores: Floats = np.clip(np.asarray(predicted, dtype=np.float64), -1.0, 1.0)
     return scores
 
 
