@@ -56,7 +56,6 @@ PENDING_CIRCLES = {"sweep"}
 PENDING_NAMES = {
     "archive",
     "cli",
-    "features",
     "frames",
     "importers",
     "logging",
