@@ -8,10 +8,9 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 from __future__ import annotations
 
 from replaylab.trading.agreement import Agreement, Difference
-from replaylab.trading.orders import OrderRouter
+from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
-from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, initial_book, resolve_prices
-from replaylab.trading.recorder import Recorder
+from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
 from replaylab.trading.scoring import ScoreModel, Scorer, Signal
 from replaylab.trading.system import TradingSystem
 
@@ -28,6 +27,5 @@ __all__ = [
     "Scorer",
     "Signal",
     "TradingSystem",
-    "initial_book",
     "resolve_prices",
 ]

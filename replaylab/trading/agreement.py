@@ -8,8 +8,6 @@ from typing import Any
 
 from replaylab.features import usable_number
 
-__all__ = ["Agreement", "Difference"]
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -2,21 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from replaylab.records import StateEvent, TradeLogRecord
 from replaylab.timestamps import date_key, iso
 from replaylab.trading import formulas
-from replaylab.trading.orders import OrderRouter
+from replaylab.trading.orders import OrderRouter, Recorder, Stamp
 from replaylab.trading.positions import ClosedTrade, Position, close, fill_tp1, open_position
-from replaylab.trading.recorder import Recorder, Stamp
-from replaylab.trading.risk import RiskEngine
+from replaylab.trading.risk import RiskEngine, Snapshots
 from replaylab.trading.rules import Rules
-from replaylab.trading.snapshots import Snapshots
 from replaylab.trading.state import COOLDOWN, IDLE, LONG, PENDING_ENTRY, SHORT, SymbolState
-from replaylab.trading.tpsl import TpslEngine
 
-__all__ = ["Execution"]
+
+class TpslEngine:
+    """Checks the exits of a position in the order of the model and moves its stop."""
+
+    __slots__ = ("_on_tp1", "_router", "_rules", "_tp1_all", "_tp1_on")
+
+    def __init__(self, rules: Rules, router: OrderRouter, on_tp1: Callable[[Position, int], None]) -> None:
+        self._rules = rules
+        self._router = router
+        self._on_tp1 = on_tp1
+        self._tp1_on = rules.tp1_fraction > 0.0
+        self._tp1_all = rules.tp1_fraction == 1.0
+
+    @property
+    def tp1_on(self) -> bool:
+        return self._tp1_on
+
+    def on_price(self, position: Position, ts: int, price: float) -> str:
+        """Take one later price event; return the reason to close what is left, or "" to stay open."""
+        rules = self._rules
+        direction = position.direction
+        if price > position.high:
+            position.high = price
+        elif price < position.low:
+            position.low = price
+        if formulas.stop_hit(price, position.stop, direction):
+            return position.stop_reason
+        if self._tp1_on and not position.tp1_filled and formulas.target_hit(price, position.tp1, direction):
+            self._on_tp1(position, ts)
+            if self._tp1_all:
+                return "TP1"
+            self._break_even(position, ts)
+        # No else: one jump can fill both targets.
+        if formulas.target_hit(price, position.tp2, direction):
+            return "TP2"
+        if rules.max_hold_ns is not None and ts - position.entry_ts >= rules.max_hold_ns:
+            return "TIMEOUT"
+        if position.exit_reason is not None and ts >= position.exit_due:
+            return position.exit_reason
+        if rules.trailing_activation_pct is not None:
+            self.trail(position, ts, price)
+        return ""
+
+    def trail(self, position: Position, ts: int, price: float) -> None:
+        """Raise the best price and, once trailing is active, the stop; it acts from the next price event on."""
+        rules = self._rules
+        activation = rules.trailing_activation_pct
+        if activation is None:
+            return
+        direction = position.direction
+        if direction * (price - position.best) > 0.0:
+            position.best = price
+        best = position.best
+        if formulas.trailing_active(best, position.entry, direction, activation):
+            stop = formulas.trailing_price(best, direction, rules.trailing_distance_pct)
+            if formulas.tightens(stop, position.stop, direction):
+                position.stop = stop
+                position.stop_reason = "TRAILING"
+                self._router.move_stop(ts, position)
+
+    def _break_even(self, position: Position, ts: int) -> None:
+        offset = self._rules.break_even_offset_pct
+        if offset is None:
+            return
+        stop = formulas.break_even_price(position.entry, position.direction, offset)
+        if formulas.tightens(stop, position.stop, position.direction):
+            position.stop = stop
+            position.stop_reason = "BREAK_EVEN"
+            self._router.move_stop(ts, position)
 
 
 class Execution:

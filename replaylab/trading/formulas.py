@@ -15,32 +15,6 @@ running the parity tests.
 
 from __future__ import annotations
 
-__all__ = [
-    "break_even_price",
-    "daily_loss_reached",
-    "duration_seconds",
-    "entry_price",
-    "excursion",
-    "fee",
-    "fixed_qty",
-    "gross_pnl",
-    "market_exit_price",
-    "milliseconds_to_ns",
-    "realized_pnl",
-    "remaining_qty",
-    "risk_qty",
-    "seconds_to_ns",
-    "stop_hit",
-    "stop_price",
-    "target_hit",
-    "target_price",
-    "tightens",
-    "tp1_qty",
-    "trailing_active",
-    "trailing_price",
-    "weighted_price",
-]
-
 
 def seconds_to_ns(seconds: float) -> int:
     """Whole nanoseconds of a parameter in seconds; rounded once, half to even."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from replaylab.trading import formulas
 from replaylab.trading.rules import Rules
 
-__all__ = ["ClosedTrade", "Position", "close", "fill_tp1", "open_position"]
-
 
 class Position:
     """One open position. Prices in quote currency, quantities in base currency, times in ns."""

@@ -16,9 +16,7 @@ from typing import Any
 import orjson
 
 from replaylab.errors import PriceError, did_you_mean
-from replaylab.features import OrderBook, read_levels, usable_price
-
-__all__ = ["PRICE_SOURCES", "PRICE_TYPES", "ResolvedPrices", "initial_book", "resolve_prices"]
+from replaylab.features import InitialState, OrderBook, usable_price
 
 # In the order in which "auto" prefers them.
 PRICE_TYPES = {"trade": "MARKET_TRADE", "book": "MARKET_BOOK", "score": "SCORING_UPDATE"}
@@ -103,7 +101,7 @@ def resolve_prices(
     session: Any,
     price_source: str | Mapping[str, str] = "auto",
     *,
-    initial_state: Mapping[str, Any] | None = None,
+    initial_state: InitialState | Mapping[str, Any] | None = None,
 ) -> ResolvedPrices:
     """Return the price source of each symbol of a session, and which symbols have a book.
 
@@ -129,31 +127,18 @@ def resolve_prices(
     return evidence.resolved()
 
 
-def initial_book(initial_state: Mapping[str, Any] | None, symbol: str) -> OrderBook:
-    """Return a symbol's book at the start of a session; an empty one where there is none or it is malformed."""
-    book = OrderBook()
-    symbols = (initial_state or {}).get("symbols")
-    entry = symbols.get(symbol) if isinstance(symbols, Mapping) else None
-    levels = entry.get("book") if isinstance(entry, Mapping) else None
-    if isinstance(levels, Mapping):
-        bids, asks = read_levels(levels.get("bids")), read_levels(levels.get("asks"))
-        if bids is not None and asks is not None:
-            book.reset(bids, asks)
-    return book
-
-
 class _Evidence:
     """Which sources a symbol has yielded a price from, as far as the answer depends on it."""
 
-    def __init__(self, chosen: str | dict[str, str], initial_state: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, chosen: str | dict[str, str], initial_state: InitialState | Mapping[str, Any] | None
+    ) -> None:
         self.symbols: set[str] = set()
         self._chosen = chosen
-        self._initial_state = initial_state
         self._yields: dict[str, set[str]] = {}
-        self._books: dict[str, OrderBook] = {}
-        known = (initial_state or {}).get("symbols")
-        names = known if isinstance(known, Mapping) else {}
-        self._with_book = {name for name in names if self._book(name).mid() is not None}
+        known = InitialState.read(initial_state).symbols
+        self._books: dict[str, OrderBook] = {symbol: start.order_book() for symbol, start in known.items()}
+        self._with_book = {symbol for symbol, book in self._books.items() if book.mid() is not None}
 
     def wants(self, kind: str, symbol: str) -> bool:
         """Return whether an event of this type and symbol can still change the answer."""
@@ -173,7 +158,7 @@ class _Evidence:
         if not self.wants(kind, symbol):
             return
         if kind == "MARKET_BOOK":
-            book = self._book(symbol)
+            book = self._books.setdefault(symbol, OrderBook())
             price = book.mid() if book.apply(payload) else None
             if price is not None:
                 self._with_book.add(symbol)
@@ -200,11 +185,6 @@ class _Evidence:
             if source is not None:
                 sources[symbol] = source
         return ResolvedPrices(sources, frozenset(self._with_book), self._chosen)
-
-    def _book(self, symbol: str) -> OrderBook:
-        if symbol not in self._books:
-            self._books[symbol] = initial_book(self._initial_state, symbol)
-        return self._books[symbol]
 
 
 def _read_frame(events: Any, evidence: _Evidence) -> None:

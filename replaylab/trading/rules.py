@@ -5,8 +5,6 @@ from __future__ import annotations
 from replaylab.params import TradingParams
 from replaylab.trading import formulas
 
-__all__ = ["Rules"]
-
 
 class Rules:
     """``TradingParams`` with times in nanoseconds; made once per system, read at every event."""

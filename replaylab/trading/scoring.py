@@ -7,11 +7,12 @@ a whole tape at once is ``replaylab.features.score_series``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import NAMES, FeatureEngine, OrderBook
+from replaylab.features import NAMES, FeatureEngine, OrderBook, trade_sign, usable_number
 from replaylab.features.formulas import book_imbalance
 from replaylab.features.score_state import (
     OUT,
@@ -22,8 +23,6 @@ from replaylab.features.score_state import (
     score_trade,
 )
 from replaylab.params import ScoringParams
-
-__all__ = ["ScoreModel", "Scorer", "Signal"]
 
 
 @runtime_checkable
@@ -82,6 +81,14 @@ class Scorer:
         if self._features is not None:
             self._features.trade(ts, price, qty, sign)
 
+    def take_trade(self, ts: int, price: float, payload: Mapping[str, Any]) -> bool:
+        """Take a MARKET_TRADE of usable price; return whether quantity and side were usable too."""
+        qty = usable_number(payload.get("qty"))
+        sign = trade_sign(payload.get("side"))
+        usable = qty is not None and qty >= 0.0 and sign is not None
+        self.trade(ts, price, qty if usable else 0.0, sign if usable else 0.0)
+        return usable
+
     def book(self, ts: int, book: OrderBook) -> None:
         """Take a change of the book; the score reads it at ``step``, only a model's features need each one."""
         if self._features is not None:
@@ -127,3 +134,55 @@ def model_columns(model: ScoreModel) -> tuple[int, ...]:
             )
         columns.append(NAMES.index(str(name)))
     return tuple(columns)
+
+
+class Pipeline:
+    """Makes signals from market data, as FULL_DECISION and live SIM mode do: a scorer per symbol.
+
+    ``touched``: the book of each symbol that had market events since the last ``signals``.
+    """
+
+    __slots__ = ("_model", "_params", "_scorers", "touched")
+
+    def __init__(self, scoring: ScoringParams | ScoreModel | None) -> None:
+        self._model: ScoreModel | None = None
+        if scoring is None:
+            params = ScoringParams()
+        elif isinstance(scoring, ScoringParams):
+            params = scoring
+        elif hasattr(scoring, "predict"):
+            self._model = scoring
+            params = getattr(scoring, "scoring_params", None) or ScoringParams()
+        else:
+            raise ConfigError(
+                f"scoring: expected ScoringParams or an object with predict, found {scoring!r}",
+                field="scoring",
+            )
+        self._params = params
+        self._scorers: dict[str, Scorer] = {}
+        self.touched: dict[str, OrderBook] = {}
+
+    def scorer(self, symbol: str, regime: str | None, book: OrderBook) -> Scorer:
+        """Return the scorer of a symbol for one of its market events; ``regime`` is the last one known."""
+        self.touched[symbol] = book
+        found = self._scorers.get(symbol)
+        if found is None:
+            found = self._scorers[symbol] = Scorer(self._params, regime, self._model)
+        return found
+
+    def signals(self, ts: int) -> list[tuple[str, Signal]]:
+        """Return the signals due at the end of ``ts``, by symbol."""
+        touched = sorted(self.touched.items()) if len(self.touched) > 1 else list(self.touched.items())
+        self.touched.clear()
+        steps = ((symbol, self._scorers[symbol].step(ts, book)) for symbol, book in touched)
+        return [(symbol, signal) for symbol, signal in steps if signal is not None]
+
+
+def scoring_payload(signal: Signal, price: float | None) -> dict[str, Any]:
+    """Return the ``extra`` of a SCORING_UPDATE, with the symbol's current price."""
+    return {"score": signal.score, "side": signal.side, "price": price, "components": signal.components}
+
+
+def regime_payload(signal: Signal) -> dict[str, Any]:
+    """Return the ``extra`` of a REGIME_UPDATE."""
+    return {"regime": signal.regime, "confidence": None, "components": signal.regime_components}

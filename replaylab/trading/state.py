@@ -6,23 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from replaylab.errors import ConfigError
-from replaylab.features import OrderBook
+from replaylab.features import InitialState, OrderBook
 from replaylab.trading.positions import Position
-from replaylab.trading.prices import PRICE_SOURCES, initial_book
-from replaylab.trading.risk import RiskEngine
-from replaylab.trading.rules import Rules
-from replaylab.trading.scoring import Scorer
-
-__all__ = [
-    "COOLDOWN",
-    "IDLE",
-    "LONG",
-    "PENDING_ENTRY",
-    "SHORT",
-    "SymbolState",
-    "SymbolStates",
-    "entry_refusal",
-]
+from replaylab.trading.prices import PRICE_SOURCES
 
 IDLE = "IDLE"
 PENDING_ENTRY = "PENDING_ENTRY"
@@ -47,11 +33,9 @@ class SymbolState:
         "position",
         "regime",
         "score",
-        "scorer",
         "source",
         "state",
         "symbol",
-        "touched",
     )
 
     def __init__(self, symbol: str, source: str | None, blocked: bool, book: OrderBook) -> None:
@@ -71,8 +55,6 @@ class SymbolState:
         self.last_index = -1
         self.last_ts = 0
         self.score: float | None = None
-        self.scorer: Scorer | None = None
-        self.touched = False
 
 
 class SymbolStates(dict[str, SymbolState]):
@@ -92,20 +74,15 @@ class SymbolStates(dict[str, SymbolState]):
         self.sources = dict(sources)
         # What a RISK_UPDATE for every symbol said last: it holds for symbols first seen later, too.
         self.blocked_by_default = False
-        self._initial_state = initial_state
-        known = (initial_state or {}).get("symbols")
-        self._known: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
-        for symbol in sorted({*self.sources, *self._known}):
+        self._initial = InitialState.read(initial_state)
+        for symbol in sorted({*self.sources, *self._initial.symbols}):
             self[symbol]
 
     def __missing__(self, symbol: str) -> SymbolState:
-        book = initial_book(self._initial_state, symbol)
-        state = SymbolState(symbol, self.sources.get(symbol), self.blocked_by_default, book)
-        before = self._known.get(symbol)
-        if isinstance(before, Mapping):
-            regime, blocked = before.get("regime"), before.get("tradingBlocked")
-            state.regime = regime if isinstance(regime, str) else None
-            state.blocked = blocked if isinstance(blocked, bool) else state.blocked
+        start = self._initial.of(symbol)
+        blocked = start.trading_blocked if symbol in self._initial.symbols else self.blocked_by_default
+        state = SymbolState(symbol, self.sources.get(symbol), blocked, start.order_book())
+        state.regime = start.regime
         self[symbol] = state
         return state
 
@@ -114,18 +91,35 @@ class SymbolStates(dict[str, SymbolState]):
         return [self[symbol] for symbol in sorted(self)]
 
 
-def entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:
-    """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
-    # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
-    if score == 0.0 or abs(score) < rules.entry_threshold:
-        return "score below entry threshold"
-    # The state alone would do, did no session go back in time after the cooldown was left.
-    if symbol.state == COOLDOWN or ts < symbol.cooldown_end:
-        return "cooling down"
-    if not (rules.allow_long if score > 0 else rules.allow_short):
-        return "direction not allowed"
-    if rules.allowed_regimes is not None and symbol.regime not in rules.allowed_regimes:
-        return "regime not allowed"
-    if symbol.blocked:
-        return "trading blocked"
-    return risk.refusal(ts)
+def view(state: SymbolState) -> dict[str, Any]:
+    """Return what a hotlist shows of a symbol; None where there is nothing."""
+    position = state.position
+    price = state.last_price
+    shown: dict[str, Any] = {
+        "symbol": state.symbol,
+        "state": state.state,
+        "score": state.score,
+        "regime": state.regime,
+        "blocked": state.blocked,
+        "price": price,
+        "side": None,
+        "qty": None,
+        "entry_price": None,
+        "unrealized_pnl": None,
+        "tp1_price": None,
+        "tp2_price": None,
+        "stop_price": None,
+        "stop_reason": None,
+    }
+    if position is not None:
+        shown |= {
+            "side": position.side,
+            "qty": position.left,
+            "entry_price": position.entry,
+            "unrealized_pnl": None if price is None else position.unrealized(price),
+            "tp1_price": position.tp1,
+            "tp2_price": position.tp2,
+            "stop_price": position.stop,
+            "stop_reason": position.stop_reason,
+        }
+    return shown

@@ -15,24 +15,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import usable_number, usable_price
+from replaylab.features import risk_flag, usable_number, usable_price
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent, StateEvent
 from replaylab.timestamps import parse_ns
 from replaylab.trading.agreement import Agreement
 from replaylab.trading.execution import Execution
-from replaylab.trading.orders import OrderRouter
-from replaylab.trading.payloads import regime_payload, risk_flag, scoring_payload, view
-from replaylab.trading.pipeline import Pipeline
+from replaylab.trading.orders import OrderRouter, Recorder, Stamp
 from replaylab.trading.positions import ClosedTrade
-from replaylab.trading.recorder import Recorder, Stamp
-from replaylab.trading.risk import RiskEngine
+from replaylab.trading.risk import NEVER, RiskEngine, Snapshots
 from replaylab.trading.rules import Rules
-from replaylab.trading.scoring import ScoreModel
-from replaylab.trading.snapshots import NEVER, Snapshots
-from replaylab.trading.state import COOLDOWN, IDLE, PENDING_ENTRY, SymbolState, SymbolStates, entry_refusal
-
-__all__ = ["InjectMode", "TradingSystem"]
+from replaylab.trading.scoring import Pipeline, ScoreModel, regime_payload, scoring_payload
+from replaylab.trading.state import COOLDOWN, IDLE, PENDING_ENTRY, SymbolState, SymbolStates, view
 
 InjectMode = Literal["SCORING_ONLY", "FULL_DECISION"]
 
@@ -164,13 +158,13 @@ class TradingSystem:
         state = self._states[symbol]
         if kind == "MARKET_BOOK":
             if state.book.apply(payload):
-                pipeline.book(state, ts)
+                pipeline.scorer(symbol, state.regime, state.book).book(ts, state.book)
                 if state.source == "book":
                     state.last_price = state.book.mid() or state.last_price
         elif payload.get("offMarket") is not True:
             price = usable_price(payload.get("price"))
             if price is not None:
-                pipeline.trade(state, ts, price, payload)
+                pipeline.scorer(symbol, state.regime, state.book).take_trade(ts, price, payload)
                 if state.source == "trade":
                     state.last_price = price
 
@@ -243,7 +237,7 @@ class TradingSystem:
         elif state.pending != 0.0:
             reason = "entry pending"
         else:
-            reason = entry_refusal(rules, self._risk, state, ts, score)
+            reason = _entry_refusal(rules, self._risk, state, ts, score)
             if reason is None:
                 reason = "entry submitted"
                 self._execution.submit_entry(state, ts, 1.0 if score > 0.0 else -1.0)
@@ -297,8 +291,10 @@ class TradingSystem:
         if price is None:
             self._skip("MARKET_TRADE")
             return
-        if self._pipeline is not None and not self._pipeline.trade(state, ts, price, payload):
-            self._skip("MARKET_TRADE")
+        if self._pipeline is not None:
+            scorer = self._pipeline.scorer(symbol, state.regime, state.book)
+            if not scorer.take_trade(ts, price, payload):
+                self._skip("MARKET_TRADE")
         if state.source == "trade":
             self._execution.on_price(state, index, ts, price)
 
@@ -310,7 +306,7 @@ class TradingSystem:
             self._skip("MARKET_BOOK")
             return
         if self._pipeline is not None:
-            self._pipeline.book(state, ts)
+            self._pipeline.scorer(symbol, state.regime, state.book).book(ts, state.book)
         if state.source == "book":
             mid = state.book.mid()
             if mid is not None:
@@ -325,8 +321,8 @@ class TradingSystem:
         pipeline = self._pipeline
         if pipeline is not None and pipeline.touched:
             if self._warming:
-                for state, signal in pipeline.signals(self._now):
-                    state.regime = signal.regime
+                for symbol, signal in pipeline.signals(self._now):
+                    self._states[symbol].regime = signal.regime
             else:
                 self._compute_signals()
         self._warming = warming
@@ -337,7 +333,8 @@ class TradingSystem:
         if pipeline is None:
             return
         ts = self._now
-        for state, signal in pipeline.signals(ts):
+        for symbol, signal in pipeline.signals(ts):
+            state = self._states[symbol]
             if signal.regime != state.regime:
                 self.agreement.recompute(ts, "REGIME_UPDATE", state.symbol, signal.regime)
                 self._on_regime(self._index, ts, state.symbol, regime_payload(signal))
@@ -386,3 +383,20 @@ class TradingSystem:
         )
         if ts >= snapshots.due:
             snapshots.write(ts, self._states.values())
+
+
+def _entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:
+    """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
+    # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
+    if score == 0.0 or abs(score) < rules.entry_threshold:
+        return "score below entry threshold"
+    # The state alone would do, did no session go back in time after the cooldown was left.
+    if symbol.state == COOLDOWN or ts < symbol.cooldown_end:
+        return "cooling down"
+    if not (rules.allow_long if score > 0 else rules.allow_short):
+        return "direction not allowed"
+    if rules.allowed_regimes is not None and symbol.regime not in rules.allowed_regimes:
+        return "regime not allowed"
+    if symbol.blocked:
+        return "trading blocked"
+    return risk.refusal(ts)
