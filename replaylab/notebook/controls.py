@@ -1,4 +1,4 @@
-"""The controls of a replay: what plays, how far it is, how fast, and the buttons that steer it."""
+"""Replay controls: progress, speed, and the buttons that steer a replay."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import ipywidgets as w
 
 from replaylab.notebook.style import error, note
 from replaylab.records import ReplayStatus
-
-__all__ = ["SPEEDS", "Controls"]
 
 SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, math.inf)
 
@@ -34,7 +32,7 @@ class Controls:
         self.stop = w.Button(description="Stop", icon="stop", layout=narrow, button_style="danger")
         self.speed = w.SelectionSlider(
             description="speed",
-            options=[(_speed_text(factor), factor) for factor in SPEEDS],
+            options=[(speed_label(factor), factor) for factor in SPEEDS],
             value=1.0,
             continuous_update=True,
             layout=w.Layout(width="26em"),
@@ -64,11 +62,11 @@ class Controls:
             self._on_speed(value)
 
     def set_speed(self, factor: float) -> None:
-        """Move the slider without telling anybody; a factor of its own gets a place on it."""
+        """Move the slider without sending a command; a factor that is not on it is added."""
         self._drawing = True
         known = [value for _, value in self.speed.options]
         if factor not in known:
-            self.speed.options = [(_speed_text(value), value) for value in sorted({*known, factor})]
+            self.speed.options = [(speed_label(value), value) for value in sorted({*known, factor})]
         self.speed.value = factor
         self._drawing = False
 
@@ -86,7 +84,7 @@ class Controls:
 
     def _where(self, status: ReplayStatus, steerable: bool) -> str:
         if status.session_id is None:
-            return note("nothing plays: choose a session and press Run")
+            return note("no replay runs: choose a session and press Run")
         parts = [f"{status.current_event_index:,} of {status.total_events:,} events"]
         if status.last_event_timestamp:
             parts.append(f"event time {status.last_event_timestamp[:23].rstrip('Z').replace('T', ' ')}")
@@ -102,13 +100,13 @@ class Controls:
         return f"{text} {error(status.error)}" if status.error else text
 
     def say(self, text: str) -> None:
-        """Show a remark beside the buttons."""
+        """Show a message next to the buttons."""
         self.message.value = note(text)
 
     def complain(self, text: str) -> None:
-        """Show an error beside the buttons."""
+        """Show an error next to the buttons."""
         self.message.value = error(text)
 
 
-def _speed_text(factor: float) -> str:
+def speed_label(factor: float) -> str:
     return "as fast as it can" if math.isinf(factor) else f"{factor:,.10g}×"

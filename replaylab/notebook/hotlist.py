@@ -1,12 +1,10 @@
-"""The hotlist: what each symbol does now, folded from what a replay emits and logs. No widgets here."""
+"""The hotlist: score, state, position and PnL of each symbol, from the events and records of a replay. No widgets."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
-
-__all__ = ["Hotlist", "Row"]
 
 _OPEN = ("LONG", "SHORT")
 
@@ -65,11 +63,11 @@ class Hotlist:
         )
 
     def record(self, kind: str, record: dict[str, Any]) -> None:
-        """Take in a record that the run logged: kind "state", "order" or "trade"."""
+        """Apply a record that the run logged: kind "state", "order" or "trade"."""
         {"state": self.state, "order": self.order, "trade": self.trade}[kind](record)
 
     def state(self, event: dict[str, Any]) -> None:
-        """Take in a StateEvent."""
+        """Apply a StateEvent."""
         row = self.row(event["symbol"])
         extra = event["extra"]
         row.state = event["toState"]
@@ -91,7 +89,7 @@ class Hotlist:
             row.side, row.entry_price, row.qty = None, None, 0.0
 
     def order(self, order: dict[str, Any]) -> None:
-        """Take in an order: the open reduce-only ones are the levels of the position."""
+        """Apply an order: the open reduce-only ones are the levels of the position."""
         levels = self.row(order["symbol"]).levels
         if order["status"] != "NEW":
             levels.pop(order["clientOrderId"], None)
@@ -101,13 +99,13 @@ class Hotlist:
             levels[order["clientOrderId"]] = ("stop" if order["type"] == "STOP_MARKET" else "target", price)
 
     def trade(self, trade: dict[str, Any]) -> None:
-        """Take in a closed trade."""
+        """Apply a closed trade."""
         row = self.row(trade["symbol"])
         row.realized_pnl += trade["realizedPnl"]
         row.trades += 1
 
     def emitted(self, event: dict[str, Any]) -> None:
-        """Take in an emitted event of the session: only its price matters here."""
+        """Apply an emitted event of the session: only its price matters here."""
         symbol, payload = event.get("symbol"), event.get("payload") or {}
         if not symbol:
             return

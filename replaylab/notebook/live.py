@@ -1,4 +1,4 @@
-"""The market as it stands in the replay: hotlist, price picture, and what the system did last."""
+"""The running replay on screen: hotlist, price plot, last state changes, orders and closed trades."""
 
 from __future__ import annotations
 
@@ -7,17 +7,66 @@ from html import escape
 from typing import Any
 
 import ipywidgets as w
+import numpy as np
 import polars as pl
 
 from replaylab import plots
+from replaylab.errors import ReplaylabError
 from replaylab.notebook.hotlist import Hotlist, Row
-from replaylab.notebook.market import MarketTrack
 from replaylab.notebook.style import bar, number, table
 from replaylab.plots.style import LONG, LOSS, SHORT, WIN
 from replaylab.replay.follow import News
 from replaylab.timestamps import parse_ns
 
-__all__ = ["LiveView"]
+
+class MarketTrack:
+    """The prices of one session: traded prices, else those that the scores carry.
+
+    ``frame``: columns index, timestamp, symbol, price, in the order of the session.
+    """
+
+    def __init__(self, events: pl.DataFrame) -> None:
+        rows = events.with_row_index("index").filter(
+            pl.col("type").is_in(["MARKET_TRADE", "SCORING_UPDATE"]) & pl.col("symbol").is_not_null()
+        )
+        price = pl.col("payload").str.json_path_match("$.price").cast(pl.Float64, strict=False)
+        off = pl.col("payload").str.json_path_match("$.offMarket").fill_null("") == "true"
+        priced = rows.with_columns(price=price).filter(
+            pl.col("price").is_finite() & (pl.col("price") > 0) & ~off
+        )
+        traded = priced.filter(pl.col("type") == "MARKET_TRADE")["symbol"].unique()
+        self.frame = priced.filter(
+            (pl.col("type") == "MARKET_TRADE") | ~pl.col("symbol").is_in(traded.implode())
+        ).select("index", "timestamp", "symbol", "price")
+        self._by_symbol = {
+            str(key[0]): (part["index"].to_numpy(), part["price"].to_numpy())
+            for key, part in self.frame.partition_by("symbol", as_dict=True).items()
+        }
+
+    @classmethod
+    def load(cls, lab: Any, session_id: str) -> MarketTrack | None:
+        """The track of a session, or None where it cannot be read."""
+        try:
+            return cls(lab.session(session_id).events)
+        except (ReplaylabError, OSError):
+            return None
+
+    @property
+    def symbols(self) -> list[str]:
+        return sorted(self._by_symbol)
+
+    def price(self, symbol: str, position: int) -> float | None:
+        """The last price among the first ``position`` events."""
+        if symbol not in self._by_symbol:
+            return None
+        index, price = self._by_symbol[symbol]
+        place = int(np.searchsorted(index, position)) - 1
+        return float(price[place]) if place >= 0 else None
+
+    def until(self, symbol: str, position: int) -> pl.DataFrame:
+        """Timestamps and prices of a symbol among the first ``position`` events."""
+        return self.frame.filter((pl.col("symbol") == symbol) & (pl.col("index") < position))
+
 
 _LAST = 8
 _TRADE_SCHEMA: dict[str, Any] = {
@@ -32,7 +81,7 @@ _TRADE_SCHEMA: dict[str, Any] = {
 
 
 class LiveView:
-    """``take`` folds in what is new (any thread), ``draw`` sets the widgets (the event loop)."""
+    """``take`` adds new records (any thread), ``draw`` sets the widgets (the event loop)."""
 
     def __init__(self) -> None:
         self.hotlist = Hotlist()
@@ -45,13 +94,13 @@ class LiveView:
 
         self.hot = w.HTML(layout=w.Layout(min_width="44em", flex="1 1 44em"))
         self.symbol = w.Dropdown(description="price of", style={"description_width": "5em"})
-        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="900px", display="none"))
+        self.plot = w.Image(format="png", layout=w.Layout(width="100%", max_width="900px", display="none"))
         self.changes, self.orders, self.trades = (w.HTML(layout=w.Layout(flex="1 1 30em")) for _ in range(3))
         wrap = w.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="0 24px")
         self.widget = w.VBox(
             [
                 w.HBox(
-                    [self.hot, w.VBox([self.symbol, self.picture], layout=w.Layout(flex="2 1 40em"))],
+                    [self.hot, w.VBox([self.symbol, self.plot], layout=w.Layout(flex="2 1 40em"))],
                     layout=wrap,
                 ),
                 w.HBox([self.changes, self.orders, self.trades], layout=wrap),
@@ -60,7 +109,7 @@ class LiveView:
         self.draw()
 
     def begin(self) -> None:
-        """Forget what was known of another run."""
+        """Clear everything of an earlier run."""
         self.hotlist = Hotlist()
         self._changes.clear()
         self._orders.clear()
@@ -68,7 +117,7 @@ class LiveView:
         self._drawn = ()
 
     def take(self, news: News) -> None:
-        """Fold in what a follower saw."""
+        """Add what a follower read."""
         if news.began:
             self.begin()
         self.position = news.status.current_event_index
@@ -111,7 +160,7 @@ class LiveView:
         )
 
     def png(self) -> bytes | None:
-        """The price picture, or None where nothing changed since the last one."""
+        """Draw the price plot as PNG; None where nothing changed since the last one."""
         symbol = self.symbol.value
         row = self.hotlist.rows.get(symbol) if symbol else None
         if row is None or self.track is None:
@@ -121,11 +170,11 @@ class LiveView:
             return None
         self._drawn = now
         prices = self.track.until(row.symbol, self.position)
-        trades = [_picture_trade(trade) for trade in self._trades if trade["symbol"] == row.symbol]
+        trades = [_plotted_trade(trade) for trade in self._trades if trade["symbol"] == row.symbol]
         figure = plots.price_with_trades(
             prices, pl.DataFrame(trades, schema=_TRADE_SCHEMA, orient="row"), symbol=row.symbol
         )
-        # Smaller than in a paper, so that its letters are as large as those around it.
+        # Smaller than the default, so that its labels have the size of the text around it.
         figure.set_size_inches(7.6, 4.1)
         axes = figure.axes[0]
         for kind, price in row.levels.values():
@@ -144,11 +193,11 @@ class LiveView:
             axes.axhline(row.entry_price, color=LONG if row.side == "LONG" else SHORT, linewidth=1)
         return figure._repr_png_()
 
-    def show_picture(self, png: bytes | None) -> None:
-        """Set the picture, where there is a new one."""
+    def show_plot(self, png: bytes | None) -> None:
+        """Show the plot, where there is a new one."""
         if png is not None:
-            self.picture.value = png
-            self.picture.layout.display = "block"
+            self.plot.value = png
+            self.plot.layout.display = "block"
 
 
 def _hot_row(row: Row) -> str:
@@ -200,7 +249,7 @@ def _trade(trade: dict[str, Any]) -> str:
     )
 
 
-def _picture_trade(trade: dict[str, Any]) -> tuple[Any, ...]:
+def _plotted_trade(trade: dict[str, Any]) -> tuple[Any, ...]:
     closed = parse_ns(trade["timestamp"])
     opened = closed - round(trade["durationSeconds"] * 1e9)
     return (

@@ -4,31 +4,31 @@
 >>> panel                                  # doctest: +SKIP
 
 Every part is a plain Python object (``panel.table``, ``panel.form``, ``panel.controls``, ``panel.live``,
-``panel.detail``) whose buttons can be clicked from code. A click only starts a job or sends a word to the replay;
+``panel.detail``) whose buttons can be clicked from code. A click only starts a job or sends a command to the replay;
 the replay runs in a process of its own, and the screen is drawn at most five times a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import ipywidgets as w
 
 from replaylab.errors import ReplaylabError
-from replaylab.notebook.actions import Actions
 from replaylab.notebook.controls import Controls
-from replaylab.notebook.coverage import covered
-from replaylab.notebook.detail import DetailView, describe
-from replaylab.notebook.form import BuildForm, BuildOrder
-from replaylab.notebook.jobs import Jobs
-from replaylab.notebook.live import LiveView
-from replaylab.notebook.market import MarketTrack
+from replaylab.notebook.live import LiveView, MarketTrack
+from replaylab.notebook.session_detail import DetailView, describe
+from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
+from replaylab.notebook.session_table import Actions, SessionTable
 from replaylab.notebook.style import STYLE, badge, error, health, note
-from replaylab.notebook.table import SessionTable
 from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest, ReplayStatus
 from replaylab.replay.follow import News, RunFollower
@@ -38,11 +38,9 @@ from replaylab.replay.status import stop_replay
 if TYPE_CHECKING:
     from replaylab.lab import Lab
 
-__all__ = ["Panel"]
-
 _PERIOD_S = 0.2
 _END_S = 10.0
-_PICTURE_PERIOD_S = 1.0
+_PLOT_PERIOD_S = 1.0
 _SLOW_PERIOD_S = 2.0
 OVERVIEW, LOGS, DETAIL = 0, 1, 2
 
@@ -62,7 +60,7 @@ class Panel:
         self._jobs = Jobs()
         self._follower = RunFollower(lab.root, events=False)
         self._status = ReplayStatus()
-        self._picture_at = self._slow_at = 0.0
+        self._plot_at = self._slow_at = 0.0
         self._starting = False
         self._health = ""
         self._track_of: tuple[str, int] | None = None
@@ -89,7 +87,7 @@ class Panel:
             self._task = None
 
     def _take_over(self) -> None:
-        """One panel per data root redraws itself: the one of a cell that was run again gives way to the new one."""
+        """One panel per data root redraws itself: the newest. The cell was run again, say."""
         earlier = _SHOWN.get(str(self.lab.root))
         if earlier is not None and not earlier.closed:
             self.replay, earlier.replay = earlier.replay, None
@@ -124,12 +122,12 @@ class Panel:
     # Redrawing
 
     def tick(self) -> None:
-        """Look at the data root and redraw, now."""
+        """Read the data root and redraw, now."""
         self._draw(*self._gather())
         self._jobs.collect()
 
     def settle(self, timeout: float = 60.0) -> bool:
-        """Wait for what clicks have started and redraw; for scripts and tests. Returns whether all ended in time."""
+        """Wait for started jobs and redraw; for scripts and tests. Returns whether all ended in time."""
         done = self._jobs.settle(timeout)
         self.tick()
         return done
@@ -140,18 +138,18 @@ class Panel:
                 self._draw(*await asyncio.to_thread(self._gather))
                 self._jobs.collect()
             except (ReplaylabError, OSError, ValueError) as problem:
-                # The panel stays alive: the next look may succeed (a file was just being replaced, say).
+                # The panel continues: the next read may succeed (a file was just being replaced, say).
                 self.controls.complain(str(problem))
             await asyncio.sleep(_PERIOD_S)
 
     def _gather(self) -> tuple[News, bytes | None, dict[str, Any] | None]:
-        """Read and draw what takes time; touches no widget."""
+        """Read files and draw plots, which takes time; touches no widget."""
         news = self._follower.poll()
         self.live.take(news)
         now = time.monotonic()
         png = slow = None
-        if self.tabs.selected_index == OVERVIEW and now - self._picture_at >= _PICTURE_PERIOD_S:
-            self._picture_at = now
+        if self.tabs.selected_index == OVERVIEW and now - self._plot_at >= _PLOT_PERIOD_S:
+            self._plot_at = now
             png = self.live.png()
         if now - self._slow_at >= _SLOW_PERIOD_S:
             self._slow_at = now
@@ -169,7 +167,7 @@ class Panel:
             self._load_track(status.session_id)
         self.controls.show(status, steerable=self.replay is not None and self.replay.running)
         self.live.draw()
-        self.live.show_picture(png)
+        self.live.show_plot(png)
         if slow is not None:
             self._health = health(
                 (name, service.status, service.message) for name, service in slow["health"].services.items()
@@ -185,11 +183,11 @@ class Panel:
             speed = f" · {status.speed_factor:g}×" if status.speed_factor is not None else ""
             return badge(f"REPLAY MODE · {status.session_id}{speed}", replay=True)
         if self.lab.config.run_mode == "REPLAY":
-            return badge("REPLAY MODE · nothing plays", replay=True)
+            return badge("REPLAY MODE · no replay runs", replay=True)
         return badge("LIVE · no replay runs", replay=False)
 
     def _new_manifests(self) -> list[ReplayManifest] | None:
-        """The sessions, or None where nothing has changed since the last look: a thousand take a while to read."""
+        """List the sessions; None where nothing changed since the last call (a thousand manifests take a while)."""
         places = (self.lab.root.sessions_dir, self.lab.root.replay_sessions_index)
         seen = tuple(place.stat().st_mtime_ns if place.exists() else 0 for place in places)
         if seen == self._seen:
@@ -260,19 +258,19 @@ class Panel:
             return
         self._jobs.submit(lambda: word(replay), lambda *_: self.controls.say(""), self._complain)
 
-    def _build(self, order: BuildOrder) -> None:
+    def _build(self, request: BuildRequest) -> None:
         self.form.create.disabled = True
         self.form.say("building ...")
 
         def work() -> ReplayManifest:
             return self.lab.build_replay_session(
-                order.start,
-                order.end,
-                order.symbols,
-                include_types=order.include_types,
-                max_events=order.max_events,
-                session_id=order.session_id,
-                notes=order.notes,
+                request.start,
+                request.end,
+                request.symbols,
+                include_types=request.include_types,
+                max_events=request.max_events,
+                session_id=request.session_id,
+                notes=request.notes,
             )
 
         def done(manifest: ReplayManifest, warnings: list[str]) -> None:
@@ -304,7 +302,7 @@ class Panel:
         )
 
     def _load_track(self, session_id: str) -> None:
-        """Have the prices of a session read, once; again where it was built anew under the same name."""
+        """Read the prices of a session, once, and again where it was rebuilt under the same id."""
         path = self.lab.root.session_events(session_id)
         wanted = (session_id, path.stat().st_mtime_ns if path.is_file() else 0)
         if wanted == self._track_of:
@@ -332,14 +330,14 @@ class Panel:
         self.controls.complain(str(problem))
 
     def halt(self) -> None:
-        """Redraw no more; a replay that was started here goes on."""
+        """Stop redrawing; a replay that was started here continues."""
         self.closed = True
         if self._task is not None:
             self._task.cancel()
         self._follower.close()
 
     def close(self) -> None:
-        """Stop the replay that was started here, and vanish."""
+        """Stop the replay that was started here and remove the panel."""
         self.halt()
         if self.replay is not None:
             self.replay.stop()
@@ -348,3 +346,58 @@ class Panel:
 
 # The panel that redraws itself, by data root.
 _SHOWN: WeakValueDictionary[str, Panel] = WeakValueDictionary()
+
+
+class Jobs:
+    """Background jobs of the panel; results are delivered where ``collect`` is called, so no callback ever waits."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self._ready: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs, or its result is not yet collected."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        return bool(self._threads) or not self._ready.empty()
+
+    def submit(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, list[str]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Run ``work`` in a thread; ``collect`` then calls ``done(result, warnings)`` or ``failed(error)``."""
+
+        def run() -> None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                try:
+                    result = work()
+                except (ReplaylabError, OSError, ValueError) as error:
+                    self._ready.put(partial(failed, error))
+                    return
+            texts = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+            self._ready.put(partial(done, result, texts))
+
+        thread = threading.Thread(target=run, name="replaylab-panel-job", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def collect(self) -> None:
+        """Deliver finished results, in the calling thread."""
+        while True:
+            try:
+                finish = self._ready.get_nowait()
+            except queue.Empty:
+                return
+            finish()
+
+    def settle(self, timeout: float = 60.0) -> bool:
+        """Wait for all jobs and deliver their results. Returns whether all ended in time."""
+        limit = time.monotonic() + timeout
+        while self.busy and time.monotonic() < limit:
+            for thread in self._threads:
+                thread.join(0.01)
+            self.collect()
+        return not self.busy

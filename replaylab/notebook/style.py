@@ -1,12 +1,10 @@
-"""How the panel looks: one style sheet in JupyterLab's own colours, so that both themes are readable."""
+"""Style sheet and HTML fragments of the panel, in JupyterLab's own colours: readable in both themes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
-
-__all__ = ["STYLE", "badge", "bar", "cells", "error", "note", "number", "table"]
 
 STYLE = """<style>
 .rl-panel { --rl-line: var(--jp-border-color2, #bbb); --rl-soft: var(--jp-ui-font-color2, #777);
@@ -56,7 +54,7 @@ def dot(status: str) -> str:
 
 
 def health(services: Iterable[tuple[str, str, str | None]]) -> str:
-    """Names of services with a coloured dot and the word, for those who do not see colours."""
+    """Names of services with a coloured dot and the status as a word, readable without colours."""
     parts = [
         f"{dot(status)}{escape(name)} {escape(status)}{': ' + escape(message) if message and status != 'OK' else ''}"
         for name, status, message in services
@@ -101,7 +99,7 @@ def table(columns: Sequence[str], rows: Iterable[str], *, empty: str = "nothing 
 
 
 def error(text: str) -> str:
-    """An error beside what caused it; an empty text clears it."""
+    """An error message; an empty one clears it."""
     return f'<span class="rl-error">{escape(text)}</span>' if text else ""
 
 

@@ -59,6 +59,7 @@ def test_idle_is_calm(panel: Panel) -> None:
     assert panel.tabs.selected_index == LOGS
     assert panel.table.visible == ["a-minute"]
     assert panel.run.disabled, "nothing is chosen yet"
+    assert panel.actions.asking.layout.display == "none", "no question before a click on Delete"
 
 
 def test_run_mode_replay_shows_the_badge(lab: Lab) -> None:
@@ -117,7 +118,7 @@ def test_overview_shows_positions_orders_trades_and_a_picture(panel: Panel) -> N
     play(panel)
     panel.tabs.selected_index = OVERVIEW
     until(panel, lambda: not panel._status.running and not panel._jobs.busy)
-    until(panel, lambda: bytes(panel.live.picture.value)[:8] == b"\x89PNG\r\n\x1a\n")
+    until(panel, lambda: bytes(panel.live.plot.value)[:8] == b"\x89PNG\r\n\x1a\n")
     assert "IDLE → PENDING_ENTRY" in panel.live.changes.value
     assert "FILLED" in panel.live.orders.value
     run = panel.lab.root.run("a-minute", panel._status.run_id or "")
@@ -161,8 +162,8 @@ def test_detail(panel: Panel) -> None:
         "First events",
     ):
         assert expected in text
-    assert len(panel.detail.pictures.children) == 3
-    assert all(bytes(image.value).startswith(b"\x89PNG") for image in panel.detail.pictures.children)
+    assert len(panel.detail.images.children) == 3
+    assert all(bytes(image.value).startswith(b"\x89PNG") for image in panel.detail.images.children)
 
 
 def test_delete_asks_first(panel: Panel) -> None:

@@ -10,10 +10,8 @@ import ipywidgets as w
 import polars as pl
 
 from replaylab import plots
-from replaylab.notebook.market import MarketTrack
+from replaylab.notebook.live import MarketTrack
 from replaylab.notebook.style import cells, error, note, table
-
-__all__ = ["Detail", "DetailView", "describe"]
 
 _ROWS = 8
 _GAPS = 5
@@ -23,14 +21,14 @@ _SYMBOLS_COUNTED = 6
 
 @dataclass(frozen=True)
 class Detail:
-    """A session, described: HTML and PNG pictures."""
+    """A session, described: HTML and plots as PNG."""
 
     html: str
-    pictures: tuple[bytes, ...]
+    images: tuple[bytes, ...]
 
 
 def describe(session: Any) -> Detail:
-    """Read a session and return its description. Slow for a large one: call it in a thread."""
+    """Read a session and describe it. Slow for a large one: call it in a thread."""
     events: pl.DataFrame = session.events
     manifest = session.manifest
     between = manifest.source_date_range
@@ -44,19 +42,19 @@ def describe(session: Any) -> Detail:
         _rejects(session.rejects),
         _provenance(session.meta),
     ]
-    pictures = [plots.density(events, "Events over time")] if events.height else []
+    images = [plots.density(events, "Events over time")] if events.height else []
     track = MarketTrack(events)
     scores = _scores(events)
     for symbol in track.symbols[:_SYMBOLS_DRAWN]:
         prices = track.frame.filter(pl.col("symbol") == symbol)
         part = scores.filter(pl.col("symbol") == symbol)
         if part.height:
-            pictures.append(plots.scores(part, title=symbol, prices=prices))
-    return Detail("".join(parts), tuple(figure._repr_png_() for figure in pictures))
+            images.append(plots.scores(part, title=symbol, prices=prices))
+    return Detail("".join(parts), tuple(figure._repr_png_() for figure in images))
 
 
 def _counts(events: pl.DataFrame) -> str:
-    """A row per type and a column per symbol, the busiest symbols first."""
+    """A row per type and a column per symbol, the symbols with most events first."""
     counts = events.group_by("type", pl.col("symbol").fill_null("all symbols")).len()
     totals = (
         counts.group_by("symbol").agg(pl.col("len").sum()).sort(["len", "symbol"], descending=[True, False])
@@ -119,9 +117,9 @@ def _provenance(meta: dict[str, Any]) -> str:
     sources = [source for source in meta.get("sources") or [] if isinstance(source, dict)]
     rows = [cells([source.get(name, "") for name in names]) for source in sources]
     version = meta.get("replaylabVersion", "?")
-    title = '<div class="rl-heading">Where it comes from</div>'
+    title = '<div class="rl-heading">Provenance</div>'
     if not rows:
-        return title + note("no provenance was kept with this session")
+        return title + note("this session has no provenance (it was not built by replaylab)")
     return title + table(names, rows) + note(f"replaylab {version}")
 
 
@@ -144,24 +142,24 @@ class DetailView:
     def __init__(self) -> None:
         self.session_id: str | None = None
         self.text = w.HTML(value=note('choose a session and press "Load into detail"'))
-        self.pictures = w.VBox([])
-        self.widget = w.VBox([self.text, self.pictures])
+        self.images = w.VBox([])
+        self.widget = w.VBox([self.text, self.images])
 
     def loading(self, session_id: str) -> None:
         self.session_id = session_id
         self.text.value = note(f"reading {session_id} ...")
-        self._set_pictures(())
+        self._set_images(())
 
     def show(self, detail: Detail) -> None:
         self.text.value = detail.html
-        self._set_pictures(detail.pictures)
+        self._set_images(detail.images)
 
     def fail(self, problem: Exception) -> None:
         self.text.value = error(str(problem))
 
-    def _set_pictures(self, pictures: tuple[bytes, ...]) -> None:
-        old = self.pictures.children
+    def _set_images(self, images: tuple[bytes, ...]) -> None:
+        old = self.images.children
         layout = {"width": "100%", "max_width": "900px"}
-        self.pictures.children = tuple(w.Image(value=png, format="png", layout=layout) for png in pictures)
+        self.images.children = tuple(w.Image(value=png, format="png", layout=layout) for png in images)
         for image in old:
             image.close()

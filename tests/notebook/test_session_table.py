@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from replaylab.notebook.table import PAGE, SessionTable
+from replaylab.notebook.session_table import PAGE, SessionTable
 from replaylab.records import ReplayManifest
 
 
@@ -56,7 +56,7 @@ def test_the_filter_matches_id_symbol_and_notes_as_one_types() -> None:
     assert table.visible == ["session-0001"]
     table.filter.value = "nothing like it"
     assert table.visible == []
-    assert "fits the filter" in table.count.value
+    assert "matches the filter" in table.count.value
 
 
 def test_a_heading_sorts_and_a_second_click_turns_it_round() -> None:

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 
 from replaylab.errors import SessionError
-from replaylab.notebook.form import BuildForm, BuildOrder
+from replaylab.notebook.session_form import BuildForm, BuildRequest
 from replaylab.timestamps import parse_ns
 
 SPAN = (parse_ns("2025-11-18T10:00:12.5Z"), parse_ns("2025-11-18T10:59:58Z"))
 
 
 @pytest.fixture
-def orders() -> list[BuildOrder]:
+def requests() -> list[BuildRequest]:
     return []
 
 
 @pytest.fixture
-def form(orders: list[BuildOrder]) -> BuildForm:
-    made = BuildForm(orders.append)
+def form(requests: list[BuildRequest]) -> BuildForm:
+    made = BuildForm(requests.append)
     made.offer(["BTCUSDT", "ETHUSDT"], SPAN)
     return made
 
 
-def test_it_is_prefilled_with_what_the_logs_cover(form: BuildForm, orders: list[BuildOrder]) -> None:
+def test_it_is_prefilled_with_what_the_logs_cover(form: BuildForm, requests: list[BuildRequest]) -> None:
     """Without touching anything, Create asks for everything that there is, in whole minutes."""
     form.create.click()
-    assert orders == [
-        BuildOrder(
+    assert requests == [
+        BuildRequest(
             start="2025-11-18T10:00:00Z",
             end="2025-11-18T11:00:00Z",
             symbols=["BTCUSDT", "ETHUSDT"],
@@ -67,11 +67,11 @@ def test_typed_values_survive_new_logs(form: BuildForm) -> None:
     ],
 )
 def test_an_error_stands_beside_its_field(
-    form: BuildForm, orders: list[BuildOrder], field: str, value: object, message: str
+    form: BuildForm, requests: list[BuildRequest], field: str, value: object, message: str
 ) -> None:
     getattr(form, field).value = value
     form.create.click()
-    assert orders == []
+    assert requests == []
     assert message in form.errors[field].value
     assert [name for name, widget in form.errors.items() if widget.value] == [field]
 

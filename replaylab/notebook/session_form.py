@@ -1,19 +1,21 @@
-"""The form that makes a session; each error stands beside the field that caused it."""
+"""The form that builds a session; each error is shown next to the field that caused it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
+import orjson
 
+from replaylab import frames, history
 from replaylab.errors import SessionExistsError, TimeError, UnsafeNameError
 from replaylab.notebook.style import error, note
-from replaylab.paths import safe_name
+from replaylab.paths import DataRoot, safe_name
 from replaylab.timestamps import iso, parse_ns
-
-__all__ = ["BuildForm", "BuildOrder"]
 
 _MINUTE = 60_000_000_000
 ALL_TYPES = "all signals and market data"
@@ -31,8 +33,8 @@ TYPES = (
 
 
 @dataclass(frozen=True)
-class BuildOrder:
-    """What the form asks for, checked."""
+class BuildRequest:
+    """The validated fields of the form."""
 
     start: str
     end: str
@@ -44,10 +46,10 @@ class BuildOrder:
 
 
 class BuildForm:
-    """``on_order`` is called with a BuildOrder once every field is right."""
+    """``on_request`` is called with a BuildRequest once every field is valid."""
 
-    def __init__(self, on_order: Callable[[BuildOrder], None]) -> None:
-        self._on_order = on_order
+    def __init__(self, on_request: Callable[[BuildRequest], None]) -> None:
+        self._on_request = on_request
         self._span = (0, 0)
         self._moving = False
         wide = {"layout": w.Layout(width="26em"), "style": {"description_width": "7em"}}
@@ -84,7 +86,7 @@ class BuildForm:
         ]
         self.widget = w.VBox(
             [
-                w.HTML('<div class="rl-heading">Make a session</div>'),
+                w.HTML('<div class="rl-heading">Build a session</div>'),
                 w.HBox(columns, layout=w.Layout(flex_flow="row wrap")),
                 w.HBox([self.create, self.result], layout=w.Layout(align_items="center")),
             ]
@@ -118,7 +120,7 @@ class BuildForm:
         self.result.value = ""
 
     def show_error(self, name: str, text: str) -> None:
-        """Show an error beside a field, or below the form where no field is to blame."""
+        """Show an error next to a field, or below the form where no field caused it."""
         self.errors.get(name, self.result).value = error(text)
 
     def say(self, text: str) -> None:
@@ -151,12 +153,12 @@ class BuildForm:
 
     def _submit(self) -> None:
         self.clear_errors()
-        order = self.read()
-        if order is not None:
-            self._on_order(order)
+        request = self.read()
+        if request is not None:
+            self._on_request(request)
 
-    def read(self) -> BuildOrder | None:
-        """Return what the fields ask for, or None with an error beside each wrong field."""
+    def read(self) -> BuildRequest | None:
+        """Return the request, or None with an error next to each wrong field."""
         good = True
         moments: list[int] = []
         for name, field in (("start", self.start), ("end", self.end)):
@@ -189,7 +191,7 @@ class BuildForm:
             good = False
         if not good:
             return None
-        return BuildOrder(
+        return BuildRequest(
             start=self.start.value.strip(),
             end=self.end.value.strip(),
             symbols=list(self.symbols.value),
@@ -200,7 +202,7 @@ class BuildForm:
         )
 
     def refused(self, problem: Exception) -> None:
-        """Show why a build was refused, beside the field that the message is about."""
+        """Show why a build was refused, next to the field that the message is about."""
         text = str(problem)
         if isinstance(problem, SessionExistsError):
             field = "session_id"
@@ -217,3 +219,45 @@ class BuildForm:
 
 def _text(ns: int) -> str:
     return iso(ns).replace(".000Z", "Z")
+
+
+_EDGE_BYTES = 65_536
+
+
+def covered(root: DataRoot) -> tuple[list[str], tuple[int, int] | None]:
+    """Return the symbols that have logs or tapes, and the first and last moment of them (ns), or None.
+
+    Of each event log only the first and last lines are read.
+    """
+    logged = frames.list_symbols(root)
+    taped = history.symbols(root, "trades")
+    moments: list[int] = []
+    for symbol in logged:
+        moments += _edges(root.events(symbol))
+    for symbol in taped:
+        found = history.coverage(root, "trades", symbol)
+        if found is not None:
+            moments += [found[0], found[1]]
+    return sorted({*logged, *taped}), (min(moments), max(moments)) if moments else None
+
+
+def _edges(path: Path) -> list[int]:
+    """Timestamps of the first and the last readable line near the edges of a log."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_EDGE_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _EDGE_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return []
+    first = next((ns for line in head.splitlines() if (ns := _moment(line)) is not None), None)
+    last = next((ns for line in reversed(tail.splitlines()) if (ns := _moment(line)) is not None), None)
+    return [ns for ns in (first, last) if ns is not None]
+
+
+def _moment(line: bytes) -> int | None:
+    try:
+        return parse_ns(orjson.loads(line)["timestamp"])
+    except (orjson.JSONDecodeError, TimeError, KeyError, TypeError):
+        return None

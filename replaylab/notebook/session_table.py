@@ -1,4 +1,4 @@
-"""The table of sessions: filter as you type, sort by a click on a heading, pages of a dozen rows."""
+"""The table of sessions (filter as you type, sort by a click, pages of ten rows) and the actions on the chosen one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import ipywidgets as w
 
+from replaylab.notebook.style import note
 from replaylab.records import ReplayManifest
-
-__all__ = ["SessionTable"]
 
 PAGE = 10
 _ID_WIDTH = "25em"
@@ -90,7 +89,7 @@ class SessionTable:
         name, width, _ = _COLUMNS[place]
         grows = width.endswith("fr")
         layout = w.Layout(flex="1 1 auto", width="auto") if grows else w.Layout(flex="0 0 auto", width=width)
-        # As wide as the gap between the cells below.
+        # The width of the gap between the cells below.
         layout.margin = "2px" if place == 0 else "2px 10px 2px 2px"
         button = w.Button(description=name, tooltip=f"sort by {name}", layout=layout)
         button.add_class("rl-head")
@@ -131,7 +130,7 @@ class SessionTable:
 
     def _draw(self) -> None:
         words = self.filter.value.casefold().split()
-        found = [m for m in self._manifests if all(word in _haystack(m) for word in words)]
+        found = [m for m in self._manifests if all(word in _searched(m) for word in words)]
         column, descending = self._sort
         self._shown = sorted(found, key=_COLUMNS[column][2], reverse=descending)
         pages = max(1, -(-len(self._shown) // PAGE))
@@ -155,9 +154,9 @@ class SessionTable:
 
     def _caption(self, first: int, rows: int) -> str:
         if not self._manifests:
-            return '<span class="rl-soft">no sessions yet: make one below</span>'
+            return '<span class="rl-soft">no sessions yet: build one below</span>'
         if not rows:
-            return f'<span class="rl-soft">none of {len(self._manifests):,} fits the filter</span>'
+            return f'<span class="rl-soft">none of {len(self._manifests):,} matches the filter</span>'
         return f'<span class="rl-soft">{first + 1:,}–{first + rows:,} of {len(self._shown):,}</span>'
 
 
@@ -166,7 +165,7 @@ def _total(manifest: ReplayManifest) -> int:
     return total if isinstance(total, int) else -1
 
 
-def _haystack(manifest: ReplayManifest) -> str:
+def _searched(manifest: ReplayManifest) -> str:
     return f"{manifest.session_id} {' '.join(manifest.symbols)} {manifest.notes or ''}".casefold()
 
 
@@ -190,3 +189,70 @@ def _cells(manifest: ReplayManifest) -> str:
 
 def _range(manifest: ReplayManifest) -> tuple[str, str]:
     return manifest.source_date_range.from_, manifest.source_date_range.to
+
+
+class Actions:
+    """Run a session, load it into the detail, delete it after a question.
+
+    Buttons call ``on_run``, ``on_load`` and, once confirmed, ``on_delete(session_id)``.
+    """
+
+    def __init__(
+        self, *, on_run: Callable[[], None], on_load: Callable[[], None], on_delete: Callable[[str], None]
+    ) -> None:
+        self._chosen: str | None = None
+        self._to_delete: str | None = None
+        self._on_delete = on_delete
+        self.run = w.Button(
+            description="Run", icon="play", button_style="success", layout=w.Layout(width="7.5em")
+        )
+        self.mode = w.Dropdown(
+            options=[
+                ("recorded signals", "SCORING_ONLY"),
+                ("signals recomputed from market data", "FULL_DECISION"),
+            ],
+            layout=w.Layout(width="17em"),
+        )
+        self.loop = w.Checkbox(description="loop", indent=False, layout=w.Layout(width="5em"))
+        self.load = w.Button(description="Load into detail", icon="search", layout=w.Layout(width="11em"))
+        self.delete = w.Button(description="Delete", icon="trash", layout=w.Layout(width="7.5em"))
+        self.confirm = w.Button(
+            description="Yes, delete", button_style="danger", layout=w.Layout(width="9em")
+        )
+        self.keep = w.Button(description="Keep", layout=w.Layout(width="6em"))
+        self.question = w.HTML()
+        self.asking = w.HBox([self.question, self.confirm, self.keep], layout=w.Layout(display="none"))
+        self.run.on_click(lambda _: on_run())
+        self.load.on_click(lambda _: on_load())
+        self.delete.on_click(lambda _: self._ask())
+        self.confirm.on_click(lambda _: self._confirmed())
+        self.keep.on_click(lambda _: self._cancel())
+        self.widget = w.HBox(
+            [self.run, self.mode, self.loop, self.load, self.delete, self.asking],
+            layout=w.Layout(align_items="center", flex_flow="row wrap"),
+        )
+        self.offer(None, running=False)
+
+    def offer(self, session_id: str | None, *, running: bool) -> None:
+        """Enable what can be done with this session, given whether a replay runs."""
+        if session_id != self._chosen:
+            self._cancel()
+        self._chosen = session_id
+        self.load.disabled = self.delete.disabled = session_id is None
+        self.run.disabled = session_id is None or running
+
+    def _ask(self) -> None:
+        self._to_delete = self._chosen
+        if self._to_delete is not None:
+            self.question.value = note(f"Delete {self._to_delete} and its runs?")
+            self.asking.layout.display = "flex"
+
+    def _confirmed(self) -> None:
+        session_id = self._to_delete
+        self._cancel()
+        if session_id is not None:
+            self._on_delete(session_id)
+
+    def _cancel(self) -> None:
+        self._to_delete = None
+        self.asking.layout.display = "none"
