@@ -269,18 +269,18 @@ def test_public_surface_is_complete() -> None:
         assert getattr(replaylab, name).__doc__
 
 
-def test_conda_environment_and_pyproject_agree() -> None:
-    """`environment.yml` lists the same packages and bounds as `pyproject.toml`."""
+@pytest.mark.parametrize(("file", "extra"), [("environment.yml", None), ("environment-dev.yml", "dev")])
+def test_conda_environments_and_pyproject_agree(file: str, extra: str | None) -> None:
+    """Packages, bounds and extras of the user's and of the developer's environment are those of `pyproject.toml`."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
-    wanted = {requirement.replace("[server]", "").replace("[python]", "") for requirement in wanted}
-    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
-    listed = {item for item in environment["dependencies"] if isinstance(item, str)}
-    pip_only = {
-        item for part in environment["dependencies"] if isinstance(part, dict) for item in part["pip"]
-    }
-    python = f"python{project['requires-python']}"
-    assert listed | pip_only == {*wanted, python, "pip", "-e ."}
+    tools = project["optional-dependencies"][extra] if extra else []
+    listed = yaml.safe_load((REPOSITORY / file).read_text())["dependencies"]
+    assert listed == [
+        f"python{project['requires-python']}",
+        "pip",
+        *project["dependencies"],
+        {"pip": [*tools, "-e ."]},
+    ]
 
 
 def test_every_dependency_is_explained() -> None:

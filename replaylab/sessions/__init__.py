@@ -9,4 +9,14 @@ from replaylab.sessions.session import Session
 from replaylab.sessions.store import SessionStore
 from replaylab.sessions.tapes import load_books, load_tape
 
-__all__ = ["Session", "SessionStore", "build_replay_session", "load_books", "load_tape", "market_rows"]
+buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
+
+__all__ = [
+    "Session",
+    "SessionStore",
+    "buildReplaySession",
+    "build_replay_session",
+    "load_books",
+    "load_tape",
+    "market_rows",
+]
