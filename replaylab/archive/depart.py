@@ -1,4 +1,8 @@
-"""What a clean-up says of lines before it removes them from their log: summaries, and with an archive, parts."""
+"""Summarise, archive and then delete the old lines of a log, so that no line is lost or counted twice.
+
+Lines are read without a lock: summaries (and archived Parquet parts) are written and read back first. Then, under the
+writers' lock, the lines to keep and those appended meanwhile become the new file in one rename.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +68,8 @@ class Leaving:
     ...     leaving.gone = True
     ...     path.unlink()
 
-    Takes the first ``size`` bytes of the open file. What an earlier clean-up that was killed said of lines that the
-    file still holds is forgotten first, whatever days it was about: these lines are summarised anew when they go.
+    Takes the first ``size`` bytes of the open file. Pending accounts and parts that a
+    killed clean-up left of lines that the file still holds are deleted first: the lines are summarised again.
     Raises RetentionError where summaries or parts would be written through a symbolic link.
     """
 
@@ -161,7 +165,7 @@ class Leaving:
             self._drop_accounts(lambda account: account.sha256 == self._sha256)
         except (OSError, ValueError) as error:
             # They stay pending, and the next clean-up of this log forgets them.
-            _log.warning("%s: what was said of its lines stays for now: %s", self._path, error)
+            _log.warning("%s: pending summaries of its lines could not be deleted: %s", self._path, error)
 
     def _drop_accounts(self, is_stale: Callable[[Account], bool]) -> None:
         # Lines of state events may be of any day.
@@ -290,7 +294,7 @@ class PartWriter:
         )
 
     def add(self, loaded: Loaded, size: int) -> None:
-        """Add rows and the account of the lines beside them: all are ``size`` bytes of text."""
+        """Add rows and the line counts of a load of ``size`` bytes."""
         self._source_bytes += size
         frame = loaded.frame.select(self._schema.names())
         if frame.height:
@@ -352,7 +356,7 @@ class PartWriter:
 
     def _check(self, info: PartInfo) -> None:
         if part_info(self._temporary) != info:
-            raise ValueError(f"{self._temporary}: the part on disk does not say what was written")
+            raise ValueError(f"{self._temporary}: the metadata on disk differ from those written")
         file = pq.ParquetFile(self._temporary)
         back = [
             _hash(pl.DataFrame(pl.from_arrow(file.read_row_group(group))))
@@ -383,7 +387,7 @@ def drop_superseded(root: DataRoot, live: Path, fd: int) -> None:
     """Remove parts of lines that the open live file still holds: an earlier clean-up died before it removed those."""
     for path in parts_of(root, live):
         try:
-            # Only a part with a mark can be in question: one that is damaged without it is none of our business.
+            # Only a part with a marker can be superseded; a damaged part without one is left to ``verify``.
             if pending_mark(path).exists() and is_superseded(path, part_info(path), fd):
                 remove_part(path)
         except LogReadError as error:
@@ -391,13 +395,13 @@ def drop_superseded(root: DataRoot, live: Path, fd: int) -> None:
 
 
 def remove_part(path: Path) -> None:
-    """Remove a part and what is said of it."""
+    """Delete a part and its marker."""
     path.unlink()
     pending_mark(path).unlink(missing_ok=True)
 
 
 def settle_parts(paths: Iterable[Path]) -> None:
-    """Say that the rows of parts are no longer in their log."""
+    """Delete the markers of parts whose rows have left their log."""
     for path in paths:
         pending_mark(path).unlink(missing_ok=True)
         sync_folder(str(path.parent))
@@ -446,8 +450,8 @@ def archived(root: DataRoot | str | os.PathLike[str]) -> pl.DataFrame:
         except LogReadError:
             rows.append((place.relative(path), None, None, None, size, None))
             continue
-        said = (info.source, info.rows, info.source_bytes)
-        rows.append((place.relative(path), *said, size, info.source_bytes / size))
+        known = (info.source, info.rows, info.source_bytes)
+        rows.append((place.relative(path), *known, size, info.source_bytes / size))
     columns = ("path", pl.String()), ("source", pl.String()), ("rows", pl.Int64())
     sizes = ("source_bytes", pl.Int64()), ("bytes", pl.Int64()), ("ratio", pl.Float64())
     return pl.DataFrame(rows, schema=pl.Schema([*columns, *sizes]), orient="row")

@@ -1,4 +1,4 @@
-"""Which files of a data root a clean-up may touch: regular files of known names in known folders, and nothing else."""
+"""List the files of a data root that a clean-up may touch: regular files of known names in known folders only."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def archived_parts(root: DataRoot) -> list[tuple[str, Path]]:
 
 def tree_bytes(path: Path) -> int:
     """Return the bytes of the regular files under a folder; links are not followed, and pipes hold nothing."""
-    # Writers come and go: what was listed a moment ago may be gone. What cannot be looked at cannot be removed either.
+    # Files may disappear between listing and stat; a file without stat cannot be deleted either.
     with suppress(OSError):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode):
@@ -179,13 +179,13 @@ def tree_bytes(path: Path) -> int:
 
 
 def file_state(path: Path) -> tuple[int, int, int]:
-    """Return what tells one content of a file from the next: it differs after every write."""
+    """Return (mtime in ns, size, inode): differs after every write."""
     found = path.lstat()
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def running_session(root: DataRoot) -> str | None:
-    """Return the session that a replay is playing now, as the published status says."""
+    """Return the id of the session that a replay is playing, from the published status."""
     try:
         status = orjson.loads(root.replay_status.read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -233,7 +233,7 @@ _BLOCKS = 16
 
 
 def at_place(path: Path, pattern: str) -> bool:
-    """Tell whether the last parts of a path are as ``pattern`` says.
+    """Return whether the last parts of a path match ``pattern``.
 
     >>> at_place(Path("data/events/B.jsonl"), r"events/[^/]+[.]jsonl")
     True
@@ -303,7 +303,7 @@ def pieces(file: BinaryIO, size: int, name: str) -> Iterator[Piece]:
 
 
 def old_lines(path: Path, cutoff_ns: int) -> tuple[bool, bool]:
-    """Tell whether some, and whether all lines of a log are older than ``cutoff_ns``."""
+    """Return whether some, and whether all lines of a log are older than ``cutoff_ns``."""
     some, whole = False, True
     with path.open("rb") as file:
         size = last_line_end(file.fileno())

@@ -1,4 +1,4 @@
-"""Copies what can be read of a damaged log."""
+"""Copy the readable records of a damaged log."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def recover(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> Recove
 
     >>> recover("events/BTCUSDT.jsonl", "recovered.jsonl").lost.height            # doctest: +SKIP
 
-    The kind of log is told by its place in a data root, elsewhere by its first good line; when no line is a record of
+    The kind of log follows from its place in a data root, elsewhere from its first valid line; when no line is a record of
     any log, a line is good when it is a JSON object. In a line with damage, whole records are looked for: before and
     after it and behind NULs, and in a file of unknown kind only before it. The input is never changed, and ``out``
     appears complete or not at all. Raises FileExistsError when ``out`` exists, and OSError.
@@ -150,14 +150,14 @@ def _bad_lines(schema: LogSchema | None, block: Block, name: str) -> dict[int, s
 def _salvage(schema: LogSchema | None, text: bytes) -> tuple[list[bytes], bytes, bool]:
     """Return whole records found inside a damaged line, what is left of it, and whether all of it was searched.
 
-    A torn line and the next one run together, two writers without a lock, zeros before a record: all begin anew at
-    a ``{"``, so each such place is tried.
+    A torn line and the next one run together, two writers without a lock, zeros before a record: all have a record that starts
+    at a ``{"``, so each such place is tried.
     """
     pieces: list[bytes] = []
     rest = bytearray()
     is_searched = True
     for stretch in _NULS.split(text):
-        # What lies inside an object that has no end may be a part of it: a record of the log says that it is none.
+        # What lies inside an object that has no end may be a part of it: only a known kind of log can decide.
         is_inside = schema is None and bool(rest.strip())
         if is_inside or len(stretch) > _MOST_BYTES:
             rest += stretch

@@ -90,8 +90,8 @@ def run_retention(
             run.errors.append((place.path, f"the clean-up stopped: {error or repr(error)}"))
             raise
         finally:
-            # What went until then is told, whatever happened.
-            run.tell(report)
+            # The report lists what was deleted, also when the clean-up failed.
+            run.write_to(report)
             text = orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2)
             write_atomic(report_path(place), text + b"\n")
     return report
@@ -171,7 +171,7 @@ class _Run:
             why = f"a limit is exceeded by {missing} bytes, and no file is left that may go"
             self.errors.append((self._root.path, why))
 
-    def tell(self, report: RetentionReport) -> None:
+    def write_to(self, report: RetentionReport) -> None:
         name = self._root.relative
         report.deleted_files = sorted(name(path) for path in self._deleted)
         report.kept_files = sorted(name(path) for path in self._kept)
@@ -199,7 +199,7 @@ def _rewrite_index(root: DataRoot) -> None:
 def _sweep_leftovers(root: DataRoot) -> list[Problem]:
     """Remove what a clean-up that died left half done; return what cannot be judged.
 
-    Nobody else makes files of these names.
+    No other program uses these names.
     """
     problems: list[Problem] = []
     for folder, pattern in (
@@ -219,7 +219,7 @@ def _sweep_leftovers(root: DataRoot) -> list[Problem]:
             if folder == root.archive_dir:
                 problems += settle_finished(root)
         except RetentionError:
-            # What lies behind a link is left alone; steps that would need it say so.
+            # Linked folders are skipped; the steps that need them report it.
             continue
         except OSError as error:
             problems.append((folder, str(error)))
@@ -377,7 +377,7 @@ def _plan_market(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
         for path in paths:
             try:
                 state = file_state(path)
-                # The newest entry says how old the content is; where there is none, the file's own time does.
+                # The age is that of the newest entry; without one, that of the file.
                 newest = load(root, path.stem).frame["timestamp"].to_physical().max()
             except OSError as error:
                 problems.append((path, str(error)))
@@ -417,7 +417,7 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
         size = os.fstat(file.fileno()).st_size
 
         def read() -> Iterator[tuple[str, Loaded, int]]:
-            # An empty file has its summary too; the bytes are told with no line, since pieces do not know theirs.
+            # An empty file has its summary too; bytes are counted for the file as a whole.
             yield step.day, Loaded(schema.frame.to_frame()), size
             for loaded in chunks_of(file, schema, name, (None, None), CHUNK_BYTES, end=size):
                 yield step.day, loaded, 0
@@ -533,14 +533,14 @@ class RetentionScheduler:
         try:
             self.last_report = run_retention(self.root, now=iso(now), config=self.config)
             self.last_error = None
-        # Whatever it is: a thread that ends here would end all clean-ups, and nobody would hear of it.
+        # Any exception: ending this thread would end all later clean-ups without a message.
         except Exception as error:
             self.last_error = str(error) or repr(error)
             _log.exception("the daily clean-up of %s failed", self.root)
 
 
 def is_due(daily_at: str, last_ns: int, now_ns: int) -> bool:
-    """Tell whether the UTC time of day ``daily_at`` ("HH:MM") lies in last < time ≤ now.
+    """Return whether the UTC time of day ``daily_at`` ("HH:MM") lies in last < time ≤ now.
 
     >>> is_due("03:30", 0, 4 * 3600 * 10**9)
     True

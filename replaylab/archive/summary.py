@@ -1,4 +1,4 @@
-"""What a day's log said, in a few hundred bytes that outlive it.
+"""Summaries of each day's log: a few hundred bytes that remain after its lines are deleted.
 
 ``summary/<log>/day-YYYY-MM-DD.json`` for trades_log and orders, ``summary/events/<symbol>/day-YYYY-MM-DD.json`` for
 state events. Each holds one account per source, since a day file that was deleted may come back with late lines:
@@ -117,11 +117,11 @@ def check_account(root: DataRoot, log: str, day: str, account: Account) -> None:
     path = summary_path(root, log, day)
     summary = read_summary(path)
     if summary is None or account not in summary.accounts:
-        raise ValueError(f"{account.file}: {path} does not say what the file holds; it is kept")
+        raise ValueError(f"{account.file}: {path} does not match the file; the file is kept")
 
 
 def has_account(root: DataRoot, log: str, day: str, sha256: str) -> bool:
-    """Tell whether the summary of a day counts lines of the source with this digest; raises ValueError."""
+    """Return whether the summary of a day counts lines of the source with this digest; raises ValueError."""
     summary = read_summary(summary_path(root, log, day))
     return summary is not None and any(account.sha256 == sha256 for account in summary.accounts)
 
@@ -132,7 +132,7 @@ def drop_accounts(root: DataRoot, log: str, names: str, is_stale: Callable[[Acco
         try:
             summary = read_summary(path)
         except ValueError as error:
-            # Nobody can count what it says; a line that would be added to it stays in its log.
+            # An unreadable summary cannot be counted or extended; its lines stay in the log.
             _log.warning("%s", error)
             continue
         if summary is None:
@@ -146,7 +146,7 @@ def drop_accounts(root: DataRoot, log: str, names: str, is_stale: Callable[[Acco
 
 
 def settle_accounts(root: DataRoot, log: str, day: str) -> None:
-    """Say that the lines of the accounts of a day are no longer in their sources."""
+    """Mark the accounts of a day as settled: their lines have left the sources."""
     path = summary_path(root, log, day)
     summary = read_summary(path)
     if summary is not None:
@@ -359,7 +359,7 @@ def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True)
 
 
 def _versions(root: DataRoot) -> dict[Path, tuple[int, int]]:
-    """Return which summaries there are, each with what changes when it is written anew."""
+    """Return the summaries, each with its (inode, mtime), which differ after every write."""
     found = {}
     for path in root.summary_dir.glob(_SUMMARIES):
         # A summary is replaced, never removed, and a link may point to nothing.
@@ -397,7 +397,7 @@ def _accounts(root: DataRoot) -> Iterator[tuple[str, str, Account]]:
             summary = read_summary(path)
         except (OSError, ValueError) as error:
             warnings.warn(
-                f"{error}; what it says of its day is left out: restore it, or move it out of {root.summary_dir}",
+                f"{error}; its day is left out: restore it, or move it out of {root.summary_dir}",
                 stacklevel=5,
             )
             continue

@@ -1,4 +1,4 @@
-"""Checks a data root, a folder or one file, line by line, against the documented formats."""
+"""Check a data root, a folder or one file, line by line, against the documented formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionRep
 
 @dataclass
 class VerifyReport:
-    """What was looked at, and what was found: ``findings`` has the columns file, line, offset, reason, text.
+    """Files and lines checked, and findings: ``findings`` has the columns file, line, offset, reason, text.
 
     ``line`` and ``offset`` are null where a finding is about a whole file. At most 1000 findings of a file
     are listed. ``skipped`` counts the files of other kinds, for which there is no check.
@@ -56,7 +56,7 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
     of a session go back in time. A ``.jsonl`` file that lies in no log's folder is taken for what its lines are.
     Snapshots, manifests, rolling files, summaries and archived parts are checked as a whole. What cannot be opened is
     a finding, and so are a file that there is no check for, when it is named itself, and a folder without any file
-    to check. Links are followed, hidden files are not looked at. Reads only. Raises FileNotFoundError.
+    to check. Links are followed, hidden files are skipped. Reads only. Raises FileNotFoundError.
     """
     start = Path(path).absolute()
     if not start.exists():
@@ -66,7 +66,7 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
     looked = [(start, _check(start, report))] if start.is_file() else _walk(start, report)
     for file, rows in looked:
         name = file.relative_to(start).as_posix() if file != start else file.name
-        # A name that is no UTF-8 cannot stand in a table as it is.
+        # A file name that is not UTF-8 is escaped, since a frame holds only UTF-8.
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         found += [{**row, "file": shown} for row in rows]
     if not report.files and not found:
@@ -133,7 +133,7 @@ def _unreadable(error: OSError) -> Finding:
 
 
 Finding = dict[str, object]
-# Yields the findings of a file piece by piece, each with the number of lines that were looked at.
+# Yields the findings of a file piece by piece, each with the number of lines checked.
 Check = Callable[[Path], Iterator[tuple[int, list[Finding]]]]
 
 _DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
@@ -166,7 +166,7 @@ def check_for(path: Path) -> Check | None:
 
 
 def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
-    """Check each line; what the name of the file says must be in it, and a session must not go back in time."""
+    """Check each line; its symbol or day must be that of the file name, and a session must not go back in time."""
     schema = schema_by_place(path)
     if schema is None:
         schema = schema_by_lines(path)
@@ -187,7 +187,7 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         at_place(path, r"replay/sessions/[^/]+/events\.jsonl")
         and not path.with_name("manifest.json").exists()
     ):
-        yield 0, [finding("there is no manifest.json beside it: it is not listed as a session")]
+        yield 0, [finding("manifest.json is missing: the folder is not listed as a session; build it again or delete it")]
     yield from _lines(path, schema, wrong)
 
 
@@ -242,7 +242,7 @@ def _record(kind: type[Record]) -> Check:
 
 
 def _manifest(path: Path) -> Iterator[tuple[int, list[Finding]]]:
-    """Check a session's manifest, and that the session is what its folder says."""
+    """Check a session's manifest, and that its id is the folder's name."""
     found = []
     try:
         manifest = decode_record(ReplayManifest, path.read_bytes())
@@ -257,7 +257,7 @@ def _manifest(path: Path) -> Iterator[tuple[int, list[Finding]]]:
                 )
             )
     if not path.with_name("events.jsonl").exists():
-        found.append(finding("there is no events.jsonl beside it: the session is empty; build it again"))
+        found.append(finding("events.jsonl is missing: the session is empty; build it again"))
     yield 0, found
 
 
@@ -269,9 +269,9 @@ def _summary(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         yield 0, [finding(str(error))]
         return
     if summary is not None:
-        said = f"summary/{summary.log}/day-{summary.day}.json"
-        if not path.as_posix().endswith(f"/{said}"):
-            yield 0, [finding(f"log, day: it says that it is {said}")]
+        expected = f"summary/{summary.log}/day-{summary.day}.json"
+        if not path.as_posix().endswith(f"/{expected}"):
+            yield 0, [finding(f"log, day: they are those of {expected}")]
             return
     yield 0, []
 
@@ -305,7 +305,7 @@ def _part(path: Path) -> Iterator[tuple[int, list[Finding]]]:
             rows += loaded.rows
             yield loaded.lines, _rejects(loaded)
         if rows != info.rows:
-            yield 0, [finding(f"it holds {rows} rows and says {info.rows}")]
+            yield 0, [finding(f"it holds {rows} rows, its metadata count {info.rows}")]
     except (OSError, ValueError, ReplaylabError, pl.exceptions.PolarsError) as error:
         yield 0, [finding(f"cannot be read: {error}")]
 

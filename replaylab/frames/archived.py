@@ -1,10 +1,10 @@
-"""Reads logs that were compacted to Parquet. The layout of ``archive/`` is known here and nowhere else.
+"""Read the archived (Parquet) parts of logs. This module alone defines the layout of ``archive/``.
 
 ``archive/trades_log/day-YYYY-MM-DD.parquet``, ``archive/orders/...`` and, by symbol,
 ``archive/events/<symbol>/day-YYYY-MM-DD.parquet``; a second part of the same day is ``day-YYYY-MM-DD.2.parquet``. The
 rows are those of the loaders. What is not a row (rejects, blank lines) is counted and kept in the metadata of the
 file, under the key ``replaylab``, together with the fingerprint of the log that the rows came from. Until the rows are
-gone from that log, a file ``<part>.pending`` stands beside the part: then a part whose log is still there is not read.
+gone from that log, a marker file ``<part>.pending`` exists: a marked part is ignored while its log still holds the rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)(?:\.(\d+))?\.parquet", re.ASCII)
 
 
 class PartInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """What a part says about itself. ``first_ns`` and ``last_ns`` bound its timestamps."""
+    """Metadata of a part. ``first_ns`` and ``last_ns`` bound its timestamps."""
 
     source: str
     source_bytes: int
@@ -80,7 +80,7 @@ def archived_symbols(root: DataRoot) -> set[str]:
 
 
 def part_info(path: Path) -> PartInfo:
-    """Return what a part says about itself; raises LogReadError for a file that is no such part."""
+    """Read the metadata of a part; raises LogReadError for any other file."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
         return msgspec.json.decode(metadata[METADATA_KEY], type=PartInfo)
@@ -89,12 +89,12 @@ def part_info(path: Path) -> PartInfo:
 
 
 def pending_mark(part: Path) -> Path:
-    """Return the file that says that the rows of a part may still be in its log too."""
+    """Return the path of the marker of a part whose rows may still be in the log too."""
     return part.with_name(f"{part.name}.pending")
 
 
 def is_superseded(part: Path, info: PartInfo, fd: int) -> bool:
-    """Tell whether the open live file still holds the rows of a part: a clean-up died before it removed them."""
+    """Return whether the open live file still holds the rows of a part (its clean-up was killed half-way)."""
     return pending_mark(part).exists() and begins_with(fd, info.fingerprint)
 
 

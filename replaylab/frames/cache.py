@@ -1,7 +1,7 @@
-"""Rows of large logs kept as Parquet beside the data, so that a second load need not parse text.
+"""Cache the rows of large logs as Parquet, so that a second load does not parse JSON.
 
-A cache entry is a folder of segments, each the rows of a range of bytes, and ``entry.json``, which says of which exact
-file they are: inode, size, time of change, and digests of its edges. A file that only grew keeps its segments, and only
+A cache entry is a folder of segments, each the rows of a range of bytes, and ``entry.json``, which identifies the
+file: inode, size, time of change, and digests of its edges. A file that only grew keeps its segments, and only
 the new bytes are parsed. Whatever does not fit or cannot be read is parsed again; a cache that cannot be written is
 left alone. What is not noticed is in ``docs/durability.md``.
 """
@@ -113,7 +113,7 @@ def _find_entry(folder: Path, path: Path, schema: LogSchema, fd: int) -> Entry |
 
 
 def _unchanged(fd: int, state: os.stat_result, entry: Entry) -> bool:
-    """Tell whether the file is as it was, or only grew after the end of a line."""
+    """Return whether the file is unchanged, or only grew after the end of a line."""
     if state.st_size == entry.size:
         return state.st_mtime_ns == entry.mtime_ns
     return state.st_size > entry.size and os.pread(fd, 1, entry.size - 1) == b"\n"
@@ -172,7 +172,7 @@ def _parse(
 
 
 class _Writer:
-    """Writes one segment; gives up quietly, once, when the cache folder refuses."""
+    """Write one segment; without a writable cache folder log that once (debug level) and write nothing."""
 
     def __init__(self, folder: Path, schema: LogSchema) -> None:
         self._folder = folder

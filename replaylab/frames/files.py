@@ -20,9 +20,9 @@ from replaylab.frames.schema import TIMESTAMP, LogSchema
 from replaylab.paths import DataRoot
 from replaylab.timestamps import to_ns
 
-# From here on the quick way is worth half a second in which its machine code is loaded; once that is done, much less.
-QUICK_BYTES = 96 << 20
-QUICK_LOADED_BYTES = 4 << 20
+# The scanner pays from 96 MB on (loading its machine code takes 0.5 s); once it is loaded, from 4 MB on.
+SCANNER_BYTES = 96 << 20
+SCANNER_LOADED_BYTES = 4 << 20
 Time = str | datetime | date | None
 Window = tuple[int | None, int | None]
 
@@ -87,19 +87,19 @@ def _loads(
     end: int | None = None,
     size: int = BLOCK_BYTES,
 ) -> Iterator[tuple[Loaded, int]]:
-    """Yield the lines of an open file block by block, each with its number of bytes; the quick way where it pays."""
+    """Yield the lines of an open file block by block, each with its number of bytes; large files through the scanner."""
     left = (os.fstat(file.fileno()).st_size if end is None else end) - start
     is_loaded = "replaylab.frames.scanner" in sys.modules
     if (
         schema.is_scannable
         and size >= BLOCK_BYTES
-        and left >= (QUICK_LOADED_BYTES if is_loaded else QUICK_BYTES)
+        and left >= (SCANNER_LOADED_BYTES if is_loaded else SCANNER_BYTES)
     ):
         from replaylab.frames import scanner
 
         fields = scanner.fields_for(schema)
         if fields is not None:
-            start, line = yield from scanner.quick_loads(file, schema, fields, name, start, line, end)
+            start, line = yield from scanner.scan_blocks(file, schema, fields, name, start, line, end)
     for block in blocks(file, start=start, line=line, end=end, size=size):
         yield decode_block(schema, block, name), len(block.data)
 
@@ -132,7 +132,7 @@ def fingerprint(fd: int, size: int) -> Fingerprint:
 
 
 def begins_with(fd: int, known: Fingerprint) -> bool:
-    """Tell whether an open file still begins with the bytes of which ``known`` is the fingerprint."""
+    """Return whether an open file still begins with the bytes of which ``known`` is the fingerprint."""
     return os.fstat(fd).st_size >= known.size and fingerprint(fd, known.size) == known
 
 

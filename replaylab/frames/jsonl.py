@@ -94,7 +94,7 @@ def meetings(data: bytes) -> int:
 
 
 def is_blank(text: bytes) -> bool:
-    """Tell whether a line holds nothing but JSON white space (``\\r`` of a Windows line end included)."""
+    """Return whether a line holds nothing but JSON white space (``\\r`` of a Windows line end included)."""
     return not text.strip(b" \t\r")
 
 
@@ -177,7 +177,7 @@ def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
 
 
 _ZERO = ord("0")
-# Where the digits of "2025-11-18T10:00:00.123Z" are, and what stands between them.
+# Positions of the digits of "2025-11-18T10:00:00.123Z", and the characters between them.
 _DATE = (0, 1, 2, 3, 5, 6, 8, 9)
 _CLOCK = (11, 12, 14, 15, 17, 18)
 _MARKS = ((4, ord("-")), (7, ord("-")), (10, ord("T")), (13, ord(":")), (16, ord(":")))
@@ -266,13 +266,13 @@ def _columns(
 
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
-# JSON that no double can hold: JavaScript never writes it, and it would fail whoever reads the text later.
+# JSON that no double can hold: JavaScript never writes it, and later readers of the JSON would fail on it.
 _HUGE = r"\d[eE]\+?0*[1-9]\d\d|\d{309}"
 _HUGE_BYTES = re.compile(_HUGE.encode())
 _HUGE_TEXT = re.compile(_HUGE)
 _NEWLINE, _OPEN, _ZERO, _EXPONENTS = ord("\n"), ord("{"), ord("0"), (ord("e"), ord("E"))
 _NULLS = pl.Series("unknown_fields", [None] * 65_536, dtype=pl.String)
-# orjson reads 1024 levels; whatever may have more is looked at one by one.
+# orjson reads 1024 levels; lines that may be deeper are decoded one by one.
 _DEPTH = 1000
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -360,7 +360,7 @@ def _explain(schema: LogSchema, text: bytes, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, msgspec.ValidationError):
-        # The record type says it in full: which field, what was found, what is allowed.
+        # The record type gives the full reason: field, value found, values allowed.
         try:
             decode_record(schema.record, text)
         except RecordError as better:
@@ -394,7 +394,7 @@ def _check(column: Column, value: Any) -> None:
 
 
 def is_day(text: str) -> bool:
-    """Tell whether a text is a day of the calendar as YYYY-MM-DD."""
+    """Return whether a string is a calendar day as YYYY-MM-DD."""
     if not _DAY.fullmatch(text):
         return False
     try:
@@ -416,7 +416,7 @@ def _frame(
 ) -> pl.DataFrame:
     """Return the columns of decoded records; raises _NotPlainError when a value needs a closer look.
 
-    Records that were looked at one by one come with their ``unknown`` fields.
+    ``unknown``: the unknown fields of records decoded one by one.
     """
     series = {
         column.name: _series(column, list(map(attrgetter(column.name), records)), checked=unknown is not None)
@@ -503,14 +503,14 @@ def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
 
 
 def _has_huge_number(text: bytes) -> bool:
-    """Tell whether some number may be beyond all doubles: three digits of an exponent, or very many digits."""
+    """Return whether a number may exceed the range of doubles: an exponent of three digits, or 309 digits."""
     data = np.frombuffer(text, np.uint8)
     for mark in _EXPONENTS:
         places = np.flatnonzero(data == mark) - 1
         places = places[(data[places] - _ZERO) < 10]
         if len(places) and any(_HUGE_BYTES.match(text, place) for place in places.tolist()):
             return True
-    # A run of 309 digits covers a whole row of 128 bytes: nine places tell nearly always that it is none.
+    # A run of 309 digits covers a whole row of 128 bytes: checking nine positions excludes nearly all rows.
     rows = data[: len(data) // 128 * 128].reshape(-1, 128)
     spots = (rows[:, (0, 16, 32, 48, 64, 80, 96, 112, 127)] - _ZERO) < 10
     full = np.flatnonzero(spots.all(axis=1))
@@ -518,7 +518,7 @@ def _has_huge_number(text: bytes) -> bool:
 
 
 def _is_deep(joined: bytes, offsets: npt.NDArray[np.int64]) -> bool:
-    """Tell whether some text may be nested more deeply than orjson reads."""
+    """Return whether a line may be nested more deeply than orjson reads."""
     long = np.flatnonzero(np.diff(offsets) > 2 * _DEPTH)
     for start, end in zip(offsets[long].tolist(), offsets[long + 1].tolist(), strict=True):
         if joined.count(b"{", start, end) + joined.count(b"[", start, end) >= _DEPTH:

@@ -1,7 +1,13 @@
-"""Reads one log wherever its lines are: archived parts, cached rows, and the file that still grows.
+"""Load logs: archived parts, cached rows and the live file of each, as rows and rejects.
 
-The live file is opened before the archive is listed. Whoever archives writes the part first and removes the source
-after it, so a line is always in one of the two, and the fingerprint of the source tells when it is in both.
+>>> loaded = load_events("data", ["BTCUSDT"], start="2025-11-18T10:00Z", end="2025-11-18T11:00Z")  # doctest: +SKIP
+>>> loaded.frame, loaded.rejects                                                                  # doctest: +SKIP
+
+A missing folder or file gives an empty frame of the right columns. Times are half-open. Rows are in file order: symbols
+or days sorted, lines as written.
+
+The live file is opened before the archive is listed. The clean-up writes a part first and removes its source lines
+after that, so each line is in at least one of the two; the fingerprint of the source shows when it is in both.
 """
 
 from __future__ import annotations
@@ -214,7 +220,7 @@ def load_trades(
 ) -> Loaded:
     """Load closed trades: the fields of TradeLogRecord, then unknown_fields, line, file.
 
-    Every day file is read, since a trade may lie in another day's file than its timestamp says.
+    Every day file is read, since a trade may lie in the file of another day than that of its timestamp.
     """
     return _days(root, "trades_log", TRADES, start, end, symbols)
 
@@ -329,7 +335,7 @@ def _listed(symbols: str | Iterable[str]) -> list[str]:
 
 
 def _stems(folder: Path, suffix: str) -> list[str]:
-    """Return what stands before ``suffix`` in the file names of a folder, where that is a name we would write."""
+    """Return the stems of the files of a folder that end in ``suffix`` and have a safe name."""
     if not folder.is_dir():
         return []
     # A folder of such a name is no log.

@@ -1,7 +1,7 @@
 """Bytes at an address, for compiled code: one at a time, or eight as a number whose lowest byte comes first.
 
 numba's own indexing has no way to read eight bytes at once. Nothing here looks whether a place is inside an array:
-whoever calls has to know. Made for x86-64 and ARM64, which are little-endian and read at any place.
+the caller must know. Made for x86-64 and ARM64, which are little-endian and read at any place.
 """
 
 from __future__ import annotations
@@ -446,7 +446,7 @@ class Columns(NamedTuple):
     """What was found; a row for each line that was taken.
 
     ``views`` (fields × rows × 2) are Arrow's string views: up to 12 bytes inside, longer texts as a place in
-    ``heap``. ``known`` (fields × rows) tells which are there, ``line`` counts lines from 0. ``odd`` has a row for
+    ``heap``. ``known`` (fields × rows) marks the fields present, ``line`` counts lines from 0. ``odd`` has a row for
     each line that was not taken: its number, where it begins, and where the next one does.
     """
 
@@ -586,7 +586,7 @@ def _of(table: int, field: int, what: int) -> int:
 
 @merged
 def _field(text: int, place: int, table: int, count: int, expected: int) -> int:
-    """Return the number of the field whose name stands at ``place``, first looking where it usually is; else −1."""
+    """Return the number of the field whose name stands at ``place``, the expected field first; else −1."""
     for step in range(count):
         field = expected + step
         if field >= count:
@@ -651,7 +651,7 @@ def fields_for(schema: LogSchema) -> Table | None:
     return table_of([(column.disk, kinds[column.kind], column.optional) for column in schema.columns])
 
 
-def quick_loads(
+def scan_blocks(
     file: BinaryIO,
     schema: LogSchema,
     fields: Table,
@@ -666,7 +666,7 @@ def quick_loads(
     Each piece of up to ``piece`` bytes holds whole lines. Pieces are scanned at the same time and yielded in order.
     """
     if not was_compiled(scan_lines):
-        # Seen where nobody has set up logging: it takes longer than most loads.
+        # A warning, so that it shows without logging configured: compiling takes longer than most loads.
         _log.warning("compiling the reader of large logs (once per installation, some five seconds)")
         warm_up()
     ready: deque[tuple[Future[Loaded], bytearray, int]] = deque()

@@ -42,7 +42,7 @@ class Column:
 class LogSchema:
     """How the lines of one log become rows.
 
-    Reading is kinder than writing in one point: a field that may be null may also be missing, since JavaScript's
+    Reading accepts one thing that writing does not: a field that may be null may also be missing, since JavaScript's
     ``JSON.stringify`` leaves out what is undefined. ``line`` and ``unknown_fields`` follow the record's columns, and
     ``timestamp_text``, the timestamp as it was written, where ``keep_text`` asks for it.
     """
