@@ -126,7 +126,7 @@ def load_quickly(data: bytes, size: int, schema: LogSchema = EVENTS, few: int = 
     parts: list[Loaded] = []
     fields = scanner.fields_for(schema)
     assert fields is not None
-    pieces = scanner.quick_loads(file, schema, fields, "f", 0, 1, None, piece=size)
+    pieces = scanner.scan_blocks(file, schema, fields, "f", 0, 1, None, piece=size)
     with mock.patch.object(scanner, "_FEW", few):
         while True:
             try:
