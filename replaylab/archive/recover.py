@@ -71,9 +71,9 @@ def recover(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> Recove
 
     >>> recover("events/BTCUSDT.jsonl", "recovered.jsonl").lost.height            # doctest: +SKIP
 
-    The kind of log follows from its place in a data root, elsewhere from its first valid line; when no line is a record of
-    any log, a line is good when it is a JSON object. In a line with damage, whole records are looked for: before and
-    after it and behind NULs, and in a file of unknown kind only before it. The input is never changed, and ``out``
+    The kind of log follows from its place in a data root, elsewhere from its first valid line; when no line is a record
+    of any log, a line is good when it is a JSON object. In a damaged line, whole records are searched before and after
+    the damage and behind NULs, in a file of unknown kind only before it. The input is never changed, and ``out``
     appears complete or not at all. Raises FileExistsError when ``out`` exists, and OSError.
     """
     source, target = Path(file).absolute(), Path(out).absolute()
@@ -150,8 +150,8 @@ def _bad_lines(schema: LogSchema | None, block: Block, name: str) -> dict[int, s
 def _salvage(schema: LogSchema | None, text: bytes) -> tuple[list[bytes], bytes, bool]:
     """Return whole records found inside a damaged line, what is left of it, and whether all of it was searched.
 
-    A torn line and the next one run together, two writers without a lock, zeros before a record: all have a record that starts
-    at a ``{"``, so each such place is tried.
+    A torn line followed by the next one, two writers without a lock, zeros before a record: in each case a whole record
+    starts at a ``{"``, so each such position is tried.
     """
     pieces: list[bytes] = []
     rest = bytearray()

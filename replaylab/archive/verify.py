@@ -187,7 +187,14 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         at_place(path, r"replay/sessions/[^/]+/events\.jsonl")
         and not path.with_name("manifest.json").exists()
     ):
-        yield 0, [finding("manifest.json is missing: the folder is not listed as a session; build it again or delete it")]
+        yield (
+            0,
+            [
+                finding(
+                    "manifest.json is missing: this is not listed as a session; build it again or delete it"
+                )
+            ],
+        )
     yield from _lines(path, schema, wrong)
 
 

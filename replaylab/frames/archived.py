@@ -4,7 +4,7 @@
 ``archive/events/<symbol>/day-YYYY-MM-DD.parquet``; a second part of the same day is ``day-YYYY-MM-DD.2.parquet``. The
 rows are those of the loaders. What is not a row (rejects, blank lines) is counted and kept in the metadata of the
 file, under the key ``replaylab``, together with the fingerprint of the log that the rows came from. Until the rows are
-gone from that log, a marker file ``<part>.pending`` exists: a marked part is ignored while its log still holds the rows.
+deleted from that log, a marker file ``<part>.pending`` exists: a marked part is ignored while its log holds the rows.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MIN_BYTES = 4 << 20
 _SLICE_ROWS = 2_000_000
 # Read by all cores, each a group at a time; of small ones there is one for each until the end.
 _GROUP_ROWS = 100_000
-_VERSION = 2
+_VERSION = 3
 _log = logging.getLogger("replaylab.frames")
 # Segments that could not be read. Their names are used once, and the next entry is without them; where the cache
 # cannot be written, there is none.

@@ -87,7 +87,7 @@ def _loads(
     end: int | None = None,
     size: int = BLOCK_BYTES,
 ) -> Iterator[tuple[Loaded, int]]:
-    """Yield the lines of an open file block by block, each with its number of bytes; large files through the scanner."""
+    """Yield the lines of an open file by block, each with its number of bytes; large files go through the scanner."""
     left = (os.fstat(file.fileno()).st_size if end is None else end) - start
     is_loaded = "replaylab.frames.scanner" in sys.modules
     if (

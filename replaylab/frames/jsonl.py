@@ -15,7 +15,7 @@ import orjson
 import polars as pl
 import pyarrow as pa
 
-from replaylab.errors import RecordError, TimeError
+from replaylab.errors import RecordError, TimeError, did_you_mean
 from replaylab.frames.schema import TIMESTAMP, Column, LogSchema
 from replaylab.records import decode_record
 from replaylab.timestamps import parse_ns
@@ -137,6 +137,7 @@ class Loaded:
     ``rows`` counts the lines that are good records, before ``start``, ``end`` and ``symbols`` choose among them;
     ``frame`` holds the chosen ones in the order of the files. ``rejects`` has the columns file, line, offset
     (bytes), reason, text. ``lines`` are all lines of the files read, ``blank`` those with nothing on them.
+    ``symbols``: those that the log holds in the time range asked for, before ``symbols`` chose among them.
     """
 
     frame: pl.DataFrame
@@ -144,6 +145,22 @@ class Loaded:
     lines: int = 0
     blank: int = 0
     rows: int = 0
+    symbols: frozenset[str] = frozenset()
+
+    def missing(self, wanted: str | Iterable[str] | None) -> list[str]:
+        """Return a message for each wanted symbol that the files do not hold, with the closest name.
+
+        >>> Loaded(pl.DataFrame(), symbols=frozenset({"BTCUSDT"})).missing("btcusdt")
+        ["there is nothing of symbol 'btcusdt'. Did you mean 'BTCUSDT'?"]
+        """
+        names = [wanted] if isinstance(wanted, str) else sorted(set(wanted or ()))
+        known = sorted(self.symbols)
+        listed = f" Symbols: {', '.join(known[:10])}{' ...' if len(known) > 10 else ''}." if known else ""
+        return [
+            f"there is nothing of symbol {name!r}.{did_you_mean(name, known) or listed}"
+            for name in names
+            if name not in self.symbols
+        ]
 
 
 def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
@@ -152,7 +169,9 @@ def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
     small: list[pl.DataFrame] = []
     rejects: list[pl.DataFrame] = []
     lines = blank = rows = 0
+    symbols: set[str] = set()
     for part in parts:
+        symbols |= part.symbols
         lines, blank, rows = lines + part.lines, blank + part.blank, rows + part.rows
         if part.rejects.height:
             rejects.append(part.rejects)
@@ -173,6 +192,7 @@ def concat(parts: Iterable[Loaded], schema: pl.Schema) -> Loaded:
         lines=lines,
         blank=blank,
         rows=rows,
+        symbols=frozenset(symbols),
     )
 
 
@@ -304,7 +324,19 @@ def _whole(schema: LogSchema, block: Block) -> Loaded:
     if len(records) != lines:
         raise _NotPlainError
     frame = _frame(schema, records, np.arange(block.line, block.line + lines, dtype=np.int64), None)
+    if has_foreign_symbol(schema, frame):
+        raise _NotPlainError
     return Loaded(frame=frame, lines=lines, rows=lines)
+
+
+def has_foreign_symbol(schema: LogSchema, frame: pl.DataFrame) -> bool:
+    """Return whether a row is of another symbol than the log."""
+    return schema.symbol is not None and bool((frame["symbol"] != schema.symbol).any())
+
+
+def foreign_symbol(found: str, expected: str) -> str:
+    """Return the reason of the reject of a line in the log of another symbol."""
+    return f"symbol: found {found!r} in the log of {expected!r}; move the line to the log of its symbol"
 
 
 def decode_lines(
@@ -335,7 +367,7 @@ def decode_lines(
 
 
 def _one(schema: LogSchema, text: bytes) -> tuple[Any, str | None]:
-    """Return the record of one line, and the fields that it does not name; raises ValueError with the reason."""
+    """Return the record of one line and its unknown fields as JSON; raises ValueError with the reason."""
     if b"\0" in text:
         raise ValueError("NUL bytes, as a crash of the machine leaves them")
     try:
@@ -343,6 +375,8 @@ def _one(schema: LogSchema, text: bytes) -> tuple[Any, str | None]:
         record = schema.loose.decode(text)
         for column in schema.columns:
             _check(column, getattr(record, column.name))
+        if schema.symbol is not None and record.symbol != schema.symbol:
+            raise ValueError(foreign_symbol(record.symbol, schema.symbol))
         more = None
         if _HUGE_BYTES.search(text):
             orjson.loads(text)

@@ -42,7 +42,14 @@ from replaylab.frames.files import (
     read_file,
     window,
 )
-from replaylab.frames.jsonl import Loaded, concat, is_day, reject_frame
+from replaylab.frames.jsonl import (
+    Loaded,
+    concat,
+    foreign_symbol,
+    has_foreign_symbol,
+    is_day,
+    reject_frame,
+)
 from replaylab.frames.schema import LogSchema
 from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import (
@@ -127,10 +134,25 @@ def _archived(
                 yield path, Loaded(nothing, reject_frame(info.rejects), info.lines, info.blank, info.rows)
                 continue
             for loaded in read_part(path, info, schema.archived):
-                yield path, in_window(loaded, span)
+                yield path, in_window(_of_own_symbol(loaded, schema, name_in(root, path)), span)
         except LogReadError as error:
             # How many lines a damaged part held is not known: it counts as one.
             yield path, Loaded(nothing, reject_frame([(name_in(root, path), 0, 0, str(error), "")]), lines=1)
+
+
+def _of_own_symbol(loaded: Loaded, schema: LogSchema, name: str) -> Loaded:
+    """Turn archived rows of another symbol into rejects; their byte offset is not known."""
+    if schema.symbol is None or not has_foreign_symbol(schema, loaded.frame):
+        return loaded
+    own = pl.col("symbol") == schema.symbol
+    foreign = loaded.frame.filter(~own).select("line", "symbol").rows()
+    rejects = [(name, line, 0, foreign_symbol(found, schema.symbol), "") for line, found in foreign]
+    return replace(
+        loaded,
+        frame=loaded.frame.filter(own),
+        rejects=pl.concat([loaded.rejects, reject_frame(rejects)]),
+        rows=loaded.rows - len(rejects),
+    )
 
 
 def _is_outside(info: PartInfo, span: Window) -> bool:
@@ -179,9 +201,11 @@ def load_events(
     span = window(start, end)
 
     def of_symbol(symbol: str) -> Loaded:
-        return load_log(lambda: scan_log(root, root.events(symbol), EVENTS, span, cache=cache), EVENTS)
+        schema = EVENTS.of_symbol(symbol)
+        return load_log(lambda: scan_log(root, root.events(symbol), schema, span, cache=cache), schema)
 
     loaded = concat((of_symbol(symbol) for symbol in _symbols(root, symbols)), EVENTS.frame)
+    loaded = replace(loaded, symbols=frozenset(list_symbols(root)))
     if expand is None:
         return loaded
     return replace(loaded, frame=expand_json(loaded.frame, "extra", expand))
@@ -211,7 +235,7 @@ def scan_event_files(
     ``keep_text`` adds the column ``timestamp_text`` to the rows of the live file.
     """
     root = DataRoot(root)
-    schema = LogSchema(StateEvent, keep_text=True) if keep_text else EVENTS
+    schema = LogSchema(StateEvent, keep_text, symbol)
     return scan_log(root, root.events(symbol), schema, window(start, end), chunk_bytes)
 
 
@@ -255,7 +279,9 @@ def scan_days(
     def of_day(live: Path) -> list[tuple[Path, Loaded]]:
         by_file: dict[Path, list[Loaded]] = {}
         for path, loaded in scan_log(root, live, schema, span):
-            by_file.setdefault(path, []).append(in_window(loaded, (None, None), wanted))
+            names = frozenset(loaded.frame["symbol"].unique().to_list())
+            chosen = in_window(loaded, (None, None), wanted)
+            by_file.setdefault(path, []).append(replace(chosen, symbols=names))
         return [
             (path, concat(parts, schema.frame if path == live else schema.archived))
             for path, parts in by_file.items()

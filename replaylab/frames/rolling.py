@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import polars as pl
 from replaylab.errors import RecordError, TimeError
 from replaylab.frames.files import Time, in_window, name_in, window
 from replaylab.frames.jsonl import (
-    TIMESTAMP,
     Loaded,
     Reject,
     concat,
+    foreign_symbol,
     is_blank,
     parse_time,
     preview,
@@ -25,6 +26,7 @@ from replaylab.frames.jsonl import (
     whole,
     without_mark,
 )
+from replaylab.frames.schema import TIMESTAMP
 from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import (
     FeatureSnapshot,
@@ -117,13 +119,11 @@ def _load(
     end: Time,
 ) -> Loaded:
     place = {"metrics": root.metrics, "trades": root.market_trades, "orderbook": root.order_book}[folder]
-    if symbols is None:
-        names = sorted(path.stem for path in (root.path / folder).glob("*.json") if is_safe_name(path.stem))
-    else:
-        names = [symbols] if isinstance(symbols, str) else sorted(set(symbols))
+    known = sorted(path.stem for path in (root.path / folder).glob("*.json") if is_safe_name(path.stem))
+    names = known if symbols is None else [symbols] if isinstance(symbols, str) else sorted(set(symbols))
     span = window(start, end)
     loads = (in_window(_read(place(name), root, name, schema, make), span) for name in names)
-    return concat(loads, schema)
+    return replace(concat(loads, schema), symbols=frozenset(known))
 
 
 def _read(
@@ -206,7 +206,9 @@ def _metric(text: bytes, symbol: str) -> Row:
     if not isinstance(stamp, str):
         raise RecordError("timestamp: expected a text, or this field is missing", field="timestamp")
     if not isinstance(name, str):
-        raise RecordError("symbol: expected a text", field="symbol")
+        raise RecordError("symbol: expected a string", field="symbol")
+    if name != symbol:
+        raise RecordError(foreign_symbol(name, symbol), field="symbol")
     rest = {key: value for key, value in plain.items() if key not in ("type", "timestamp", "symbol")}
     return {"timestamp": _ns(stamp), "symbol": name, "type": kind, "payload": orjson.dumps(rest).decode()}
 
@@ -226,6 +228,8 @@ def _trade(text: bytes, symbol: str) -> Row:
 
 def _book(text: bytes, symbol: str) -> Row:
     book = decode_record(OrderBookSnapshot, text)
+    if book.symbol != symbol:
+        raise RecordError(foreign_symbol(book.symbol, symbol), field="symbol")
     return {
         "timestamp": _ns(book.timestamp),
         "symbol": book.symbol,

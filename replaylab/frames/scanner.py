@@ -21,7 +21,7 @@ from numba import extending, types
 from numba.core import cgutils
 
 from replaylab.compiled import compiled, merged, one_at_a_time, was_compiled
-from replaylab.frames.jsonl import Block, Loaded, decode_block, decode_lines, frame_of
+from replaylab.frames.jsonl import Block, Loaded, decode_block, decode_lines, frame_of, has_foreign_symbol
 from replaylab.frames.schema import TIMESTAMP, LogSchema
 
 _BYTE, _WORD = cgutils.int8_t, cgutils.intp_t
@@ -721,9 +721,9 @@ def _scan(
 ) -> Loaded:
     found = _room(count, len(fields), size)
     rows, used, odd = scan_lines(np.frombuffer(buffer, np.uint8), size, fields, found)
-    if odd * _FEW > count:
-        return decode_block(schema, Block(bytes(memoryview(buffer)[:size]), offset, line, count), name)
     frame = _frame(schema, found, rows, used, line)
+    if odd * _FEW > count or has_foreign_symbol(schema, frame):
+        return decode_block(schema, Block(bytes(memoryview(buffer)[:size]), offset, line, count), name)
     if not odd:
         return Loaded(frame=frame, lines=count, rows=rows)
     text = memoryview(buffer)

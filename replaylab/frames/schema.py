@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -44,11 +44,13 @@ class LogSchema:
 
     Reading accepts one thing that writing does not: a field that may be null may also be missing, since JavaScript's
     ``JSON.stringify`` leaves out what is undefined. ``line`` and ``unknown_fields`` follow the record's columns, and
-    ``timestamp_text``, the timestamp as it was written, where ``keep_text`` asks for it.
+    ``timestamp_text``, the timestamp as it was written, where ``keep_text`` asks for it. With ``symbol``,
+    lines of other symbols are rejects.
     """
 
     record: type[Record]
     keep_text: bool = False
+    symbol: str | None = None
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
@@ -86,30 +88,37 @@ class LogSchema:
         """The columns of archived parts, which keep times and no texts of them."""
         return LogSchema(self.record).frame
 
+    def of_symbol(self, symbol: str) -> LogSchema:
+        """Return the schema of the log of one symbol."""
+        return replace(self, symbol=symbol)
+
     @cached_property
     def strict(self) -> msgspec.json.Decoder[Any]:
         """Decodes lines that hold the named fields only."""
-        return msgspec.json.Decoder(self._struct(forbid_unknown_fields=True))
+        return _decoder(LogSchema(self.record), True)
 
     @cached_property
     def loose(self) -> msgspec.json.Decoder[Any]:
         """Decodes lines with any further fields."""
-        return msgspec.json.Decoder(self._struct(forbid_unknown_fields=False))
+        return _decoder(LogSchema(self.record), False)
 
-    def _struct(self, *, forbid_unknown_fields: bool) -> type[msgspec.Struct]:
-        hints = get_type_hints(self.record)
-        fields: list[Any] = []
-        for column in self.columns:
-            kind: Any = msgspec.Raw if column.kind == "json" else _without_unset(hints[column.name])
-            fields.append((column.name, kind | None, None) if column.optional else (column.name, kind))
-        return msgspec.defstruct(
-            self.record.__name__,
-            fields,
-            rename={column.name: column.disk for column in self.columns},
-            forbid_unknown_fields=forbid_unknown_fields,
-            kw_only=True,
-            gc=False,
-        )
+
+@cache
+def _decoder(schema: LogSchema, forbid_unknown_fields: bool) -> msgspec.json.Decoder[Any]:
+    hints = get_type_hints(schema.record)
+    fields: list[Any] = []
+    for column in schema.columns:
+        kind: Any = msgspec.Raw if column.kind == "json" else _without_unset(hints[column.name])
+        fields.append((column.name, kind | None, None) if column.optional else (column.name, kind))
+    struct = msgspec.defstruct(
+        schema.record.__name__,
+        fields,
+        rename={column.name: column.disk for column in schema.columns},
+        forbid_unknown_fields=forbid_unknown_fields,
+        kw_only=True,
+        gc=False,
+    )
+    return msgspec.json.Decoder(struct)
 
 
 def _kind(name: str, hint: Any) -> tuple[Kind, bool]:

@@ -293,3 +293,65 @@ def test_a_folder_with_the_name_of_a_log_is_no_log(tmp_path):
 def test_names_of_fields_to_expand_are_texts(tmp_path):
     with pytest.raises(ConfigError, match=r"expand: expected names of fields, found \[5\]"):
         frames.load_events(tmp_path, expand=[5])
+
+
+def test_a_line_of_another_symbol_is_a_reject_in_every_way_of_reading(tmp_path: Path) -> None:
+    """A line in the log of another symbol is rejected with its place; no loader takes or relabels it."""
+    lines = [json.dumps(event("B" if second % 3 else "A", second)) for second in range(30)]
+    write(tmp_path / "events/A.jsonl", *lines)
+    loaded = frames.load_events(tmp_path, "A")
+    assert set(loaded.frame["symbol"]) == {"A"}
+    assert (loaded.rows, loaded.rejects.height, loaded.lines) == (10, 20, 30)
+    first = loaded.rejects.row(0, named=True)
+    assert (first["line"], first["offset"]) == (2, len(lines[0]) + 1)
+    assert "symbol: found 'B' in the log of 'A'" in first["reason"]
+    scanned = scan(tmp_path / "events/A.jsonl", logs.EVENTS.of_symbol("A"))
+    assert scanned.frame.equals(loaded.frame)
+    assert scanned.rejects.drop("file").equals(loaded.rejects.drop("file"))
+    chunks = [chunk for _, chunk in frames.scan_event_files(tmp_path, "A", keep_text=True)]
+    assert sum(chunk.rejects.height for chunk in chunks) == 20
+
+
+def scan(path: Path, schema: logs.LogSchema) -> frames.Loaded:
+    from replaylab.frames import scanner
+    from replaylab.frames.jsonl import concat
+
+    fields = scanner.fields_for(schema)
+    assert fields is not None
+    with path.open("rb", buffering=0) as file:
+        return concat(
+            (part for part, _ in scanner.scan_blocks(file, schema, fields, "f", 0, 1, None)), schema.frame
+        )
+
+
+def test_archived_lines_of_another_symbol_are_rejects(tmp_path: Path) -> None:
+    """An archived part made before lines of other symbols were rejected does not bring them back as rows."""
+    from replaylab.archive import run_retention
+    from replaylab.config import RetentionConfig
+
+    write(tmp_path / "events/A.jsonl", *(event(symbol, 1) for symbol in ("A", "B", "A")))
+    run_retention(tmp_path, now="2025-12-18", config=RetentionConfig(archive=True))
+    assert not (tmp_path / "events/A.jsonl").exists()
+    loaded = frames.load_events(tmp_path, "A")
+    assert (loaded.rows, loaded.rejects.height, loaded.lines) == (2, 1, 3)
+
+
+def test_symbols_without_rows_are_named_with_the_closest_one(tmp_path: Path) -> None:
+    """Each load knows the symbols of its log, so that a typo or a wrong case is not an empty table without a word."""
+    write(tmp_path / "events/BTCUSDT.jsonl", event("BTCUSDT", 1))
+    write(tmp_path / "trades_log/day-2025-11-18.jsonl", TRADE)
+    write(tmp_path / "orders/day-2025-11-18.jsonl", ORDER)
+    write(tmp_path / "trades/BTCUSDT.json", "[]")
+    for loaded in (
+        frames.load_events(tmp_path, "btcusdt"),
+        frames.load_trades(tmp_path, symbols=["btcusdt", "BTCUSDT"]),
+        frames.load_orders(tmp_path, symbols="btcusdt"),
+        frames.load_market_trades_json(tmp_path, "btcusdt"),
+    ):
+        assert loaded.missing(["btcusdt", "BTCUSDT"]) == [
+            "there is nothing of symbol 'btcusdt'. Did you mean 'BTCUSDT'?"
+        ]
+        assert loaded.missing(None) == []
+    assert frames.load_trades(tmp_path).missing("XYZ") == [
+        "there is nothing of symbol 'XYZ'. Symbols: BTCUSDT."
+    ]
