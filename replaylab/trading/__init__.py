@@ -11,6 +11,7 @@ from replaylab.trading.agreement import Agreement, Difference
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
+from replaylab.trading.rules import Instrument
 from replaylab.trading.scoring import ScoreModel, Scorer, Signal
 from replaylab.trading.system import TradingSystem
 
@@ -20,6 +21,7 @@ __all__ = [
     "Agreement",
     "ClosedTrade",
     "Difference",
+    "Instrument",
     "OrderRouter",
     "Recorder",
     "ResolvedPrices",

@@ -24,8 +24,8 @@ class TpslEngine:
         self._rules = rules
         self._router = router
         self._on_tp1 = on_tp1
-        self._tp1_on = rules.tp1_fraction > 0.0
-        self._tp1_all = rules.tp1_fraction == 1.0
+        self._tp1_on = rules.params.tp1_fraction > 0.0
+        self._tp1_all = rules.params.tp1_fraction == 1.0
 
     @property
     def tp1_on(self) -> bool:
@@ -49,18 +49,18 @@ class TpslEngine:
         # No else: one jump can fill both targets.
         if formulas.target_hit(price, position.tp2, direction):
             return "TP2"
-        if rules.max_hold_ns is not None and ts - position.entry_ts >= rules.max_hold_ns:
+        if rules.max_hold_ns >= 0 and ts - position.entry_ts >= rules.max_hold_ns:
             return "TIMEOUT"
         if position.exit_reason is not None and ts >= position.exit_due:
             return position.exit_reason
-        if rules.trailing_activation_pct is not None:
+        if rules.params.trailing_activation_pct is not None:
             self.trail(position, ts, price)
         return ""
 
     def trail(self, position: Position, ts: int, price: float) -> None:
         """Raise the best price and, once trailing is active, the stop; it acts from the next price event on."""
         rules = self._rules
-        activation = rules.trailing_activation_pct
+        activation = rules.params.trailing_activation_pct
         if activation is None:
             return
         direction = position.direction
@@ -68,14 +68,14 @@ class TpslEngine:
             position.best = price
         best = position.best
         if formulas.trailing_active(best, position.entry, direction, activation):
-            stop = formulas.trailing_price(best, direction, rules.trailing_distance_pct)
+            stop = formulas.trailing_price(best, direction, rules.params.trailing_distance_pct)
             if formulas.tightens(stop, position.stop, direction):
                 position.stop = stop
                 position.stop_reason = "TRAILING"
                 self._router.move_stop(ts, position)
 
     def _break_even(self, position: Position, ts: int) -> None:
-        offset = self._rules.break_even_offset_pct
+        offset = self._rules.params.break_even_offset_pct
         if offset is None:
             return
         stop = formulas.break_even_price(position.entry, position.direction, offset)
@@ -179,7 +179,7 @@ class Execution:
         if self._recorder is not None:
             self._router.filled(position.order_tp1, ts, position.tp1, position.tp1_qty)
             extra = {"reason": "TP1", "price": position.tp1, "qty": position.tp1_qty}
-            if self._rules.tp1_fraction < 1.0:
+            if self._rules.params.tp1_fraction < 1.0:
                 self._recorder.log_state_event(
                     position.symbol,
                     StateEvent(
@@ -200,10 +200,10 @@ class Execution:
         rules = self._rules
         left = position.left
         if reason in ("TP1", "TP2"):
-            fill, fee_bps = (position.tp1 if reason == "TP1" else position.tp2), rules.maker_fee_bps
+            fill, fee_bps = (position.tp1 if reason == "TP1" else position.tp2), rules.params.maker_fee_bps
         else:
-            fill = formulas.market_exit_price(price, position.direction, rules.slippage_bps)
-            fee_bps = rules.taker_fee_bps
+            fill = formulas.market_exit_price(price, position.direction, rules.slippage_bps("print"))
+            fee_bps = rules.params.taker_fee_bps
         trade, realised = close(rules, position, index, ts, fill, fee_bps, reason)
         if reason != "TP1":
             self._risk.realised(ts, realised)

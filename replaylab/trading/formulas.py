@@ -4,16 +4,22 @@
 >>> formulas.entry_price(50_000.0, 1, 1.0)
 50005.0
 
-The event-driven system calls these functions; a sweep compiles the very same ones. So they take and return plain
-floats, ints and bools, never ``None``, and have no default arguments. ``direction`` is +1 for LONG and −1 for SHORT.
-Prices are in quote currency, quantities in base currency, fees and PnL in quote currency; ``_pct`` is percent,
-``_bps`` basis points.
+The event-driven system calls these functions and a sweep compiles the same ones. So they take and return plain
+floats, ints and bools, never ``None``, have no default arguments and call no other function than ``math``'s.
+``direction`` is +1 for LONG and −1 for SHORT; ``side`` is +1 for an order that buys and −1 for one that sells. Prices
+are in quote currency, quantities in base currency, fees and PnL in quote currency; ``_pct`` is percent, ``_bps`` basis
+points. A tick or a lot is a fraction ``num/den`` in lowest terms; ``num`` = 0 means that there is none.
 
 Two results are only the same to the last bit when the operations come in the same order: change none here without
 running the parity tests.
 """
 
 from __future__ import annotations
+
+import math
+
+# From here on every double is a whole number.
+_WHOLE = 4503599627370496.0
 
 
 def seconds_to_ns(seconds: float) -> int:
@@ -24,6 +30,63 @@ def seconds_to_ns(seconds: float) -> int:
 def milliseconds_to_ns(milliseconds: float) -> int:
     """Whole nanoseconds of a parameter in milliseconds; rounded once, half to even."""
     return round(milliseconds * 1e6)
+
+
+def market_price(price: float, side: float, slippage_bps: float) -> float:
+    """Price of a market fill after slippage: ``p · (1 + d·slippage_bps/10000)``."""
+    return price * (1.0 + side * slippage_bps / 10000.0)
+
+
+def book_price(cost: float, qty: float, side: float, slippage_bps: float) -> float:
+    """Price of a walk through the book: ``(Σ price·taken)/Q · (1 + d·slippage_bps/10000)``; ``cost`` is the sum."""
+    return cost / qty * (1.0 + side * slippage_bps / 10000.0)
+
+
+def worse_price(price: float, printed: float, side: float) -> float:
+    """The worse of two fill prices for the order: the higher one for a buy, the lower one for a sell."""
+    return price if side * (price - printed) > 0.0 else printed
+
+
+def rounded_price(price: float, side: float, tick_num: float, tick_den: float) -> float:
+    """Price on a tick: up where ``side`` is +1, down where it is −1.
+
+    Targets: ``side`` = direction. Stops and LIMIT entries: ``side`` = −direction.
+    """
+    if tick_num <= 0.0:
+        return price
+    if side > 0.0:
+        ticks = price * tick_den / tick_num - 1e-6
+        return math.ceil(ticks) * tick_num / tick_den if ticks < _WHOLE else ticks * tick_num / tick_den
+    ticks = price * tick_den / tick_num + 1e-6
+    return math.floor(ticks) * tick_num / tick_den if ticks < _WHOLE else ticks * tick_num / tick_den
+
+
+def rounded_qty(qty: float, lot_num: float, lot_den: float) -> float:
+    """Quantity in whole lots, rounded down."""
+    if lot_num <= 0.0:
+        return qty
+    lots = qty * lot_den / lot_num + 1e-9
+    return math.floor(lots) * lot_num / lot_den if lots < _WHOLE else lots * lot_num / lot_den
+
+
+def too_small(qty: float, ref: float, min_notional_usd: float) -> bool:
+    """Whether an entry is rejected for its size: no quantity, or ``qty·ref`` below the minimum notional (0: none)."""
+    return qty <= 0.0 or qty * ref < min_notional_usd
+
+
+def limit_entry_price(reference: float, direction: float, entry_offset_bps: float) -> float:
+    """Price of a LIMIT entry before rounding: ``reference·(1 − dir·entry_offset_bps/10000)``."""
+    return reference * (1.0 - direction * entry_offset_bps / 10000.0)
+
+
+def traded_through(price: float, limit: float, direction: float) -> bool:
+    """Whether a price lies beyond a limit: ``d·(p − L) > 0``; d = +1 where the order sells, −1 where it buys."""
+    return direction * (price - limit) > 0.0
+
+
+def funding_cash(left: float, mark: float, funding_rate: float, direction: float) -> float:
+    """Cash of one funding settlement on the open quantity: ``−dir·left·mark·fundingRate``."""
+    return -direction * left * mark * funding_rate
 
 
 def entry_price(price: float, direction: float, slippage_bps: float) -> float:

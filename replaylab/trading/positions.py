@@ -107,7 +107,7 @@ class ClosedTrade:
 def open_position(rules: Rules, symbol: str, direction: float, index: int, ts: int, price: float) -> Position:
     """Return the position that a market entry at a price event opens, with its levels."""
     position = Position()
-    entry = formulas.entry_price(price, direction, rules.slippage_bps)
+    entry = formulas.entry_price(price, direction, rules.slippage_bps("print"))
     position.symbol = symbol
     position.direction = direction
     position.entry_index = index
@@ -115,12 +115,12 @@ def open_position(rules: Rules, symbol: str, direction: float, index: int, ts: i
     position.entry = entry
     position.qty = position.left = rules.qty(entry)
     position.gross = 0.0
-    position.fees = formulas.fee(entry, position.qty, rules.taker_fee_bps)
-    position.tp1 = formulas.target_price(entry, direction, rules.tp1_pct)
-    position.tp2 = formulas.target_price(entry, direction, rules.tp2_pct)
-    position.tp1_qty = formulas.tp1_qty(position.qty, rules.tp1_fraction)
+    position.fees = formulas.fee(entry, position.qty, rules.params.taker_fee_bps)
+    position.tp1 = formulas.target_price(entry, direction, rules.params.tp1_pct)
+    position.tp2 = formulas.target_price(entry, direction, rules.params.tp2_pct)
+    position.tp1_qty = formulas.tp1_qty(position.qty, rules.params.tp1_fraction)
     position.tp1_filled = False
-    position.stop = formulas.stop_price(entry, direction, rules.sl_pct)
+    position.stop = formulas.stop_price(entry, direction, rules.params.sl_pct)
     position.stop_reason = "STOP_LOSS"
     position.best = position.high = position.low = price
     position.exit_reason = None
@@ -132,7 +132,7 @@ def open_position(rules: Rules, symbol: str, direction: float, index: int, ts: i
 def fill_tp1(rules: Rules, position: Position) -> float:
     """Close TP1's share at its price; return the PnL that this realises."""
     gross = formulas.gross_pnl(position.tp1, position.entry, position.tp1_qty, position.direction)
-    fee = formulas.fee(position.tp1, position.tp1_qty, rules.maker_fee_bps)
+    fee = formulas.fee(position.tp1, position.tp1_qty, rules.params.maker_fee_bps)
     position.tp1_filled = True
     position.left = formulas.remaining_qty(position.qty, position.tp1_qty)
     position.gross += gross
@@ -175,7 +175,7 @@ def close(
         position.entry,
         close_price,
         position.qty,
-        rules.leverage,
+        rules.params.leverage,
         reason,
         position.tp1_filled,
         position.fees,

@@ -57,9 +57,12 @@ class RiskEngine:
     def refusal(self, ts: int) -> str | None:
         """Return the name of the limit that forbids an entry decided at ``ts``, or None."""
         rules = self._rules
-        if rules.max_open_positions is not None and self.open_count >= rules.max_open_positions:
+        if rules.params.max_open_positions is not None and self.open_count >= rules.params.max_open_positions:
             return "max_open_positions reached"
-        if rules.max_trades_per_day is not None and self._entries_on(ts) >= rules.max_trades_per_day:
+        if (
+            rules.params.max_trades_per_day is not None
+            and self._entries_on(ts) >= rules.params.max_trades_per_day
+        ):
             return "max_trades_per_day reached"
         if self.loss_limit_hit_on(ts):
             return "max_daily_loss_usd reached"
@@ -89,7 +92,7 @@ class RiskEngine:
             self.day_peak = self.day_pnl
         elif self.day_pnl - self.day_peak < self.day_max_drawdown:
             self.day_max_drawdown = self.day_pnl - self.day_peak
-        limit = self._rules.max_daily_loss_usd
+        limit = self._rules.params.max_daily_loss_usd
         if limit is not None and formulas.daily_loss_reached(self.day_pnl, limit):
             self.loss_limit_hit = True
 
@@ -106,7 +109,7 @@ class RiskEngine:
 
     def trades_limit_hit_on(self, ts: int) -> bool:
         """Whether the UTC day of ``ts`` has had all its entries."""
-        limit = self._rules.max_trades_per_day
+        limit = self._rules.params.max_trades_per_day
         return limit is not None and self._entries_on(ts) >= limit
 
     def daily_stats(self, ts: int) -> DailyRiskStats:
@@ -205,7 +208,7 @@ class Snapshots:
             position = state.position
             if position is not None:
                 open_positions += 1
-                margin += position.entry * position.left / self._rules.leverage
+                margin += position.entry * position.left / self._rules.params.leverage
                 equity += position.unrealized(
                     position.entry if state.last_price is None else state.last_price
                 )
@@ -244,7 +247,7 @@ class Snapshots:
 
 def _tpsl_snapshot(rules: Rules, position: Position, timestamp: str) -> TpslSnapshot:
     """Return the levels of a position; with break-even off its price is the entry's."""
-    offset = rules.break_even_offset_pct
+    offset = rules.params.break_even_offset_pct
     return TpslSnapshot(
         timestamp=timestamp,
         symbol=position.symbol,
@@ -257,7 +260,7 @@ def _tpsl_snapshot(rules: Rules, position: Position, timestamp: str) -> TpslSnap
             position.entry, position.direction, 0.0 if offset is None else offset
         ),
         trailing_active=position.stop_reason == "TRAILING",
-        trailing_distance_pct=rules.trailing_distance_pct,
+        trailing_distance_pct=rules.params.trailing_distance_pct,
         pump_override_applied=False,
         spoofing_override_applied=False,
         volatility_override_applied=False,

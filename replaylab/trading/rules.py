@@ -1,74 +1,79 @@
-"""The parameters of the trading model in the form the event loop wants: times as whole nanoseconds, looked up once."""
+"""The parameters and instruments of the trading model in the form that the event loop reads.
+
+>>> Instrument.read({"tickSize": 0.05, "lotSize": 0.001}).tick
+(1.0, 20.0)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple, Self
+
+from replaylab.features import usable_number, usable_price
 from replaylab.params import TradingParams
 from replaylab.trading import formulas
 
+_NO_STEP = (0.0, 1.0)
+
+
+class Instrument(NamedTuple):
+    """Tick and lot of a symbol as fractions ``(num, den)`` in lowest terms, and its minimum notional in USD.
+
+    ``num`` = 0: prices or quantities are not rounded. ``min_notional_usd`` = 0: no minimum.
+    """
+
+    tick: tuple[float, float] = _NO_STEP
+    lot: tuple[float, float] = _NO_STEP
+    min_notional_usd: float = 0.0
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any] | None, rounding: str = "exchange") -> Self:
+        """Return the instrument of an entry of ``instruments.json``; without one, or rounding "none", no rounding."""
+        if rounding == "none" or not isinstance(entry, Mapping):
+            return cls()
+        least = usable_number(entry.get("minNotionalUsd"))
+        return cls(_step(entry.get("tickSize")), _step(entry.get("lotSize")), 0.0 if least is None else least)
+
+
+def _step(size: Any) -> tuple[float, float]:
+    """Return a tick or lot as a fraction, read from its shortest decimal text; what is no size gives no rounding."""
+    number = usable_price(size)
+    if number is None:
+        return _NO_STEP
+    exact = Fraction(repr(number))
+    return float(exact.numerator), float(exact.denominator)
+
 
 class Rules:
-    """``TradingParams`` with times in nanoseconds; made once per system, read at every event."""
-
-    __slots__ = (
-        "allow_long",
-        "allow_short",
-        "allowed_regimes",
-        "break_even_offset_pct",
-        "cooldown_ns",
-        "entry_threshold",
-        "exit_threshold",
-        "latency_ns",
-        "leverage",
-        "maker_fee_bps",
-        "max_daily_loss_usd",
-        "max_hold_ns",
-        "max_open_positions",
-        "max_trades_per_day",
-        "notional_usd",
-        "params",
-        "risk_per_trade_usd",
-        "sl_pct",
-        "slippage_bps",
-        "taker_fee_bps",
-        "tp1_fraction",
-        "tp1_pct",
-        "tp2_pct",
-        "trailing_activation_pct",
-        "trailing_distance_pct",
-    )
+    """``TradingParams`` with what the event loop derives from them once: times in nanoseconds, rules that are on."""
 
     def __init__(self, params: TradingParams) -> None:
         self.params = params
-        self.entry_threshold = params.entry_threshold
-        self.exit_threshold = params.exit_threshold
-        self.allow_long = params.allow_long
-        self.allow_short = params.allow_short
+        packed = {declared.name: declared.packed for declared in params.declarations()}
+
+        def ns(name: str) -> int:
+            return int(packed[name](getattr(params, name)))
+
+        self.cooldown_ns = ns("cooldown_s")
+        self.latency_ns = ns("latency_ms")
+        self.stop_latency_ns = ns("stop_latency_ms")
+        # -1: the rule is off.
+        self.max_hold_ns = ns("max_hold_s")
+        self.entry_ttl_ns = ns("entry_ttl_s")
+        self.max_book_age_ns = ns("max_book_age_s")
+        self.max_gap_ns = ns("max_gap_s")
         regimes = params.allowed_regimes
         self.allowed_regimes = None if regimes is None else frozenset(regimes)
-        self.cooldown_ns = formulas.seconds_to_ns(params.cooldown_s)
-        self.max_hold_ns = None if params.max_hold_s is None else formulas.seconds_to_ns(params.max_hold_s)
-        self.latency_ns = formulas.milliseconds_to_ns(params.latency_ms)
-        self.tp1_pct = params.tp1_pct
-        self.tp1_fraction = params.tp1_fraction
-        self.tp2_pct = params.tp2_pct
-        self.sl_pct = params.sl_pct
-        self.break_even_offset_pct = params.break_even_offset_pct
-        self.trailing_activation_pct = params.trailing_activation_pct
-        self.trailing_distance_pct = params.trailing_distance_pct
-        self.notional_usd = params.notional_usd
-        self.risk_per_trade_usd = params.risk_per_trade_usd
-        self.leverage = params.leverage
-        self.max_open_positions = params.max_open_positions
-        self.max_trades_per_day = params.max_trades_per_day
-        self.max_daily_loss_usd = params.max_daily_loss_usd
-        self.taker_fee_bps = params.taker_fee_bps
-        self.maker_fee_bps = params.maker_fee_bps
-        self.slippage_bps = params.print_slippage_bps
 
-    def qty(self, entry: float) -> float:
-        """Return the quantity of an entry at ``entry``, the price after slippage."""
-        if self.risk_per_trade_usd is None:
-            return formulas.fixed_qty(entry, self.notional_usd)
-        return formulas.risk_qty(
-            entry, self.sl_pct, self.risk_per_trade_usd, self.leverage, self.notional_usd
-        )
+    def qty(self, ref: float) -> float:
+        """Return the quantity of an entry at the reference price ``ref``, before rounding."""
+        p = self.params
+        if p.risk_per_trade_usd is None:
+            return formulas.fixed_qty(ref, p.notional_usd)
+        return formulas.risk_qty(ref, p.sl_pct, p.risk_per_trade_usd, p.leverage, p.notional_usd)
+
+    def slippage_bps(self, fill: str) -> float:
+        """Return the slippage in force of a fill: "print" has 1.0 by default, "quote" and "book" have 0."""
+        p = self.params
+        return p.print_slippage_bps if fill == "print" or p.slippage_bps is not None else 0.0

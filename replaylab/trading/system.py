@@ -226,11 +226,11 @@ class TradingSystem:
         if position is not None:
             reason = "position open"
             if (
-                rules.exit_threshold is not None
+                rules.params.exit_threshold is not None
                 and position.exit_reason is None
                 # A score at the entry's own price event came with that price, not after it.
                 and index > position.entry_index
-                and position.direction * score < rules.exit_threshold
+                and position.direction * score < rules.params.exit_threshold
             ):
                 self._execution.submit_exit(state, position, ts, "SCORE_EXIT")
                 reason = "score exit submitted"
@@ -388,12 +388,12 @@ class TradingSystem:
 def _entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:
     """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
     # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
-    if score == 0.0 or abs(score) < rules.entry_threshold:
+    if score == 0.0 or abs(score) < rules.params.entry_threshold:
         return "score below entry threshold"
     # The state alone would do, did no session go back in time after the cooldown was left.
     if symbol.state == COOLDOWN or ts < symbol.cooldown_end:
         return "cooling down"
-    if not (rules.allow_long if score > 0 else rules.allow_short):
+    if not (rules.params.allow_long if score > 0 else rules.params.allow_short):
         return "direction not allowed"
     if rules.allowed_regimes is not None and symbol.regime not in rules.allowed_regimes:
         return "regime not allowed"

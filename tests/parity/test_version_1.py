@@ -18,7 +18,7 @@ import pytest
 
 from replaylab.params import TradingParams
 from replaylab.sweep import backtest, sweep
-from replaylab.trading import TradingSystem, resolve_price_sources
+from replaylab.trading import TradingSystem, resolve_prices
 from tests.strategies import RandomSession
 
 STORED = Path(__file__).parents[1] / "stored" / "version_1.jsonl.xz"
@@ -70,11 +70,7 @@ def test_the_event_driven_system_gives_the_trades_of_version_1(chunk: int) -> No
     for case in stored_cases()[chunk::CHUNKS]:
         session = session_of(case)
         for run in case["runs"]:
-            sources = resolve_price_sources(
-                ((kind, symbol, payload) for _, kind, symbol, payload in session.raw),
-                session.price_source,
-                initial_state=session.initial_state,
-            )
+            sources = resolve_prices(session, session.price_source).sources
             system = TradingSystem(params_of(run), price_sources=sources, initial_state=session.initial_state)
             for index, event in enumerate(session.raw):
                 system.on_event(index, *event)

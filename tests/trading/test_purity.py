@@ -29,6 +29,7 @@ ALLOWED = {
     "bisect",
     "collections.abc",
     "dataclasses",
+    "fractions",
     "math",
     "orjson",
     "typing",
