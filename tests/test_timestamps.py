@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaylab.errors import TimeError
-from replaylab.timestamps import NS_PER_DAY, date_key, decimal_to_ns, iso, now_ns, parse_ns, to_ns
+from replaylab.timestamps import (
+    NS_PER_DAY,
+    check_time,
+    date_key,
+    decimal_to_ns,
+    is_day,
+    iso,
+    now_ns,
+    parse_ns,
+    to_ns,
+)
 
 FIRST, LAST = parse_ns("1678-01-01T00:00:00Z"), parse_ns("2261-12-31T23:59:59.999999999Z")
 TIMES = st.integers(FIRST, LAST)
@@ -73,7 +83,7 @@ def test_to_ns_takes_what_users_have():
     assert to_ns(date(2025, 11, 18)) == expected - 10 * 3_600 * 10**9
     assert to_ns(pd.Timestamp("2025-11-18T10:00:00.123456789Z")) == expected + 123_456_789
     for wrong in (None, 5, 5.0):
-        with pytest.raises(TimeError, match=r"expected an ISO text or a datetime"):
+        with pytest.raises(TimeError, match=r"expected an ISO string or a datetime"):
             to_ns(wrong)
 
 
@@ -123,3 +133,50 @@ def test_a_time_that_is_none_is_refused_in_words():
     """pandas' NaT is a datetime to isinstance."""
     with pytest.raises(TimeError, match="found NaT"):
         to_ns(pd.NaT)
+
+
+NEAR_TIMES = st.lists(
+    st.sampled_from(
+        ["2025", "19", "-", "11", "18", "T", "10", ":", "00", ".", "5", "123", "Z", "W01", "+01:00", " "]
+    ),
+    max_size=16,
+).map("".join)
+
+
+def is_time(text):
+    try:
+        parse_ns(text, clock=True)
+    except TimeError:
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(NEAR_TIMES | TIMES.map(iso) | st.tuples(TIMES.map(iso), st.integers(0, 29), st.characters()).map(
+    lambda case: case[0][: case[1]] + case[2] + case[0][case[1] + 1 :]
+))  # fmt: skip
+def test_the_fast_check_accepts_what_the_parser_accepts(text):
+    try:
+        check_time(text)
+    except TimeError:
+        assert not is_time(text)
+    else:
+        assert is_time(text)
+
+
+def test_a_record_needs_a_clock():
+    for text in ("2025-11-18", "", None, 5):
+        with pytest.raises(TimeError, match="expected an ISO time such as"):
+            check_time(text)
+        with pytest.raises(TimeError):
+            parse_ns(text, clock=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TIMES.map(date_key) | NEAR_TIMES)
+def test_a_day_is_ten_characters_of_the_calendar(text):
+    try:
+        expected = len(text) == 10 and parse_ns(text) % NS_PER_DAY == 0
+    except TimeError:
+        expected = False
+    assert is_day(text) == expected
