@@ -23,7 +23,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from replaylab.archive.listing import Piece, last_line_end, pieces, refuse_links
+from replaylab.archive.listing import Piece, pieces, refuse_links
 from replaylab.archive.summary import (
     Account,
     Tally,
@@ -31,7 +31,6 @@ from replaylab.archive.summary import (
     check_account,
     drop_accounts,
     settle_accounts,
-    sha256_of,
 )
 from replaylab.errors import LogReadError, RetentionError
 from replaylab.frames.archived import (
@@ -47,8 +46,8 @@ from replaylab.frames.cache import to_table
 from replaylab.frames.files import Fingerprint, begins_with, fingerprint
 from replaylab.frames.jsonl import Loaded, Reject
 from replaylab.frames.logs import EVENTS, open_log
+from replaylab.fsio import after_last_newline, sha256_of, sync_folder
 from replaylab.logging import rotate_lock
-from replaylab.logging.atomic import sync_folder
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key
 
@@ -189,7 +188,7 @@ def rotate_events(root: DataRoot, symbol: str, cutoff_ns: int, *, archive: bool)
     name = root.relative(path)
     with path.open("rb") as file, ExitStack() as cleanup:
         fd = file.fileno()
-        size = last_line_end(fd)
+        size = after_last_newline(fd, os.fstat(fd).st_size)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         draft = Path(temporary)
         cleanup.callback(draft.unlink, missing_ok=True)
@@ -344,9 +343,9 @@ class PartWriter:
         self._check(info)
         path = self._place()
         pending_mark(path).touch()
-        sync_folder(str(self._folder))
+        sync_folder(self._folder)
         self._temporary.replace(path)
-        sync_folder(str(self._folder))
+        sync_folder(self._folder)
         return Written(path, path.stat().st_size, self._source_bytes)
 
     def discard(self) -> None:
@@ -404,7 +403,7 @@ def settle_parts(paths: Iterable[Path]) -> None:
     """Delete the markers of parts whose rows have left their log."""
     for path in paths:
         pending_mark(path).unlink(missing_ok=True)
-        sync_folder(str(path.parent))
+        sync_folder(path.parent)
 
 
 def settle_finished(root: DataRoot) -> list[tuple[Path, str]]:

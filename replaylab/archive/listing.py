@@ -21,6 +21,7 @@ from replaylab.errors import RecordError, RetentionError
 from replaylab.frames.jsonl import Block, Loaded, blocks, decode_block, is_day
 from replaylab.frames.logs import EVENTS, ORDERS, PARAMS, REPLAY_EVENTS, TRADES
 from replaylab.frames.schema import LogSchema
+from replaylab.fsio import after_last_newline
 from replaylab.paths import DataRoot, is_safe_name
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.timestamps import parse_ns
@@ -29,7 +30,6 @@ DAY_LOGS = ("trades_log", "orders")
 _DAY_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
 _PACKAGE = Path(__file__).parents[1]
 _LINK = "a symbolic link; it is not followed and left alone"
-_TAIL = 1 << 20
 Int64s = npt.NDArray[np.int64]
 # A file that stays, and why.
 Problem = tuple[Path, str]
@@ -306,7 +306,7 @@ def old_lines(path: Path, cutoff_ns: int) -> tuple[bool, bool]:
     """Return whether some, and whether all lines of a log are older than ``cutoff_ns``."""
     some, whole = False, True
     with path.open("rb") as file:
-        size = last_line_end(file.fileno())
+        size = after_last_newline(file.fileno(), os.fstat(file.fileno()).st_size)
         for piece in pieces(file, size, path.name):
             old = piece.times < cutoff_ns
             some = some or bool(old.any())
@@ -314,16 +314,3 @@ def old_lines(path: Path, cutoff_ns: int) -> tuple[bool, bool]:
             if some and not whole:
                 break
         return some, some and whole and size == os.fstat(file.fileno()).st_size
-
-
-def last_line_end(fd: int) -> int:
-    """Return how much of an open file consists of whole lines."""
-    size = os.fstat(fd).st_size
-    end = size
-    while end > 0:
-        start = max(0, end - _TAIL)
-        at = os.pread(fd, end - start, start).rfind(b"\n")
-        if at >= 0:
-            return start + at + 1
-        end = start
-    return 0

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from replaylab.frames.jsonl import (
     without_mark,
 )
 from replaylab.frames.schema import LogSchema
+from replaylab.fsio import atomic_path
 
 _LISTED = 10_000
 # A stretch is read from each place where a record may begin. So many failures, or such a length, and it is left as
@@ -112,23 +112,11 @@ _NOT_SEARCHED = "not all of it was searched for whole records: it is too long, o
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name when all is written and synced; nothing is left of one that failed."""
-    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.tmp")
-    _refuse_existing(target)
-    try:
-        with part.open("xb") as writer:
-            yield writer
-            writer.flush()
-            os.fsync(writer.fileno())
-        _refuse_existing(target)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _refuse_existing(target: Path) -> None:
+    """Open a file that gets its name once everything is written and synced; a failed one is deleted."""
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, "there is a file of this name already; give another", str(target))
+    with atomic_path(target, sync=True, overwrite=False) as part, part.open("xb") as writer:
+        yield writer
 
 
 def _bad_lines(schema: LogSchema | None, block: Block, name: str) -> dict[int, str]:

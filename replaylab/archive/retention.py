@@ -15,7 +15,6 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -46,8 +45,8 @@ from replaylab.frames.archived import part_info
 from replaylab.frames.files import chunks_of
 from replaylab.frames.jsonl import Loaded
 from replaylab.frames.logs import CHUNK_BYTES, ORDERS, TRADES
-from replaylab.logging import rotate_lock, write_atomic
-from replaylab.logging.atomic import sync_folder
+from replaylab.fsio import lock, sync_folder, write_atomic
+from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot
 from replaylab.records import FileError, RetentionReport, decode_record
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, now_ns, parse_ns, to_ns
@@ -93,7 +92,7 @@ def run_retention(
             # The report lists what was deleted, also when the clean-up failed.
             run.write_to(report)
             text = orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2)
-            write_atomic(report_path(place), text + b"\n")
+            write_atomic(report_path(place), text + b"\n", sync=True)
     return report
 
 
@@ -193,7 +192,7 @@ def _rewrite_index(root: DataRoot) -> None:
         if not isinstance(entry, dict) or (root.sessions_dir / str(entry.get("sessionId"))).is_dir()
     ]
     text = orjson.dumps({**index, "timestamp": iso(now_ns()), "sessions": left}, option=orjson.OPT_INDENT_2)
-    write_atomic(path, text + b"\n")
+    write_atomic(path, text + b"\n", sync=True)
 
 
 def _sweep_leftovers(root: DataRoot) -> list[Problem]:
@@ -228,17 +227,13 @@ def _sweep_leftovers(root: DataRoot) -> list[Problem]:
 
 @contextmanager
 def _only_one(root: DataRoot) -> Iterator[None]:
-    """Keep a second clean-up of the same root out: a scheduler and a cron job may meet."""
-    root.system_dir.mkdir(exist_ok=True)
-    fd = os.open(root.system_dir / ".retention.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Exclude a second clean-up of the same root: a scheduler and a cron job may overlap."""
     try:
-        try:
-            flock(fd, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise RetentionError(f"another clean-up of {root} is running") from None
+        held = lock(root.system_dir / ".retention.lock", timeout=0)
+    except TimeoutError:
+        raise RetentionError(f"another clean-up of {root} is running; wait until it is done") from None
+    with held:
         yield
-    finally:
-        os.close(fd)
 
 
 _HOUR = 3_600_000_000_000
@@ -452,14 +447,14 @@ def _remove_part(root: DataRoot, step: Step) -> None:
             "kept. Bring the summary back, or delete the part yourself"
         )
     remove_part(step.path)
-    sync_folder(str(step.path.parent))
+    sync_folder(step.path.parent)
 
 
 def _remove_market_file(step: Step) -> None:
     if file_state(step.path) != step.state:
         raise RetentionError("this file was written meanwhile; it is kept until the next clean-up")
     step.path.unlink()
-    sync_folder(str(step.path.parent))
+    sync_folder(step.path.parent)
 
 
 _MINUTE = 60_000_000_000

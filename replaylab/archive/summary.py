@@ -7,7 +7,6 @@ sources add up, and one whose file is still there (the clean-up died between the
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
@@ -29,12 +28,11 @@ from replaylab.frames.files import Fingerprint, ReplacedError, begins_with
 from replaylab.frames.jsonl import Loaded
 from replaylab.frames.logs import open_log, until_whole
 from replaylab.frames.schema import TIMESTAMP
-from replaylab.logging import write_atomic
+from replaylab.fsio import write_atomic
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, now_ns
 
 SCORE_BINS = 20
-_HASH_CHUNK = 1 << 20
 _log = logging.getLogger("replaylab.archive")
 
 
@@ -199,16 +197,6 @@ class Tally:
         )
 
 
-def sha256_of(fd: int, size: int) -> str:
-    """Return the SHA-256 of the first ``size`` bytes of an open file."""
-    digest = hashlib.sha256()
-    place = 0
-    while place < size and (data := os.pread(fd, min(_HASH_CHUNK, size - place), place)):
-        digest.update(data)
-        place += len(data)
-    return digest.hexdigest()
-
-
 def merge(parts: Iterable[SymbolSummary]) -> SymbolSummary:
     """Return several summaries of one symbol as one."""
     total = SymbolSummary()
@@ -252,7 +240,7 @@ def merge_symbols(
 
 
 def _write(path: Path, summary: Summary) -> None:
-    write_atomic(path, msgspec.json.encode(summary) + b"\n")
+    write_atomic(path, msgspec.json.encode(summary) + b"\n", sync=True)
     if read_summary(path) != summary:
         raise ValueError(f"{path}: the summary on disk is not what was written")
 
