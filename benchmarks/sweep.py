@@ -32,7 +32,7 @@ from sweep_loops import full_loop, simple_loop
 from replaylab import TradingParams
 from replaylab.sweep import make_grid, pack, sweep, warm_up
 from replaylab.sweep.figures import figures
-from replaylab.sweep.running import run_rows
+from replaylab.sweep.run import run_rows
 
 SECOND = 1_000_000_000
 OFF = {"tp1_fraction": 0.0, "break_even_offset_pct": None}

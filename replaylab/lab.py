@@ -269,6 +269,7 @@ class Lab:
         """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options."""
         from replaylab.sweep import sweep
 
+        options.setdefault("cache_dir", self.config.cache_path)
         return sweep(self.session(session), grid, params or self.config.trading, give=self._give, **options)
 
     def backtest(
@@ -280,6 +281,7 @@ class Lab:
         """Run one combination: ``.trades``, ``.figures``, ``.equity``."""
         from replaylab.sweep import backtest
 
+        options.setdefault("cache_dir", self.config.cache_path)
         return backtest(self.session(session), params or self.config.trading, give=self._give, **options)
 
     def what_if(self, session: AnySession, params: TradingParams, **options: Any) -> WhatIf:

@@ -238,7 +238,7 @@ def trading_params() -> st.SearchStrategy[TradingParams]:
         tp1_pct=pick([0.0, 0.1, 0.2, 0.3, 0.5, 1.0]),
         tp1_fraction=pick([0.0, 0.25, 0.5, 0.5, 1.0]),
         tp2_pct=pick([0.0, 0.2, 0.5, 1.0, 2.0]),
-        sl_pct=pick([0.0, 0.1, 0.3, 0.5, 1.0, 120.0]),
+        sl_pct=pick([0.0, 0.1, 0.3, 0.5, 1.0, 99.0]),
         break_even_offset_pct=pick([None, 0.0, 0.05, 0.1, 0.6]),
         trailing_activation_pct=pick([None, None, 0.0, 0.1, 0.3]),
         trailing_distance_pct=pick([0.0, 0.05, 0.1, 0.2, 0.5, 110.0]),

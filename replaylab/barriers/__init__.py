@@ -12,6 +12,28 @@
 count), ``ends`` the first that may not (such as the position where the time is up).
 """
 
-from replaylab.barriers.index import BlockIndex, first_at_or_above, first_at_or_below
+from replaylab.barriers.index import (
+    BRANCH,
+    SHIFT,
+    BlockIndex,
+    build_levels,
+    first_at_or_above,
+    first_at_or_below,
+    first_ge,
+    first_le,
+    range_max,
+    range_min,
+)
 
-__all__ = ["BlockIndex", "first_at_or_above", "first_at_or_below"]
+__all__ = [
+    "BRANCH",
+    "SHIFT",
+    "BlockIndex",
+    "build_levels",
+    "first_at_or_above",
+    "first_at_or_below",
+    "first_ge",
+    "first_le",
+    "range_max",
+    "range_min",
+]

@@ -1,4 +1,4 @@
-"""First touch of a level without looking at every price: a tree of block minima and maxima.
+"""First touch of a level without reading every price: a tree of block minima and maxima.
 
 ::
 
@@ -20,6 +20,8 @@ import numpy.typing as npt
 from replaylab.compiled import compiled, inlined
 
 __all__ = [
+    "BRANCH",
+    "SHIFT",
     "BlockIndex",
     "build_levels",
     "first_at_or_above",

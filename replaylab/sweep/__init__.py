@@ -13,8 +13,8 @@ from replaylab.sweep.engine import backtest, sweep
 from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.rescoring import Rescored, rescored, sweep_scoring
 from replaylab.sweep.result import Backtest, SweepResult
+from replaylab.sweep.run import warm_up
 from replaylab.sweep.tape import Tape, pack
-from replaylab.sweep.warm import warm_up
 
 __all__ = [
     "Backtest",

@@ -13,14 +13,11 @@ from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
-from replaylab.sweep.distributed import reference, run_on
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import make_grid
 from replaylab.sweep.result import Backtest, SweepResult
-from replaylab.sweep.running import parts, run_rows
-from replaylab.sweep.tape import PriceSource, SessionLike
-from replaylab.sweep.tapecache import open_tape, tape_of
-from replaylab.sweep.trades import trades_of
+from replaylab.sweep.run import parts, run_on, run_rows, trades_of
+from replaylab.sweep.tape import PriceSource, SessionLike, open_tape
 
 __all__ = ["backtest", "sweep"]
 
@@ -41,6 +38,7 @@ def sweep(
     method: str = "auto",
     threads: int | None = None,
     table_memory: float = 1e9,
+    cache_dir: str | os.PathLike[str] | None = None,
     give: Callable[[pl.DataFrame], Any] = _same,
 ) -> SweepResult:
     """Run every combination of ``grid`` over a session and return their figures.
@@ -50,8 +48,9 @@ def sweep(
     ``grid``: what ``make_grid`` takes. ``params``: the parameters that are no axis. ``price_source``: see ``pack``.
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on threads here. ``method``: "auto", or "tables", "index", "loop" (same
-    results, other speed; see ``docs/sweep.md``). ``threads`` defaults to the machine's cores. ``table_memory``: bytes
-    that first-touch tables may take. ``scoring`` (ScoringParams, or a model with ``predict``) makes the scores anew
+    results, other speed; see ``docs/sweep.md``). ``cache_dir``: keeps packed sessions (see ``open_tape``). ``threads``
+    defaults to the machine's cores. ``table_memory``: bytes that first-touch tables may take.
+    ``scoring`` (ScoringParams, or a model with ``predict``) makes the scores anew
     from the market data; an axis ``scoring.<field>`` does so with each of its values: see ``sweep_scoring``, which such
     a grid is handed to. Raises SweepError.
     """
@@ -65,6 +64,7 @@ def sweep(
             "executor": executor,
             "threads": threads,
             "table_memory": table_memory,
+            "cache_dir": cache_dir,
             "give": give,
         }
         return sweep_scoring(
@@ -79,13 +79,12 @@ def sweep(
         raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
     in_session = getattr(session, "in_session", _same)
     combinations = make_grid(grid, base)
-    tape, place = open_tape(session, price_source)
-    ref = reference(tape, place, session, price_source) if executor is not None else None
+    tape, ref = open_tape(session, price_source, cache_dir)
     frames, used = [], set()
     with tqdm(total=combinations.rows, unit="comb", unit_scale=True, disable=not progress) as bar:
         for start, stop in parts(combinations.rows):
             part = combinations.part(start, stop)
-            if executor is not None and ref is not None:
+            if executor is not None:
                 raw, how = run_on(executor, tape, ref, part, base, method, table_memory, bar.update)
             else:
                 raw, how = run_rows(
@@ -119,6 +118,7 @@ def backtest(
     params: TradingParams | None = None,
     price_source: PriceSource = "auto",
     *,
+    cache_dir: str | os.PathLike[str] | None = None,
     give: Callable[[pl.DataFrame], Any] = _same,
 ) -> Backtest:
     """Run one combination: ``.trades``, ``.figures`` (as in a sweep's frame) and ``.equity``.
@@ -126,7 +126,7 @@ def backtest(
     ``equity`` has a row per closed trade: its exit's ``timestamp`` and the realised PnL up to and including it.
     """
     base = TradingParams.of(params, "params")
-    trades, numbers = trades_of(tape_of(session, price_source), base)
+    trades, numbers = trades_of(open_tape(session, price_source, cache_dir)[0], base)
     equity = trades.select(
         timestamp=pl.col("exit_time"), equity=pl.Series(np.cumsum(trades["realized_pnl"].to_numpy()))
     )

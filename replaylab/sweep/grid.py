@@ -23,12 +23,12 @@ import polars as pl
 
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
-from replaylab.sweep.rows import Rows
-from replaylab.sweep.rules import PARAMS
+from replaylab.sweep.fills import PARAMS
 
-__all__ = ["Grid", "make_grid", "sample"]
+__all__ = ["Grid", "Rows", "make_grid", "sample"]
 
 Array = npt.NDArray[Any]
+Codes = tuple[Array, int]
 FIELDS = TradingParams.__struct_fields__
 DECLARED = {declared.name: declared for declared in TradingParams.declarations()}
 _WHOLE = [name for name in FIELDS if DECLARED[name].kind == "whole"]
@@ -39,6 +39,32 @@ _DTYPES = {
     "choice": pl.String,
     "number": pl.Float64,
 }
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``params``: a PARAMS row per combination. ``codes``: for each column that varies, (code per row, how many)."""
+
+    params: Array
+    codes: dict[str, Codes]
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def part(self, chosen: slice | Array) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.params[chosen], {name: (code[chosen], n) for name, (code, n) in self.codes.items()})
+
+    def number(self, *columns: str | Codes) -> Codes:
+        """Return codes of the distinct combinations of some columns (or of earlier codes), and how many there are."""
+        code, total = np.zeros(len(self.params), dtype=np.int64), 1
+        for column in columns:
+            if isinstance(column, str) and column not in self.codes:
+                continue
+            more, count = self.codes[column] if isinstance(column, str) else column
+            if count > 1:
+                code, total = _dense(code * count + more, total * count)
+        return code, total
 
 
 @dataclass(frozen=True)
@@ -85,15 +111,13 @@ class Grid:
         for name in FIELDS:
             values = self.axes.get(name, [getattr(base, name)])
             column, numbers = _numbers(name, values)
-            if column not in packed.dtype.names:
-                continue
             if len(values) == 1:
                 packed[column] = numbers[0]
             else:
                 packed[column] = numbers[self.codes[name]]
                 codes[column] = (self.codes[name], len(values))
         rows = Rows(packed, codes)
-        codes["filter"] = rows.number("allow_long", "allow_short", "regime_set")
+        codes["filter"] = rows.number("allow_long", "allow_short", "allowed_regimes_set")
         packed["filter"] = codes["filter"][0]
         return rows
 
@@ -102,7 +126,7 @@ def _numbers(name: str, values: Sequence[Any]) -> tuple[str, Array]:
     """The PARAMS column of a field and its values in that form."""
     declared = DECLARED[name]
     if name == "allowed_regimes":
-        return "regime_set", np.array([-1 if value is None else k for k, value in enumerate(values)])
+        return declared.column, np.array([-1 if value is None else k for k, value in enumerate(values)])
     if name == "slippage_bps":
         # Every market fill is a print fill.
         values = [1.0 if value is None else value for value in values]
@@ -267,3 +291,13 @@ def _without_contradictions(
     return Grid(
         axes, {name: code[kept] for name, code in codes.items()}, len(kept), {"tp2_pct < tp1_pct": count}
     )
+
+
+def _dense(code: Array, total: int) -> Codes:
+    """Codes without gaps; by flags where that is cheaper than sorting."""
+    if total > 4 * len(code) + 65_536:
+        values, inverse = np.unique(code, return_inverse=True)
+        return inverse, len(values)
+    used = np.zeros(total, dtype=bool)
+    used[code] = True
+    return (np.cumsum(used) - 1)[code], int(used.sum())

@@ -1,6 +1,6 @@
-"""A session packed into arrays: what every combination of a sweep reads, decoded once.
+"""A session packed into arrays, which every combination of a sweep reads, and their memory-mapped cache.
 
->>> tape = pack(session)                                                                     # doctest: +SKIP
+>>> tape = open_tape(session, cache_dir=lab.config.cache_path)                                # doctest: +SKIP
 >>> tape.symbols, len(tape.price)                                                            # doctest: +SKIP
 (('BTCUSDT',), 199020)
 
@@ -10,27 +10,56 @@ What does not depend on the parameters is settled here: which events make a pric
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from replaylab.errors import SweepError, did_you_mean
+from replaylab.barriers import build_levels
+from replaylab.compiled import compiled
+from replaylab.errors import SweepError
 from replaylab.features import InitialState, book_mids, regime_names, risk_flags, scores, trade_columns
-from replaylab.sweep.lookup import Lookup, build_lookup
+from replaylab.trading import resolve_prices
 
-__all__ = ["FORCE", "KINDS", "PRICE", "SCORE", "SessionLike", "Tape", "TapeArrays", "pack"]
+__all__ = [
+    "FORCE",
+    "KINDS",
+    "PRICE",
+    "SCORE",
+    "TICK",
+    "PriceSource",
+    "SessionLike",
+    "Tape",
+    "TapeArrays",
+    "TapeRef",
+    "open_tape",
+    "pack",
+    "read_tape",
+]
 
 Array = npt.NDArray[Any]
 PriceSource = str | Mapping[str, str]
-SOURCES = ("trade", "book", "score")
 # Kinds of ``Tape.order``: its entries are ``symbol · KINDS + kind``. A price part comes before the score of its event.
 PRICE, SCORE, FORCE = 0, 1, 2
 KINDS = 3
+# Counts changes of what is packed.
+_FORMAT = 2
+# A cached tape that was not used for this long is deleted.
+_KEPT_S = 30 * 86_400
+_log = logging.getLogger("replaylab.sweep")
 
 
 class SessionLike(Protocol):
@@ -69,6 +98,11 @@ class Tape:
     order: Array
     unusable: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Packed, mapped or unpickled: kernels are compiled for one type, and nothing writes into a tape.
+        for array in self.arrays():
+            array.setflags(write=False)
+
     @property
     def span(self) -> tuple[int, int] | None:
         """Times of the first and the last price or score in nanoseconds; None without any."""
@@ -82,7 +116,7 @@ class Tape:
 
     @cached_property
     def lookup(self) -> Lookup:
-        """Block minima and maxima and the like: built when first asked for."""
+        """What the chain kernel reads of a tape in addition: built at the first use."""
         return build_lookup(self.arrays())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,6 +147,97 @@ class TapeArrays(NamedTuple):
     order: Array
 
 
+@dataclass(frozen=True)
+class TapeRef:
+    """Names a tape: ``key`` is the digest of what it was packed from, ``path`` the file that holds it, if any."""
+
+    key: str
+    path: Path | None = None
+
+
+def open_tape(
+    session: SessionLike | pl.DataFrame,
+    price_source: PriceSource = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Tape, TapeRef | None]:
+    """Return the tape of a session and the reference of its file, None where there is no file.
+
+    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.arrow`` into memory
+    as long as the digest of its events, its initial state and the price source are the same. An events frame is packed
+    at every call, as everything is with ``cache_dir=None``. Raises what ``pack`` raises.
+    """
+    path, digest = getattr(session, "path", None), getattr(session, "digest", None)
+    if cache_dir is None or not isinstance(digest, str) or not isinstance(path, (str, os.PathLike)):
+        return pack(session, price_source), None
+    source = price_source if isinstance(price_source, str) else sorted(price_source.items())
+    about = [_FORMAT, digest, source, getattr(session, "initial_state", None)]
+    key = hashlib.sha256(msgspec.json.encode(about, order="sorted")).hexdigest()
+    # One file for each session and price source: a session that changed replaces its own.
+    name = hashlib.sha256(repr((os.fspath(path), source)).encode()).hexdigest()[:20]
+    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.arrow")
+    tape = read_tape(ref)
+    if tape is None:
+        tape = pack(session, price_source)
+        try:
+            _write(ref, tape)
+        except OSError as error:
+            _log.info("%s: the packed session cannot be cached: %s", ref.path, error)
+            return tape, None
+    return tape, ref
+
+
+def read_tape(ref: TapeRef) -> Tape | None:
+    """Return the tape of a reference, mapped into memory; None if its file is missing, damaged or of another key."""
+    if ref.path is None:
+        return None
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(os.fspath(ref.path))).get_batch(0)
+        header = msgspec.json.decode(batch.schema.metadata[b"tape"])
+        if header["key"] != ref.key:
+            return None
+        arrays = {
+            name: batch.column(name).values.to_numpy(zero_copy_only=True) for name in TapeArrays._fields
+        }
+        os.utime(ref.path)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, msgspec.DecodeError):
+        return None
+    return Tape(
+        symbols=tuple(header["symbols"]),
+        regimes=tuple(header["regimes"]),
+        sources=tuple(header["sources"]),
+        n_events=header["n_events"],
+        unusable=header["unusable"],
+        **arrays,
+    )
+
+
+def _write(ref: TapeRef, tape: Tape) -> None:
+    """Write a tape as an Arrow IPC file of one row, a list column per array; no reader sees a part of it."""
+    assert ref.path is not None
+    names = ("symbols", "regimes", "sources", "n_events", "unusable")
+    header = {"key": ref.key, **{name: getattr(tape, name) for name in names}}
+    columns = {
+        name: pa.LargeListArray.from_arrays(pa.array([0, len(array)], pa.int64()), pa.array(array))
+        for name, array in tape.arrays()._asdict().items()
+    }
+    batch = pa.record_batch(columns).replace_schema_metadata({"tape": msgspec.json.encode(header)})
+    folder = ref.path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.arrow"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _KEPT_S:
+                old.unlink()
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tape-")
+    os.close(handle)
+    try:
+        with pa.OSFile(temporary, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        Path(temporary).replace(ref.path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 def pack(
     session: SessionLike | pl.DataFrame,
     price_source: PriceSource = "auto",
@@ -120,63 +245,64 @@ def pack(
 ) -> Tape:
     """Return the tape of a session or of an events frame (``timestamp, type, symbol, payload``).
 
-    ``price_source``: "trade", "book", "score", "auto" (the first of these that has usable prices), or a mapping of
-    symbols to these. ``initial_state`` defaults to the session's. Symbols without scores are left out. Raises
-    SweepError for a symbol that has scores but no prices, and for an unknown source or symbol in ``price_source``.
+    ``price_source``: see ``trading.resolve_prices``. ``initial_state`` defaults to the session's. Symbols without
+    scores are left out. Raises PriceError for a symbol that has scores but no prices and for an unknown source or
+    symbol in ``price_source``, SessionError for a malformed initial state, SweepError for a session that is too long.
     """
-    events = session if isinstance(session, pl.DataFrame) else session.events
     if initial_state is None:
         initial_state = getattr(session, "initial_state", None)
-    return _Packing(events, price_source, initial_state or {}).tape()
+    return _Packing(session, price_source, initial_state).tape()
 
 
 class _Packing:
     def __init__(
-        self, events: pl.DataFrame, price_source: PriceSource, initial_state: Mapping[str, Any]
+        self, session: SessionLike | pl.DataFrame, price_source: PriceSource, initial_state: Any
     ) -> None:
+        events = session if isinstance(session, pl.DataFrame) else session.events
         if events.height >= 2**31:
             raise SweepError(f"a session of {events.height:,} events is too long: the limit is 2^31")
         self.initial = InitialState.read(initial_state)
+        self.prices = resolve_prices(session, price_source, initial_state=initial_state)
         self.n_events = events.height
         self.ts = events["timestamp"].dt.timestamp("ns").to_numpy()
         self.payload = events["payload"]
-        names = sorted(set(events["symbol"].unique().drop_nulls().to_list()))
-        self.names = names
-        self.symbol = _codes(events["symbol"], names)
+        self.names = sorted(set(events["symbol"].unique().drop_nulls().to_list()) - {""})
+        self.symbol = _codes(events["symbol"], self.names)
         kinds = ["MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE"]
         kind = _codes(events["type"], kinds)
-        # Only a RISK_UPDATE may be for every symbol.
         named = self.symbol >= 0
-        self.rows = {name: np.flatnonzero((kind == k) & named) for k, name in enumerate(kinds[:4])}
-        self.rows["RISK_UPDATE"] = np.flatnonzero(kind == 4)
-        self.unusable = {name: int(((kind == k) & ~named).sum()) for k, name in enumerate(kinds[:4])}
-        self.wish = _wishes(price_source, names)
+        self.rows = {name: np.flatnonzero((kind == k) & named) for k, name in enumerate(kinds)}
+        self.unusable = {name: int(((kind == k) & ~named).sum()) for k, name in enumerate(kinds)}
+        # Only a RISK_UPDATE may be for every symbol.
+        everyone = (kind == 4) & events["symbol"].is_null().to_numpy()
+        self.rows["RISK_UPDATE"] = np.flatnonzero((kind == 4) & named | everyone)
+        self.unusable["RISK_UPDATE"] -= int(everyone.sum())
 
-    def texts(self, rows: Array) -> list[str]:
-        texts: list[str] = self.payload.gather(rows).to_list()
-        return texts
+    def payloads(self, rows: Array) -> list[str]:
+        found: list[str] = self.payload.gather(rows).to_list()
+        return found
 
     def tape(self) -> Tape:
         rows = self.rows["SCORING_UPDATE"]
-        score, score_price = scores(self.texts(rows))
+        score, score_price = scores(self.payloads(rows))
         usable = np.isfinite(score)
         self._count("SCORING_UPDATE", int((~usable & ~(score_price > 0)).sum()))
         scored_symbols = set(np.unique(self.symbol[rows[usable]]).tolist())
         kept = [s for s in range(len(self.names)) if s in scored_symbols]
-        prices = self._prices(kept, rows, score_price)
-        self._refuse_missing(kept, prices)
+        self.prices.require(self.names[s] for s in kept)
+        prices = [self._prices(s, rows, score_price) for s in kept]
         score_rows, score = rows[usable], score[usable]
         by_symbol = [np.flatnonzero(self.symbol[score_rows] == s) for s in kept]
         regimes, regime = self._regimes(kept, [score_rows[part] for part in by_symbol])
         blocked, force = self._risk(kept, [score_rows[part] for part in by_symbol])
-        price_rows = [prices[s][1] for s in kept]
+        price_rows = [found[0] for found in prices]
         score_parts = [score_rows[part] for part in by_symbol]
         return Tape(
             symbols=tuple(self.names[s] for s in kept),
             regimes=tuple(regimes),
-            sources=tuple(prices[s][0] for s in kept),
+            sources=tuple(self.prices.sources[self.names[s]] for s in kept),
             n_events=self.n_events,
-            price=_join([prices[s][2] for s in kept], np.float64),
+            price=_join([found[1] for found in prices], np.float64),
             price_ts=_join([self.ts[part] for part in price_rows], np.int64),
             price_index=_join(price_rows, np.int32),
             price_from=_starts(price_rows),
@@ -196,58 +322,28 @@ class _Packing:
     def _count(self, kind: str, count: int) -> None:
         self.unusable[kind] = self.unusable.get(kind, 0) + count
 
-    def _prices(
-        self, kept: list[int], score_rows: Array, score_price: Array
-    ) -> dict[int, tuple[str, Array, Array]]:
-        """Per symbol: source, event rows, prices."""
-        wanted = {self.names[s] for s in kept}
-        found: dict[int, tuple[str, Array, Array]] = {}
-        trade_rows = self._rows_of("MARKET_TRADE", wanted, ("trade", "auto"))
-        trades = trade_columns(self.texts(trade_rows))
-        trade_price, off_market = trades.price, trades.off_market
-        good = trade_price > 0
-        self._count("MARKET_TRADE", int((~good).sum()))
-        good &= ~off_market
-        for s in kept:
-            wish = self.wish[self.names[s]]
-            if wish in ("trade", "auto"):
-                mine = good & (self.symbol[trade_rows] == s)
-                found[s] = ("trade", trade_rows[mine], trade_price[mine])
-                if wish == "trade" or mine.any():
-                    continue
-            if wish in ("book", "auto"):
-                rows = self.rows["MARKET_BOOK"]
-                rows = rows[self.symbol[rows] == s]
-                mid, bad = book_mids(self.texts(rows), self.initial.of(self.names[s]).order_book())
-                self._count("MARKET_BOOK", bad)
-                has = mid > 0
-                found[s] = ("book", rows[has], mid[has])
-                if wish == "book" or has.any():
-                    continue
-            mine = (score_price > 0) & (self.symbol[score_rows] == s)
-            found[s] = ("score", score_rows[mine], score_price[mine])
-        return found
-
-    def _rows_of(self, kind: str, names: set[str], wishes: tuple[str, ...]) -> Array:
-        """Rows of a kind, of the symbols that need it: a capture's books are not decoded for nothing."""
+    def _prices(self, s: int, score_rows: Array, score_price: Array) -> tuple[Array, Array]:
+        """Event rows and prices of a symbol."""
+        source = self.prices.sources[self.names[s]]
+        if source == "score":
+            good = (score_price > 0) & (self.symbol[score_rows] == s)
+            return score_rows[good], score_price[good]
+        kind = {"trade": "MARKET_TRADE", "book": "MARKET_BOOK"}[source]
         rows = self.rows[kind]
-        needed = np.array([name in names and self.wish[name] in wishes for name in self.names], dtype=bool)
-        return rows[needed[self.symbol[rows]]] if len(rows) else rows
-
-    def _refuse_missing(self, kept: list[int], prices: dict[int, tuple[str, Array, Array]]) -> None:
-        missing = [self.names[s] for s in kept if not len(prices[s][1])]
-        if missing:
-            wish = {self.wish[name] for name in missing}
-            source = f" from {', '.join(sorted(wish))}" if wish != {"auto"} else ""
-            raise SweepError(
-                f"no prices{source} in this session for {', '.join(missing)}: a sweep needs them. Build the session "
-                'with include_types that hold "MARKET_TRADE" or "MARKET_BOOK", or log SCORING_UPDATEs with a price '
-                "and use price_source='score'."
-            )
+        rows = rows[self.symbol[rows] == s]
+        if source == "book":
+            price, bad = book_mids(self.payloads(rows), self.initial.of(self.names[s]).order_book())
+            self._count(kind, bad)
+        else:
+            trades = trade_columns(self.payloads(rows))
+            self._count(kind, int((~(trades.price > 0)).sum()))
+            price = np.where(trades.off_market, np.nan, trades.price)
+        good = price > 0
+        return rows[good], price[good]
 
     def _regimes(self, kept: list[int], score_rows: list[Array]) -> tuple[list[str], list[Array]]:
         rows = self.rows["REGIME_UPDATE"]
-        names = regime_names(self.texts(rows))
+        names = regime_names(self.payloads(rows))
         self._count("REGIME_UPDATE", sum(name is None for name in names))
         start = [self.initial.of(self.names[s]).regime for s in kept]
         regimes = sorted({name for name in (*names, *start) if name is not None})
@@ -264,7 +360,7 @@ class _Packing:
 
     def _risk(self, kept: list[int], score_rows: list[Array]) -> tuple[list[Array], list[Array]]:
         rows = self.rows["RISK_UPDATE"]
-        blocked, force, bad = risk_flags(self.texts(rows))
+        blocked, force, bad = risk_flags(self.payloads(rows))
         self._count("RISK_UPDATE", bad)
         blocked_parts, force_parts = [], []
         for s, at in zip(kept, score_rows, strict=True):
@@ -282,29 +378,6 @@ def _codes(column: pl.Series, names: list[str]) -> Array:
         names, list(range(len(names))), default=-1, return_dtype=pl.Int32
     )
     return codes.fill_null(-1).to_numpy()
-
-
-def _wishes(price_source: PriceSource, names: list[str]) -> dict[str, str]:
-    if isinstance(price_source, str):
-        chosen = dict.fromkeys(names, price_source)
-    elif not isinstance(price_source, Mapping):
-        raise SweepError(
-            f"price_source: expected auto, trade, book, score, or a mapping of symbols to these; found {price_source!r}"
-        )
-    else:
-        chosen = {**dict.fromkeys(names, "auto"), **price_source}
-        for name in price_source:
-            if name not in names:
-                raise SweepError(
-                    f"price_source names {name!r}, which is not in this session.{did_you_mean(name, names)}"
-                )
-    for source in {*chosen.values(), *([price_source] if isinstance(price_source, str) else [])}:
-        if source not in (*SOURCES, "auto"):
-            raise SweepError(
-                f"price_source: expected auto, trade, book or score, found {source!r}."
-                f"{did_you_mean(str(source), SOURCES)}"
-            )
-    return chosen
 
 
 def _last_before(at: Array, rows: Array, values: Array, start: int) -> Array:
@@ -333,3 +406,71 @@ def _merge(price_rows: list[Array], score_rows: list[Array], force_rows: list[Ar
     # Stable, and the parts come as PRICE, SCORE, FORCE: ties of one event stay in that order.
     order: Array = _join(codes, np.int32)[np.argsort(rows, kind="stable")]
     return order
+
+
+# What a chain reads of one price event, together: one trip to memory. ``next_score``: the first score at or after it.
+TICK = np.dtype([("price", "f8"), ("ts", "i8"), ("index", "i4"), ("next_score", "i4")], align=True)
+
+
+class Lookup(NamedTuple):
+    """Price events in one piece, block maxima and minima of prices and scores, and per score the price after it."""
+
+    ticks: Array
+    score_after: Array
+    price_high: Array
+    price_low: Array
+    price_offsets: Array
+    score_high: Array
+    score_low: Array
+    score_offsets: Array
+
+
+def build_lookup(tape: TapeArrays) -> Lookup:
+    """Return the lookup of a tape's arrays."""
+    ticks = np.empty(len(tape.price), dtype=TICK)
+    after = np.empty(len(tape.score), dtype=np.int32)
+    _follow(
+        tape.price,
+        tape.price_ts,
+        tape.price_index,
+        tape.price_from,
+        tape.score_index,
+        tape.score_from,
+        ticks,
+        after,
+    )
+    return Lookup(ticks, after, *build_levels(tape.price), *build_levels(tape.score))
+
+
+@compiled
+def _follow(
+    price: Any,
+    price_ts: Any,
+    price_index: Any,
+    price_from: Any,
+    score_index: Any,
+    score_from: Any,
+    ticks: Any,
+    after: Any,
+) -> None:
+    """One walk along prices and scores of each symbol."""
+    for k in range(len(price_from) - 1):
+        c = score_from[k]
+        last = score_from[k + 1]
+        end = price_from[k + 1]
+        waiting = c
+        for x in range(price_from[k], end):
+            index = price_index[x]
+            while c < last and score_index[c] < index:
+                c += 1
+            # A score at a price event's own index comes after that price.
+            while waiting < c:
+                after[waiting] = x
+                waiting += 1
+            ticks[x].price = price[x]
+            ticks[x].ts = price_ts[x]
+            ticks[x].index = index
+            ticks[x].next_score = c
+        while waiting < last:
+            after[waiting] = end
+            waiting += 1

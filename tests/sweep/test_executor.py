@@ -15,10 +15,9 @@ import pytest
 
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
-from replaylab.sweep import distributed, sweep
-from replaylab.sweep.distributed import reference, run_on
+from replaylab.sweep import run, sweep
 from replaylab.sweep.grid import make_grid
-from replaylab.sweep.running import run_rows
+from replaylab.sweep.run import run_on, run_rows
 from replaylab.sweep.tape import pack
 from tests.strategies import make_session
 
@@ -49,7 +48,6 @@ class Counting(Executor):
     """Runs tasks at once, in a worker that forgets its tapes when told to, and counts shipped tapes."""
 
     def __init__(self) -> None:
-        self._max_workers = 1
         self.shipped = 0
         self.tasks = 0
 
@@ -62,7 +60,7 @@ class Counting(Executor):
 
 
 def test_a_worker_is_sent_the_tape_once() -> None:
-    distributed._tapes.clear()
+    run._tapes.clear()
     session = make_session(11, 2000, 2)
     executor = Counting()
     sweep(session, GRID, progress=False, executor=executor)
@@ -84,7 +82,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing() -> None:
         for _ in range(2):
             executor.submit(time.sleep, 1)
         with pytest.warns(RuntimeWarning, match="a worker was lost"):
-            found, _ = run_on(executor, tape, reference(tape, None, None, "auto"), grid, base)
+            found, _ = run_on(executor, tape, None, grid, base)
     assert np.array_equal(found, expected)
 
 

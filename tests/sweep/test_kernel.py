@@ -16,10 +16,8 @@ from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
-from replaylab.sweep.kernel_pairs import suits_pairs
-from replaylab.sweep.running import run_rows
+from replaylab.sweep.run import run_rows, trades_of
 from replaylab.sweep.tape import Tape, pack
-from replaylab.sweep.trades import trades_of
 from tests.strategies import RandomSession, make_session, sessions, trading_params
 
 METHODS = ("loop", "index", "tables")
@@ -74,10 +72,8 @@ def test_a_product_shares_tables_without_mixing_them_up(seed: int) -> None:
 @pytest.mark.parametrize("latency_ms", [0, 200])
 @pytest.mark.parametrize("cooldown_s", [0, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_targets_and_stops_have_a_kernel_of_their_own(
-    seed: int, cooldown_s: float, latency_ms: float
-) -> None:
-    """One symbol, no forced exits: the short kernel runs, on two threads that fill the same tables."""
+def test_targets_and_stops_alone(seed: int, cooldown_s: float, latency_ms: float) -> None:
+    """One symbol, no forced exits, on two threads that fill the same tables."""
     session = make_session(seed, 4000, 1)
     session.raw = [event for event in session.raw if event[1] != "RISK_UPDATE"]
     tape = pack(session)
@@ -93,7 +89,6 @@ def test_targets_and_stops_have_a_kernel_of_their_own(
         base,
     )
 
-    assert suits_pairs(tape, grid.pack(base).params)
     loop = run_rows(tape, grid, base, "loop")[0]
     assert loop[:, 0].sum() > 1000
     for threads in (1, 2):
@@ -193,5 +188,5 @@ def test_processes_that_start_on_a_cold_cache_compile_once(tmp_path: Path) -> No
     folders = {process.communicate(timeout=280)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(folders) == 1
-    for kernel in ("run_chain", "run_loop", "run_pairs"):
+    for kernel in ("run_chain", "run_loop"):
         assert len(list(Path(next(iter(folders))).rglob(f"*.{kernel}-*.nbc"))) == 1

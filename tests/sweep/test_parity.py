@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 
 from replaylab.params import TradingParams
-from replaylab.sweep.rules import REASONS
+from replaylab.sweep.fills import REASONS
+from replaylab.sweep.run import trades_of
 from replaylab.sweep.tape import pack
-from replaylab.sweep.trades import trades_of
 from replaylab.trading import TradingSystem, resolve_prices
 from tests import oracle
 from tests.strategies import RandomSession, make_session, sessions, trading_params

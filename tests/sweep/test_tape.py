@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from replaylab.errors import SweepError
+from replaylab.errors import PriceError
 from replaylab.sweep import pack, sweep
-from replaylab.sweep.tapecache import open_tape, tape_of
+from replaylab.sweep.model_loop import run_loop
+from replaylab.sweep.tape import open_tape
 from tests import oracle
 from tests.strategies import RandomSession, make_session
 
@@ -67,70 +68,81 @@ def test_a_payload_that_is_not_an_object_is_unusable() -> None:
 
 
 def test_a_symbol_without_prices_is_refused_with_what_to_include() -> None:
-    with pytest.raises(SweepError, match=r"for A.*MARKET_TRADE.*MARKET_BOOK"):
+    with pytest.raises(PriceError, match=r"for A.*MARKET_TRADE.*MARKET_BOOK"):
         pack(session_of(SCORE))
-    with pytest.raises(SweepError, match=r"no prices from book"):
+    with pytest.raises(PriceError, match=r"no prices from source book"):
         pack(session_of(("MARKET_TRADE", "A", {"price": 1.0}), SCORE), "book")
 
 
 def test_an_unknown_price_source_or_symbol_is_refused() -> None:
     session = session_of(("MARKET_TRADE", "AAA", {"price": 1.0}))
-    with pytest.raises(SweepError, match="Did you mean 'trade'"):
+    with pytest.raises(PriceError, match="Did you mean 'trade'"):
         pack(session, "trades")
-    with pytest.raises(SweepError, match="Did you mean 'AAA'"):
+    with pytest.raises(PriceError, match="Did you mean 'AAA'"):
         pack(session, {"AAB": "trade"})
 
 
 def test_the_second_opening_maps_the_first_ones_file(tmp_path: Path) -> None:
-    """Same arrays, not packed again: the events are not even looked at."""
+    """Same arrays, without packing: the events are not read."""
     session = make_session(5, 400, 2)
-    stored = Stored(session.events, tmp_path, "digest", session.initial_state)
-    first, place = open_tape(stored)
-    assert place is not None
-    assert place.parent == tmp_path
+    stored = Stored(session.events, tmp_path / "session", "digest", session.initial_state)
+    first, ref = open_tape(stored, cache_dir=tmp_path)
+    assert ref is not None
+    assert ref.path is not None
+    assert ref.path.parent == tmp_path / "tapes"
     stored.events = None  # type: ignore[assignment]
-    second, _ = open_tape(stored)
+    second, _ = open_tape(stored, cache_dir=tmp_path)
     for name, left, right in zip(first.arrays()._fields, first.arrays(), second.arrays(), strict=True):
         assert left.dtype == right.dtype, name
         assert np.array_equal(left, right), name
     assert (first.symbols, first.regimes, first.sources) == (second.symbols, second.regimes, second.sources)
 
 
-def test_another_digest_or_initial_state_is_packed_anew(tmp_path: Path) -> None:
+def test_another_digest_or_initial_state_is_packed_again(tmp_path: Path) -> None:
+    """The new tape replaces the old one's file."""
+
+    def opened(*about: Any) -> Any:
+        return open_tape(Stored(about[0].events, tmp_path / "session", *about[1:]), cache_dir=tmp_path)[0]
+
     one, two = make_session(5, 400, 2), make_session(6, 300, 2)
-    tape_of(Stored(one.events, tmp_path, "one"))
-    assert tape_of(Stored(two.events, tmp_path, "two")).n_events == two.events.height
+    opened(one, "one")
+    assert opened(two, "two").n_events == two.events.height
     blocked = {"symbols": {"AAA": {"tradingBlocked": True}}}
-    again = tape_of(Stored(two.events, tmp_path, "two", blocked))
-    assert again.score_blocked.sum() > tape_of(Stored(two.events, tmp_path, "two")).score_blocked.sum()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert opened(two, "two", blocked).score_blocked.sum() > opened(two, "two").score_blocked.sum()
+    assert len(list((tmp_path / "tapes").iterdir())) == 1
 
 
-def test_a_torn_cache_file_is_packed_anew(tmp_path: Path) -> None:
+def test_a_torn_cache_file_is_packed_again(tmp_path: Path) -> None:
+    """At whatever length it is cut off."""
     session = make_session(5, 400, 2)
-    stored = Stored(session.events, tmp_path, "digest")
-    tape, place = open_tape(stored)
-    assert place is not None
-    for cut in (0, 10, 30, 400, place.stat().st_size // 2):
-        place.write_bytes(place.read_bytes()[:cut])
-        assert np.array_equal(tape_of(stored).price, tape.price)
+    stored = Stored(session.events, tmp_path / "session", "digest")
+    tape, ref = open_tape(stored, cache_dir=tmp_path)
+    assert ref is not None
+    assert ref.path is not None
+    for cut in (0, 10, 30, 400, ref.path.stat().st_size // 2):
+        ref.path.write_bytes(ref.path.read_bytes()[:cut])
+        assert np.array_equal(open_tape(stored, cache_dir=tmp_path)[0].price, tape.price)
 
 
-def test_a_session_that_cannot_be_written_beside_uses_the_cache_folder(tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    """The sweep runs on the packed tape."""
     session = make_session(5, 400, 2)
     file = tmp_path / "no-folder"
     file.write_text("")
-    _, place = open_tape(Stored(session.events, file, "elsewhere"))
-    assert place is not None
-    assert place.parent.name == "tapes"
+    tape, ref = open_tape(Stored(session.events, tmp_path, "digest"), cache_dir=file)
+    assert ref is None
+    assert tape.n_events == session.events.height
 
 
 def test_a_mapped_tape_sweeps_like_a_packed_one(tmp_path: Path) -> None:
+    """A tape on disk and one in memory have the same types: nothing is compiled twice."""
     session = make_session(9, 3000, 2)
-    stored = Stored(session.events, tmp_path, "digest", session.initial_state)
+    stored = Stored(session.events, tmp_path / "session", "digest", session.initial_state)
     grid = {"sl_pct": [0.1, 0.3], "tp2_pct": [0.3, 0.5]}
-    first = sweep(stored, grid, progress=False).frame
-    second = sweep(stored, grid, progress=False).frame
+    first = sweep(stored, grid, progress=False, cache_dir=tmp_path).frame
+    compiled = len(run_loop.signatures)
+    second = sweep(stored, grid, progress=False, cache_dir=tmp_path).frame
+    assert len(run_loop.signatures) == compiled
     assert first.equals(second)
     assert first["n_trades"].sum() > 10
 
@@ -138,7 +150,7 @@ def test_a_mapped_tape_sweeps_like_a_packed_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [None, 5, ["book"]])
 def test_a_price_source_that_is_none_is_refused(wrong: Any) -> None:
     events = session_of(SCORE, ("MARKET_TRADE", "A", {"price": 1.0})).events
-    with pytest.raises(SweepError, match="price_source: expected auto, trade, book, score"):
+    with pytest.raises(PriceError, match='price_source: expected "auto"'):
         pack(events, wrong)
 
 

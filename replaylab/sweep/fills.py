@@ -1,6 +1,6 @@
-"""Parameters as one structured array, the account's figures as one row of numbers, and the model's formulas compiled.
+"""The model's arithmetic compiled: packed parameters, formulas, and the sums that closed trades add to.
 
-Both kernels (``kernel_loop``, ``kernel_chain``) read parameters and book trades through this module alone, so that
+Both kernels (``model_loop``, ``model_chain``) read parameters and count trades through this module alone, so that
 their results can only differ in which trades they find; the parity tests show that they find the same.
 """
 
@@ -11,40 +11,15 @@ from typing import Any
 import numpy as np
 
 from replaylab.compiled import inlined
+from replaylab.params import TradingParams
 from replaylab.trading import formulas
 
-__all__ = ["PARAMS", "RAW", "REASONS", "book_trade"]
+__all__ = ["PARAMS", "RAW", "REASONS", "add_trade"]
 
-# NaN or −1: the rule is off. Times in whole nanoseconds. ``regime_set``: a row of the table of allowed regimes.
+# The packed parameters. ``allowed_regimes_set``: a row of the table of allowed regimes. ``filter``: a number for each
+# distinct combination of directions and regimes.
 PARAMS = np.dtype(
-    [
-        ("entry_threshold", "f8"),
-        ("exit_threshold", "f8"),
-        ("tp1_pct", "f8"),
-        ("tp1_fraction", "f8"),
-        ("tp2_pct", "f8"),
-        ("sl_pct", "f8"),
-        ("break_even_offset_pct", "f8"),
-        ("trailing_activation_pct", "f8"),
-        ("trailing_distance_pct", "f8"),
-        ("notional_usd", "f8"),
-        ("risk_per_trade_usd", "f8"),
-        ("leverage", "f8"),
-        ("max_daily_loss_usd", "f8"),
-        ("taker_fee_bps", "f8"),
-        ("maker_fee_bps", "f8"),
-        ("slippage_bps", "f8"),
-        ("cooldown_ns", "i8"),
-        ("max_hold_ns", "i8"),
-        ("latency_ns", "i8"),
-        ("max_open_positions", "i8"),
-        ("max_trades_per_day", "i8"),
-        ("allow_long", "i4"),
-        ("allow_short", "i4"),
-        ("regime_set", "i4"),
-        ("filter", "i4"),
-    ],
-    align=True,
+    [(d.column, d.packed_type) for d in TradingParams.declarations()] + [("filter", "i4")], align=True
 )
 
 REASONS = (
@@ -60,7 +35,7 @@ REASONS = (
 )
 STOP_LOSS, BREAK_EVEN, TRAILING, TP1, TP2, TIMEOUT, SCORE_EXIT, RISK_EXIT, SESSION_END = range(9)
 
-# Columns of a row of raw figures; ``figures.py`` turns them into those of a result frame.
+# Columns of a row of raw sums, from which the metrics of a result frame are computed.
 RAW = 22
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
 BY_REASON = 13
@@ -96,8 +71,8 @@ def entry_qty(p: Any, entry: Any) -> Any:
 
 
 @inlined
-def book_trade(raw: Any, gross: Any, fees: Any, duration_ns: Any, reason: Any) -> None:
-    """Add a closed trade to a row of raw figures; trades come in the order of their exits."""
+def add_trade(raw: Any, gross: Any, fees: Any, duration_ns: Any, reason: Any) -> None:
+    """Add a closed trade to a row of raw sums; trades come in the order of their exits."""
     pnl = realized_pnl(gross, fees)
     if raw[N] == 0.0:
         raw[FIRST] = pnl

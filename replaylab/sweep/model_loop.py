@@ -1,6 +1,6 @@
 """The model as a plain loop over every event: the obvious compiled form, and the one that records trades.
 
-``kernel_chain`` gives the same figures without looking at every event; tests force both.
+``model_chain`` gives the same sums without reading every event; tests force both.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from replaylab.compiled import compiled, inlined
-from replaylab.sweep import rules
-from replaylab.sweep.rules import book_trade, entry_qty
+from replaylab.sweep import fills
+from replaylab.sweep.fills import add_trade, entry_qty
 from replaylab.sweep.tape import KINDS, PRICE, SCORE
 from replaylab.timestamps import NS_PER_DAY
 
@@ -93,7 +93,7 @@ def realise(account: Any, p: Any, ts: Any, pnl: Any) -> None:
         account.pnl = 0.0
         account.lost = 0
     account.pnl += pnl
-    if rules.daily_loss_reached(account.pnl, p.max_daily_loss_usd):
+    if fills.daily_loss_reached(account.pnl, p.max_daily_loss_usd):
         account.lost = 1
 
 
@@ -124,18 +124,18 @@ def entry_decided(account: Any, ts: Any) -> None:
 def _trail(s: Any, p: Any, price: Any) -> None:
     s.best = max(s.best, price) if s.direction > 0.0 else min(s.best, price)
     # NaN (off) compares false.
-    if rules.trailing_active(s.best, s.entry, s.direction, p.trailing_activation_pct):
-        stop = rules.trailing_price(s.best, s.direction, p.trailing_distance_pct)
-        if rules.tightens(stop, s.stop, s.direction):
+    if fills.trailing_active(s.best, s.entry, s.direction, p.trailing_activation_pct):
+        stop = fills.trailing_price(s.best, s.direction, p.trailing_distance_pct)
+        if fills.tightens(stop, s.stop, s.direction):
             s.stop = stop
-            s.stop_reason = rules.TRAILING
+            s.stop_reason = fills.TRAILING
 
 
 @inlined
 def _fill_entry(s: Any, p: Any, index: Any, ts: Any, price: Any) -> Any:
     """Open the position; returns the PnL that this realises: the fee."""
     direction = s.direction
-    entry = rules.entry_price(price, direction, p.slippage_bps)
+    entry = fills.entry_price(price, direction, p.slippage_bps)
     s.phase = OPEN
     s.entry_index = index
     s.entry_ts = ts
@@ -143,11 +143,11 @@ def _fill_entry(s: Any, p: Any, index: Any, ts: Any, price: Any) -> Any:
     s.qty = entry_qty(p, entry)
     s.left = s.qty
     s.gross = 0.0
-    s.fees = rules.fee(entry, s.qty, p.taker_fee_bps)
-    s.stop = rules.stop_price(entry, direction, p.sl_pct)
-    s.stop_reason = rules.STOP_LOSS
-    s.tp1 = rules.target_price(entry, direction, p.tp1_pct)
-    s.tp2 = rules.target_price(entry, direction, p.tp2_pct)
+    s.fees = fills.fee(entry, s.qty, p.taker_fee_bps)
+    s.stop = fills.stop_price(entry, direction, p.sl_pct)
+    s.stop_reason = fills.STOP_LOSS
+    s.tp1 = fills.target_price(entry, direction, p.tp1_pct)
+    s.tp2 = fills.target_price(entry, direction, p.tp2_pct)
     s.tp1_filled = 0
     s.best = price
     s.high = price
@@ -160,11 +160,11 @@ def _fill_entry(s: Any, p: Any, index: Any, ts: Any, price: Any) -> Any:
 @inlined
 def _fill_exit(s: Any, price: Any, bps: Any) -> Any:
     """Close what is left; returns the PnL that this realises."""
-    gross = rules.gross_pnl(price, s.entry, s.left, s.direction)
-    cost = rules.fee(price, s.left, bps)
+    gross = fills.gross_pnl(price, s.entry, s.left, s.direction)
+    cost = fills.fee(price, s.left, bps)
     s.gross += gross
     s.fees += cost
-    return rules.realized_pnl(gross, cost)
+    return fills.realized_pnl(gross, cost)
 
 
 @inlined
@@ -180,7 +180,7 @@ def _record(
     raw: Any,
     trades: Any,
 ) -> None:
-    book_trade(raw, s.gross, s.fees, ts - s.entry_ts, reason)
+    add_trade(raw, s.gross, s.fees, ts - s.entry_ts, reason)
     if len(trades) == 0:
         return
     t = trades[account.trades]
@@ -193,15 +193,15 @@ def _record(
     t.exit_ts = ts
     t.entry_price = s.entry
     t.close_price = price
-    if s.tp1_filled == 1 and reason != rules.TP1:
-        part = rules.tp1_qty(s.qty, p.tp1_fraction)
-        t.close_price = rules.weighted_price(s.tp1, part, price, s.left)
+    if s.tp1_filled == 1 and reason != fills.TP1:
+        part = fills.tp1_qty(s.qty, p.tp1_fraction)
+        t.close_price = fills.weighted_price(s.tp1, part, price, s.left)
     t.qty = s.qty
     t.fees = s.fees
-    t.realized_pnl = rules.realized_pnl(s.gross, s.fees)
+    t.realized_pnl = fills.realized_pnl(s.gross, s.fees)
     best, worst = (s.high, s.low) if s.direction > 0.0 else (s.low, s.high)
-    t.mfe = max(rules.excursion(best, s.entry, s.qty, s.direction), 0.0)
-    t.mae = min(rules.excursion(worst, s.entry, s.qty, s.direction), 0.0)
+    t.mfe = max(fills.excursion(best, s.entry, s.qty, s.direction), 0.0)
+    t.mae = min(fills.excursion(worst, s.entry, s.qty, s.direction), 0.0)
     t.reason = reason
     t.tp1_filled = s.tp1_filled
 
@@ -215,36 +215,36 @@ def _manage(
     s.high = max(s.high, price)
     s.low = min(s.low, price)
     reason = -1
-    fill = rules.market_exit_price(price, direction, p.slippage_bps)
+    fill = fills.market_exit_price(price, direction, p.slippage_bps)
     bps = p.taker_fee_bps
-    if rules.stop_hit(price, s.stop, direction):
+    if fills.stop_hit(price, s.stop, direction):
         reason = s.stop_reason
     else:
-        if p.tp1_fraction > 0.0 and s.tp1_filled == 0 and rules.target_hit(price, s.tp1, direction):
-            part = rules.tp1_qty(s.qty, p.tp1_fraction)
-            gross = rules.gross_pnl(s.tp1, s.entry, part, direction)
-            cost = rules.fee(s.tp1, part, p.maker_fee_bps)
+        if p.tp1_fraction > 0.0 and s.tp1_filled == 0 and fills.target_hit(price, s.tp1, direction):
+            part = fills.tp1_qty(s.qty, p.tp1_fraction)
+            gross = fills.gross_pnl(s.tp1, s.entry, part, direction)
+            cost = fills.fee(s.tp1, part, p.maker_fee_bps)
             s.tp1_filled = 1
-            s.left = rules.remaining_qty(s.qty, part)
+            s.left = fills.remaining_qty(s.qty, part)
             s.gross += gross
             s.fees += cost
-            realise(account, p, ts, rules.realized_pnl(gross, cost))
+            realise(account, p, ts, fills.realized_pnl(gross, cost))
             if p.tp1_fraction == 1.0:
-                _record(s, p, symbol, index, ts, s.tp1, rules.TP1, account, raw, trades)
+                _record(s, p, symbol, index, ts, s.tp1, fills.TP1, account, raw, trades)
                 s.phase = FLAT
                 s.cooldown_end = ts + p.cooldown_ns
                 account.open -= 1
                 return
-            stop = rules.break_even_price(s.entry, direction, p.break_even_offset_pct)
-            if rules.tightens(stop, s.stop, direction):
+            stop = fills.break_even_price(s.entry, direction, p.break_even_offset_pct)
+            if fills.tightens(stop, s.stop, direction):
                 s.stop = stop
-                s.stop_reason = rules.BREAK_EVEN
-        if rules.target_hit(price, s.tp2, direction):
-            reason = rules.TP2
+                s.stop_reason = fills.BREAK_EVEN
+        if fills.target_hit(price, s.tp2, direction):
+            reason = fills.TP2
             fill = s.tp2
             bps = p.maker_fee_bps
         elif p.max_hold_ns >= 0 and ts - s.entry_ts >= p.max_hold_ns:
-            reason = rules.TIMEOUT
+            reason = fills.TIMEOUT
         elif s.exit_reason >= 0 and ts >= s.exit_due:
             reason = s.exit_reason
     if reason < 0:
@@ -261,7 +261,7 @@ def _manage(
 def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any:
     """Run every row of ``params``; figures into the rows of ``raw``, trades of the last row into ``trades``.
 
-    ``tape`` is a ``TapeArrays``, ``allowed`` a table [regime_set, regime + 1] (column 0: no regime yet). ``trades`` is
+    ``tape`` is a ``TapeArrays``, ``allowed`` a table [regime set, regime + 1] (column 0: no regime yet). ``trades`` is
     a TRADE array that holds all trades, or empty to record none. Returns the number of trades recorded.
     """
     n_symbols = len(tape.price_from) - 1
@@ -300,10 +300,10 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
                     realise(account, p, ts, _fill_entry(s, p, tape.price_index[x], ts, price))
                 if s.phase == OPEN and x == tape.price_from[k + 1] - 1:
                     # Nothing of this symbol can happen any more. No limit sees this close.
-                    fill = rules.market_exit_price(price, s.direction, p.slippage_bps)
+                    fill = fills.market_exit_price(price, s.direction, p.slippage_bps)
                     _fill_exit(s, fill, p.taker_fee_bps)
                     _record(
-                        s, p, k, tape.price_index[x], ts, fill, rules.SESSION_END, account, figures, trades
+                        s, p, k, tape.price_index[x], ts, fill, fills.SESSION_END, account, figures, trades
                     )
                     s.phase = OVER
             elif kind == SCORE:
@@ -318,16 +318,18 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
                         and s.exit_reason < 0
                         and tape.score_index[x] > s.entry_index
                     ):
-                        s.exit_reason = rules.SCORE_EXIT
+                        s.exit_reason = fills.SCORE_EXIT
                         s.exit_due = ts + p.latency_ns
                 elif (
                     s.phase == FLAT
                     and abs(score) >= p.entry_threshold
                     and score != 0.0
                     and ts >= s.cooldown_end
-                    and (p.allow_long if score > 0.0 else p.allow_short) == 1
+                    and (p.allow_long if score > 0.0 else p.allow_short)
                     and tape.score_blocked[x] == 0
-                    and (p.regime_set < 0 or allowed[p.regime_set, tape.score_regime[x] + 1])
+                    and (
+                        p.allowed_regimes_set < 0 or allowed[p.allowed_regimes_set, tape.score_regime[x] + 1]
+                    )
                     and not refused(account, p, ts)
                 ):
                     entry_decided(account, ts)
@@ -338,6 +340,6 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
                 x = s.at_force
                 s.at_force += 1
                 if s.phase == OPEN and s.exit_reason < 0:
-                    s.exit_reason = rules.RISK_EXIT
+                    s.exit_reason = fills.RISK_EXIT
                     s.exit_due = tape.force_ts[x] + p.latency_ns
     return account.trades

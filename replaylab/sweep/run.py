@@ -1,0 +1,381 @@
+"""Run the rows of a grid: method, memory, threads, the workers of an executor, and compilation ahead of time.
+
+On other processes and machines, through any ``concurrent.futures.Executor``, a task carries its rows of the grid, not
+the tape: a worker opens the tape's file if it can; else it answers that it has none, and gets it with its next task,
+once. A row's results depend on nothing but tape and parameters, so a task that is lost with its worker is run again in
+this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from replaylab.compiled import one_at_a_time, was_compiled
+from replaylab.errors import SweepError, did_you_mean
+from replaylab.params import TradingParams
+from replaylab.sweep.figures import figures
+from replaylab.sweep.fills import RAW, REASONS, N
+from replaylab.sweep.grid import Grid, Rows
+from replaylab.sweep.model_chain import Numbered, Plan, number_tables, prepare, run_chain
+from replaylab.sweep.model_loop import TRADE, run_loop
+from replaylab.sweep.tape import Tape, TapeArrays, TapeRef, read_tape
+
+__all__ = ["METHODS", "parts", "run_on", "run_rows", "trades_of", "warm_up"]
+
+Array = npt.NDArray[Any]
+METHODS = ("auto", "tables", "index", "loop")
+# Rows that are packed, run and turned into figures together: bounds memory, far beyond what tables need to pay.
+PART = 131_072
+_log = logging.getLogger("replaylab.sweep")
+
+# Estimates for choosing, in ns per event (loop) or per trade and search; only their ratios matter, and only for time:
+# the results are the same.
+_EVENT_NS = 1.5
+_TRADE_NS = 60.0
+_SEARCH_NS = 120.0
+# Below this many combinations × events a loop is done before another kernel is loaded.
+_SMALL = 3e7
+_PILOTS = 8
+# Rows of one task: enough that tables pay, few enough that all workers have some.
+_MOST, _FEWEST, _TASKS = 16_384, 256, 64
+# Tapes that this process has, as a worker: the last few sessions.
+_tapes: dict[str, Tape] = {}
+
+
+def parts(rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of rows that are run together."""
+    for start in range(0, rows, PART):
+        yield start, min(start + PART, rows)
+
+
+def run_rows(
+    tape: Tape,
+    grid: Grid,
+    base: TradingParams,
+    method: str = "auto",
+    *,
+    threads: int = 1,
+    memory: float = 1e9,
+    done: Callable[[int], Any] = lambda rows: None,
+    say: Callable[[str], Any] = lambda text: None,
+) -> tuple[Array, str]:
+    """Return the raw figures of every row of a grid, and the method that was used.
+
+    ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the figures are the same to the
+    bit. ``memory``: bytes that first-touch tables may take. ``done`` is called with counts of finished rows, ``say``
+    with what is being waited for.
+    """
+    if method not in METHODS:
+        raise SweepError(
+            f"method: expected {', '.join(METHODS)}, found {method!r}.{did_you_mean(method, METHODS)}"
+        )
+    allowed = _allowed_table(tape, grid.regime_sets(base))
+    rows = grid.pack(base)
+    raw = np.zeros((len(rows), RAW))
+    numbered = number_tables(rows) if method in ("auto", "tables") else None
+    if method == "auto":
+        method = _choose(tape, allowed, rows, numbered, say)
+    if method == "loop":
+        _compile("the plain loop", run_loop, _warm_loop, say)
+        arrays, none, params = tape.arrays(), np.empty(0, dtype=TRADE), rows.params
+        _share(raw, threads, done, lambda a, b: run_loop(arrays, allowed, params[a:b], raw[a:b], none))
+        return raw, method
+    _compile("the sweep", run_chain, _warm_chain, say)
+    used = set()
+    for start, stop, tables in _fitting(tape, rows, numbered if method == "tables" else None, memory):
+        used.add("tables" if tables else "index")
+        some = rows.part(slice(start, stop))
+        plan, keys = prepare(tape, allowed, some, tables)
+        _share(raw[start:stop], threads, done, _Chain(plan, some.params, keys, raw[start:stop]))
+    return raw, "+".join(sorted(used, reverse=True))
+
+
+@dataclass(frozen=True)
+class _Chain:
+    plan: Plan
+    params: Array
+    keys: Array
+    raw: Array
+
+    def __call__(self, a: int, b: int) -> None:
+        run_chain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
+
+
+def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any]) -> None:
+    """Run ``work`` on ranges of rows, on threads; small ranges, because neighbours cost alike."""
+    step = max(1, min(512, len(raw) // (threads * 16)))
+    ranges = [(a, min(a + step, len(raw))) for a in range(0, len(raw), step)]
+    if threads == 1:
+        for a, b in ranges:
+            work(a, b)
+            done(b - a)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="sweep") as pool:
+        futures = [(pool.submit(work, a, b), b - a) for a, b in ranges]
+        try:
+            for future, rows in futures:
+                future.result()
+                done(rows)
+        except BaseException:
+            # An interrupt in a notebook ends the sweep now, not after all rows.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _choose(
+    tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None, say: Callable[[str], Any]
+) -> str:
+    """Estimate from a few rows how many trades a row has, and from that what each method costs."""
+    events = len(tape.order)
+    if events * len(rows) < _SMALL or numbered is None:
+        return "loop"
+    _compile("the sweep", run_chain, _warm_chain, say)
+    pilots = rows.part(np.linspace(0, len(rows) - 1, _PILOTS).astype(np.int64))
+    raw = np.zeros((len(pilots), RAW))
+    plan, keys = prepare(tape, allowed, pilots, None)
+    run_chain(plan, pilots.params, keys, raw)
+    trades = float(raw[:, N].mean())
+    params = pilots.params
+    searches = (
+        2.0 + (~np.isnan(params["trailing_activation_pct"])).mean() + (params["tp1_fraction"] > 0).mean()
+    )
+    # How many rows share a level: with none shared (random samples) a table is only a detour.
+    shared = len(rows) * (searches + 1.0) / max(1, numbered.rows)
+    loop = events * _EVENT_NS + trades * _TRADE_NS
+    index = trades * (_TRADE_NS + searches * _SEARCH_NS)
+    table = trades * (_TRADE_NS + searches * _SEARCH_NS / min(shared, 8.0)) if shared >= 2.0 else np.inf
+    cheapest = min(loop, index, table)
+    return "loop" if cheapest == loop else "tables" if cheapest == table else "index"
+
+
+def _fitting(
+    tape: Tape, rows: Rows, numbered: Numbered | None, memory: float
+) -> list[tuple[int, int, Numbered | None]]:
+    """Ranges of rows with tables that fit into memory; neighbours share levels, so halves need less."""
+    if numbered is None:
+        return [(0, len(rows), None)]
+    candidates = int(np.count_nonzero(np.abs(tape.score) >= rows.params["entry_threshold"].min()))
+    ranges: list[tuple[int, int, Numbered | None]] = []
+    waiting = [(0, len(rows), numbered)]
+    while waiting:
+        start, stop, tables = waiting.pop()
+        if tables.nbytes(candidates) <= memory:
+            ranges.append((start, stop, tables))
+        elif stop - start <= 256:
+            ranges.append((start, stop, None))
+        else:
+            middle = (start + stop) // 2
+            for a, b in ((middle, stop), (start, middle)):
+                waiting.append((a, b, number_tables(rows.part(slice(a, b)))))
+    return ranges
+
+
+def _compile(name: str, kernel: Any, warm: Callable[[], None], say: Callable[[str], Any]) -> None:
+    if was_compiled(kernel):
+        return
+    text = f"compiling {name} (once per installation, some ten seconds)"
+    _log.info(text)
+    say(text)
+    with one_at_a_time():
+        warm()
+    say("")
+
+
+def run_on(
+    executor: Executor,
+    tape: Tape,
+    ref: TapeRef | None,
+    grid: Grid,
+    base: TradingParams,
+    method: str = "auto",
+    memory: float = 1e9,
+    done: Callable[[int], Any] = lambda rows: None,
+) -> tuple[Array, str]:
+    """Return what ``run_rows`` returns, computed by the workers of ``executor``.
+
+    ``ref``: what ``open_tape`` returned with the tape; where there is no file, tasks name the tape by its contents.
+    """
+    named = ref or _by_contents(tape)
+    raw = np.zeros((grid.rows, RAW))
+    step = min(_MOST, max(_FEWEST, -(-grid.rows // _TASKS)))
+    todo = [(a, min(a + step, grid.rows)) for a in range(0, grid.rows, step)][::-1]
+    running: dict[Future[Any], tuple[int, int]] = {}
+    used: set[str] = set()
+    lost: list[BaseException] = []
+
+    def submit(rows: tuple[int, int], shipped: Tape | None) -> None:
+        part = grid.part(*rows)
+        running[executor.submit(_work, named, shipped, part, base, method, memory)] = rows
+
+    def here(rows: tuple[int, int], error: BaseException) -> None:
+        # An error of the sweep itself is raised by doing it again.
+        lost.append(error)
+        keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory))
+
+    def keep(rows: tuple[int, int], result: tuple[Array, str]) -> None:
+        raw[rows[0] : rows[1]] = result[0]
+        used.add(result[1])
+        done(rows[1] - rows[0])
+
+    # An executor does not say how many workers it has: tasks in flight double with each result. At first few answer
+    # that they lack the tape.
+    width = 1
+    try:
+        while todo or running:
+            while todo and len(running) < width and not lost:
+                rows = todo.pop()
+                try:
+                    submit(rows, None)
+                except Exception as error:  # a pool that is broken or shut down
+                    here(rows, error)
+            if not running:
+                # No worker is left.
+                while todo:
+                    rows = todo.pop()
+                    keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory))
+                break
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                rows = running.pop(future)
+                try:
+                    result = future.result()
+                    if result is None:
+                        submit(rows, tape)
+                    else:
+                        keep(rows, result)
+                        width *= 2
+                except Exception as error:  # a worker died, or the network did
+                    here(rows, error)
+    finally:
+        for future in running:
+            future.cancel()
+    if lost:
+        warnings.warn(
+            f"a worker was lost ({type(lost[0]).__name__}: {lost[0]}): its rows were run in this process",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return raw, "+".join(sorted(used))
+
+
+def _by_contents(tape: Tape) -> TapeRef:
+    digest = hashlib.sha256(repr((tape.symbols, tape.regimes, tape.sources)).encode())
+    for array in tape.arrays():
+        digest.update(np.ascontiguousarray(array).data)
+    return TapeRef(digest.hexdigest())
+
+
+def _work(
+    ref: TapeRef, shipped: Tape | None, grid: Grid, base: TradingParams, method: str, memory: float
+) -> tuple[Array, str] | None:
+    """Run some rows in a worker; None: this worker has no such tape."""
+    tape = _tapes.get(ref.key) or shipped or read_tape(ref)
+    if tape is None:
+        return None
+    if ref.key not in _tapes:
+        while len(_tapes) >= 4:
+            _tapes.pop(next(iter(_tapes)))
+        _tapes[ref.key] = tape
+    return run_rows(tape, grid, base, method, memory=memory)
+
+
+def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
+    """Return [regime set, regime + 1] → whether entries are allowed; column 0 is "no regime yet"."""
+    table = np.zeros((max(1, len(sets)), len(tape.regimes) + 1), dtype=np.bool_)
+    for k, names in enumerate(sets):
+        for name in names or ():
+            if name in tape.regimes:
+                table[k, tape.regimes.index(name) + 1] = True
+    return table
+
+
+def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return the trades of one parameter set, in order of their exits, and its figures."""
+    grid = Grid({}, {}, 1, {})
+    packed = grid.pack(params).params
+    allowed = _allowed_table(tape, grid.regime_sets(params))
+    raw = np.zeros((1, RAW))
+    # Every trade has a score that it came from, and a price that filled it.
+    recorded = np.zeros(min(len(tape.score), len(tape.price)) + 1, dtype=TRADE)
+    n = run_loop(tape.arrays(), allowed, packed, raw, recorded)
+    return _frame(tape, params, recorded[:n]), figures(raw).row(0, named=True)
+
+
+def _frame(tape: Tape, params: TradingParams, t: Any) -> pl.DataFrame:
+    utc = pl.Datetime("ns", "UTC")
+    sides = np.where(t["direction"] > 0, "LONG", "SHORT")
+    return pl.DataFrame(
+        {
+            "symbol": pl.Series([tape.symbols[k] for k in t["symbol"]], dtype=pl.String),
+            "side": pl.Series(sides.tolist(), dtype=pl.String),
+            "entry_index": t["entry_index"].astype(np.int64),
+            "exit_index": t["exit_index"].astype(np.int64),
+            "entry_time": pl.Series(np.ascontiguousarray(t["entry_ts"])).cast(utc),
+            "exit_time": pl.Series(np.ascontiguousarray(t["exit_ts"])).cast(utc),
+            "entry_price": np.ascontiguousarray(t["entry_price"]),
+            "close_price": np.ascontiguousarray(t["close_price"]),
+            "qty": np.ascontiguousarray(t["qty"]),
+            "leverage": pl.Series([params.leverage] * len(t), dtype=pl.Float64),
+            "reason": pl.Series([REASONS[k] for k in t["reason"]], dtype=pl.String),
+            "tp1_filled": t["tp1_filled"] == 1,
+            "fees": np.ascontiguousarray(t["fees"]),
+            "realized_pnl": np.ascontiguousarray(t["realized_pnl"]),
+            "mfe": np.ascontiguousarray(t["mfe"]),
+            "mae": np.ascontiguousarray(t["mae"]),
+            "duration_seconds": (t["exit_ts"] - t["entry_ts"]) / 1e9,
+        }
+    )
+
+
+def warm_up() -> None:
+    """Compile all kernels, or load them when that was done before: the first sweep then does not wait.
+
+    >>> warm_up()
+
+    Once per installation and version; some ten seconds. Processes that do it at the same time wait for each other.
+    """
+    with one_at_a_time():
+        _warm_loop()
+        _warm_chain()
+
+
+def _warm_loop() -> None:
+    trades_of(_tiny_tape(), TradingParams())
+
+
+def _warm_chain() -> None:
+    tape, params = _tiny_tape(), TradingParams()
+    rows = Grid({}, {}, 1, {}).pack(params)
+    plan, keys = prepare(tape, _allowed_table(tape, [None]), rows, number_tables(rows))
+    run_chain(plan, rows.params, keys, np.zeros((1, RAW)))
+
+
+def _tiny_tape() -> Tape:
+    i4, i8, f8 = np.int32, np.int64, np.float64
+    arrays = TapeArrays(
+        price=np.array([100.0, 101.0], f8),
+        price_ts=np.array([1, 3], i8),
+        price_index=np.array([0, 2], i4),
+        price_from=np.array([0, 2], i8),
+        score=np.array([1.0], f8),
+        score_ts=np.array([2], i8),
+        score_index=np.array([1], i4),
+        score_regime=np.array([-1], i4),
+        score_blocked=np.array([0], np.uint8),
+        score_from=np.array([0, 1], i8),
+        force_ts=np.empty(0, i8),
+        force_index=np.empty(0, i4),
+        force_from=np.array([0, 0], i8),
+        order=np.array([0, 1, 0], i4),
+    )
+    return Tape(("A",), (), ("trade",), 3, **arrays._asdict())
