@@ -3,11 +3,10 @@
 >>> from replaylab.sessions import SessionStore, build_replay_session
 """
 
-from replaylab.sessions.builder import build_replay_session
-from replaylab.sessions.market import market_rows
+from replaylab.sessions.build import build_replay_session, market_rows
 from replaylab.sessions.session import Session
+from replaylab.sessions.sources import load_books, load_tape
 from replaylab.sessions.store import SessionStore
-from replaylab.sessions.tapes import load_books, load_tape
 
 buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
 

@@ -12,8 +12,6 @@ from replaylab import frames, history
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, parse_ns
 
-__all__ = ["InitialState", "book_before", "initial_state", "recorded_params"]
-
 Book = dict[str, list[list[float]]]
 _POSITIONS = ("LONG", "SHORT")
 

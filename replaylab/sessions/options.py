@@ -1,22 +1,50 @@
-"""What a session is asked to hold: the range, the symbols and the types, checked before anything is read."""
+"""What a session is asked to contain: range, symbols, types; checked before anything is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from replaylab.errors import SessionError, TimeError
+from replaylab.errors import SessionError, TimeError, did_you_mean
 from replaylab.paths import safe_name
 from replaylab.timestamps import NS_PER_DAY, iso, to_ns
 
-__all__ = ["DEFAULT_TYPES", "BuildOptions", "TypeFilter", "generated_id", "moment_ns"]
-
-DEFAULT_TYPES = ("SCORING*", "REGIME*", "RISK*", "EXECUTION*", "MARKET_*")
+DEFAULT_TYPES = ("SCORING*", "REGIME*", "RISK*", "EXECUTION*", "MARKET_*", "FUNDING")
+# Types that repeat what other types say: a pattern takes them from this many letters before its star on.
+_LEAST_PREFIX = {"STATE_EVENT": 1, "SCORING_SNAPSHOT": 9, "REGIME_SNAPSHOT": 8}
 _NS_PER_SECOND = 1_000_000_000
 _SYMBOLS_IN_ID = 5
 _LONGEST_ID = 180
+# The specification's options object, and the arguments that its keys become.
+_OPTION_KEYS = {
+    "from": "start",
+    "to": "end",
+    "symbols": "symbols",
+    "includeTypes": "include_types",
+    "maxEvents": "max_events",
+    "sessionId": "session_id",
+    "notes": "notes",
+    "createdBy": "created_by",
+    "speedFactor": "speed_factor",
+    "ifExists": "if_exists",
+}
+
+
+def option_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``build_replay_session`` that an options object in camelCase stands for.
+
+    >>> option_arguments({"from": "2025-11-18T10:00Z", "includeTypes": ["SCORING_UPDATE"], "sessionId": None})
+    {'start': '2025-11-18T10:00Z', 'include_types': ['SCORING_UPDATE'], 'session_id': None}
+
+    Raises SessionError for an unknown key.
+    """
+    for key in options:
+        if key not in _OPTION_KEYS:
+            hint = did_you_mean(str(key), _OPTION_KEYS)
+            raise SessionError(f"unknown build option {key!r}; allowed are {', '.join(_OPTION_KEYS)}.{hint}")
+    return {_OPTION_KEYS[key]: value for key, value in options.items()}
 
 
 class TypeFilter:
@@ -25,8 +53,8 @@ class TypeFilter:
     >>> TypeFilter(["SCORING_UPDATE", "EXECUTION_*"]).wants("EXECUTION_ORDER")
     True
 
-    A trailing ``*`` matches a prefix. ``STATE_EVENT`` repeats what the other types say, so only a pattern that
-    names it (``STATE_EVENT``, ``STATE_*``) takes it, never a bare ``*`` and never the default.
+    A trailing ``*`` matches a prefix. ``STATE_EVENT`` and the snapshots of metrics repeat what other types say, so only
+    a pattern that names them takes them (``STATE_*``, ``SCORING_SNAPSHOT``), never ``*``, ``SCORING*`` or the default.
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -38,9 +66,8 @@ class TypeFilter:
         """Return whether events of this type are taken."""
         if event_type in self._exact:
             return True
-        prefixes = self._prefixes
-        if event_type == "STATE_EVENT":
-            prefixes = tuple(prefix for prefix in prefixes if prefix)
+        least = _LEAST_PREFIX.get(event_type, 0)
+        prefixes = tuple(prefix for prefix in self._prefixes if len(prefix) >= least)
         return bool(prefixes) and event_type.startswith(prefixes)
 
     def without_match(self, found: Iterable[str]) -> list[str]:
@@ -77,24 +104,11 @@ class BuildOptions:
                 f"the range is empty: it begins at {iso(start_ns)} and ends before {iso(end_ns)}; "
                 "start must be earlier than end"
             )
-        names = _texts(symbols, "symbols: expected a list of symbols")
+        names = _strings(symbols, "symbols: expected a list of symbols")
         if not names:
             raise SessionError("name at least one symbol to build a session of")
         for name in names:
             safe_name(name, "symbol")
-        types: tuple[str, ...] | None = None
-        if include_types is not None:
-            given = _texts(include_types, "include_types: expected a list of event types")
-            for kind in given:
-                if not isinstance(kind, str) or not kind or "*" in kind[:-1]:
-                    raise SessionError(
-                        f"include_types names event types such as SCORING_UPDATE or EXECUTION_*, found {kind!r}"
-                    )
-            if not given:
-                raise SessionError(
-                    "include_types is empty: name event types, or leave it out for all signals"
-                )
-            types = tuple(dict.fromkeys(given))
         if max_events is not None and (
             isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 0
         ):
@@ -105,7 +119,7 @@ class BuildOptions:
             start_text=_range_text(start, start_ns),
             end_text=_range_text(end, end_ns),
             symbols=tuple(dict.fromkeys(names)),
-            include_types=types,
+            include_types=None if include_types is None else _checked_types(include_types),
             max_events=max_events,
         )
 
@@ -114,7 +128,7 @@ class BuildOptions:
         return TypeFilter(DEFAULT_TYPES if self.include_types is None else self.include_types)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as ``meta.json`` holds them; equal options give equal dicts."""
+        """Return the options as ``meta.json`` stores them; equal options give equal dicts."""
         return {
             "from": iso(self.start),
             "to": iso(self.end),
@@ -136,30 +150,18 @@ def generated_id(options: BuildOptions) -> str:
     while parts < 3 and (start % unit or end % unit):
         unit //= 60
         parts += 1
-    same_day = start // NS_PER_DAY == end // NS_PER_DAY
-    first = _clock(start, parts)
-    last = _clock(end, parts)
-    day, next_day = iso(start)[:10], iso(end)[:10]
+    first, last = _clock(start, parts), _clock(end, parts)
     joint = "-" if parts == 1 else "_"
-    name = f"{day}T{first}{joint}" + (last if same_day else f"{next_day}T{last}")
+    if start // NS_PER_DAY != end // NS_PER_DAY:
+        last = f"{iso(end)[:10]}T{last}"
+    name = f"{iso(start)[:10]}T{first}{joint}{last}"
     shown = list(options.symbols[:_SYMBOLS_IN_ID])
     while True:
         left = len(options.symbols) - len(shown)
-        text = "-".join([name, *shown]) + (f"-and-{left}-more" if left else "")
-        if len(text.encode()) <= _LONGEST_ID or not shown:
-            return text
+        found = "-".join([name, *shown]) + (f"-and-{left}-more" if left else "")
+        if len(found.encode()) <= _LONGEST_ID or not shown:
+            return found
         shown.pop()
-
-
-def _texts(given: Any, expected: str) -> list[Any]:
-    if not isinstance(given, Iterable):
-        raise SessionError(f"{expected}, found {given!r}")
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _clock(ns: int, parts: int) -> str:
-    # Only the last of hours, minutes and seconds that matters is shown; finer differences end in -2, -3.
-    return "-".join(iso(ns)[11:19].split(":")[:parts])
 
 
 def moment_ns(value: str | datetime, name: str) -> int:
@@ -170,8 +172,31 @@ def moment_ns(value: str | datetime, name: str) -> int:
         raise TimeError(f"{name}: {error}") from None
 
 
+def _checked_types(include_types: str | Sequence[str]) -> tuple[str, ...]:
+    given = _strings(include_types, "include_types: expected a list of event types")
+    for kind in given:
+        if not isinstance(kind, str) or not kind or "*" in kind[:-1]:
+            raise SessionError(
+                f"include_types names event types such as SCORING_UPDATE or EXECUTION_*, found {kind!r}"
+            )
+    if not given:
+        raise SessionError("include_types is empty: name event types, or leave it out for all signals")
+    return tuple(dict.fromkeys(given))
+
+
+def _strings(given: Any, expected: str) -> list[Any]:
+    if not isinstance(given, Iterable):
+        raise SessionError(f"{expected}, found {given!r}")
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _clock(ns: int, parts: int) -> str:
+    # Only the last of hours, minutes and seconds that matters is shown; finer differences end in -2, -3.
+    return "-".join(iso(ns)[11:19].split(":")[:parts])
+
+
 def _range_text(value: Any, ns: int) -> str:
-    # A text that names its zone says exactly what was asked for, and stays as it was given.
+    # A string that names its zone says exactly what was asked for, and stays as given.
     if isinstance(value, str) and len(value) >= 20 and value.endswith("Z"):
         return value
     return iso(ns)

@@ -19,8 +19,6 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
 
-__all__ = ["Session"]
-
 
 class Session:
     """One session of a data root; files are read when first asked for.

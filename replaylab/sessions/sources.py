@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,7 @@ from replaylab.history.tapes import Kind
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, TradeLogRecord
 from replaylab.sessions.options import BuildOptions, TypeFilter
-from replaylab.sessions.rows import SOURCE_RANK, book_payloads, iso_texts, rows_frame, trade_payloads
-from replaylab.sessions.tapes import uncovered
-from replaylab.timestamps import NS_PER_DAY, iso, parse_ns
-
-__all__ = ["Source", "Sources", "in_day_logs", "known_symbols"]
+from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
 _HOUR = 3_600_000_000_000
 _HASH_CHUNK = 1 << 20
@@ -314,3 +311,250 @@ def _sha256(source: Source) -> str | None:
     except FileNotFoundError:
         return None
     return None if left else digest.hexdigest()
+
+
+ROW_SCHEMA: Mapping[str, pl.DataType] = {
+    "ts": pl.Int64(),  # ns since 1970
+    "rank": pl.Int8(),  # SOURCE_RANK of where it comes from
+    "symbol": pl.String(),
+    "seq": pl.Int64(),  # line or order within its source
+    "type": pl.String(),
+    "stamp": pl.String(),  # the timestamp's text
+    "payload": pl.String(),  # JSON
+}
+SORT_KEYS = ("ts", "rank", "symbol", "seq")
+# What causes comes before what it caused: prices, then signals, then orders, then the closed trade.
+SOURCE_RANK = {"book": 0, "trades": 1, "metrics": 2, "events": 3, "orders": 4, "trades_log": 5}
+
+
+def rows_frame(
+    ts: pl.Series,
+    rank: int,
+    symbol: str | pl.Series,
+    seq: pl.Series,
+    event_type: str | pl.Series,
+    payload: pl.Series,
+    stamp: pl.Series | None = None,
+) -> pl.DataFrame:
+    """Return a frame of ``ROW_SCHEMA``; scalars are repeated, a missing ``stamp`` is written from ``ts``."""
+    return pl.DataFrame({"ts": ts.cast(pl.Int64), "seq": seq.cast(pl.Int64), "payload": payload}).select(
+        "ts",
+        pl.lit(rank, pl.Int8).alias("rank"),
+        (pl.lit(symbol) if isinstance(symbol, str) else symbol).alias("symbol"),
+        "seq",
+        (pl.lit(event_type) if isinstance(event_type, str) else event_type).alias("type"),
+        (iso_texts(ts) if stamp is None else stamp).alias("stamp"),
+        "payload",
+    )
+
+
+def iso_texts(ts: pl.Series) -> pl.Series:
+    """Return the ISO texts of nanoseconds since 1970, the same as ``timestamps.iso`` gives one by one."""
+    ns = ts.cast(pl.Int64)
+    if len(ns) < 64:
+        return pl.Series("stamp", [iso(value) for value in ns.to_list()], dtype=pl.String)
+    moment = pl.col("ns").cast(pl.Datetime("ns"))
+    whole_ms, whole_us = pl.col("ns") % 1_000_000 == 0, pl.col("ns") % 1_000 == 0
+    frame = pl.DataFrame({"ns": ns})
+    if frame.select(whole_ms.all()).item():
+        text = moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+    else:
+        text = (
+            pl.when(whole_ms)
+            .then(moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.3fZ"))
+            .when(whole_us)
+            .then(moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ"))
+            .otherwise(moment.dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"))
+        )
+    return frame.select(text.alias("stamp")).to_series()
+
+
+def trade_payloads(frame: pl.DataFrame) -> pl.Series:
+    """Return MARKET_TRADE payloads of a frame with price, qty, side, trade_id and optionally off_market."""
+    texts = pl.DataFrame(
+        {
+            "price": _number_texts(frame["price"]),
+            "qty": _number_texts(frame["qty"]),
+            "side": _json_texts(frame["side"]),
+            "id": _json_texts(frame["trade_id"]),
+        }
+    )
+    end = pl.lit("}")
+    if "off_market" in frame.columns:
+        off = frame["off_market"].fill_null(False)
+        end = pl.when(off).then(pl.lit(',"offMarket":true}')).otherwise(pl.lit("}"))
+    parts = [
+        pl.lit('{"price":'),
+        pl.col("price"),
+        pl.lit(',"qty":'),
+        pl.col("qty"),
+        pl.lit(',"side":'),
+        pl.col("side"),
+        pl.lit(',"tradeId":'),
+        pl.col("id"),
+        end,
+    ]
+    return texts.select(pl.concat_str(parts).alias("payload")).to_series()
+
+
+def book_payloads(frame: pl.DataFrame) -> pl.Series:
+    """Return MARKET_BOOK payloads of a frame with bids and asks (pairs, or JSON text) and optionally kind."""
+    kinds = frame["kind"].to_list() if "kind" in frame.columns else ["snapshot"] * frame.height
+    bids, asks = (_level_texts(frame[side]) for side in ("bids", "asks"))
+    texts = [
+        f'{{"bids":{bid},"asks":{ask},"kind":"{kind}"}}'
+        for bid, ask, kind in zip(bids, asks, kinds, strict=True)
+    ]
+    return pl.Series("payload", texts, dtype=pl.String)
+
+
+def json_lines(rows: pl.DataFrame) -> bytes:
+    """Return the lines of ``events.jsonl`` for sorted rows, each with its newline."""
+    if rows.is_empty():
+        return b""
+    quoted = {kind: orjson.dumps(kind).decode() for kind in rows["type"].unique().to_list()}
+    lines = rows.select(
+        pl.concat_str(
+            [
+                pl.lit('{"timestamp":"'),
+                pl.col("stamp"),
+                pl.lit('","type":'),
+                pl.col("type").replace_strict(quoted, return_dtype=pl.String),
+                # A symbol was checked to be a safe file name: nothing in it needs escaping.
+                pl.lit(',"symbol":"'),
+                pl.col("symbol"),
+                pl.lit('","payload":'),
+                pl.col("payload"),
+                pl.lit("}\n"),
+            ]
+        )
+    ).to_series()
+    return "".join(lines.to_list()).encode()
+
+
+def _number_texts(values: pl.Series) -> pl.Series:
+    if values.is_empty():
+        return pl.Series([], dtype=pl.String)
+    data: Any = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    text = orjson.dumps(data.astype("float64", copy=True), option=orjson.OPT_SERIALIZE_NUMPY)
+    return pl.Series(text[1:-1].decode().split(","), dtype=pl.String)
+
+
+def _json_texts(values: pl.Series) -> pl.Series:
+    """Return each text as JSON; most hold nothing to escape, and need no encoder one by one."""
+    texts = values.cast(pl.String)
+    odd = texts.str.contains(r'["\\\x00-\x1f]').fill_null(False)
+    frame = pl.DataFrame({"text": texts})
+    plain = frame.select(
+        pl.when(pl.col("text").is_null())
+        .then(pl.lit("null"))
+        .otherwise(pl.concat_str([pl.lit('"'), pl.col("text"), pl.lit('"')]))
+    ).to_series()
+    if not odd.any():
+        return plain
+    return pl.Series(
+        [
+            orjson.dumps(text).decode() if strange else easy
+            for text, strange, easy in zip(texts.to_list(), odd.to_list(), plain.to_list(), strict=True)
+        ],
+        dtype=pl.String,
+    )
+
+
+def _level_texts(levels: pl.Series) -> list[str]:
+    if levels.dtype == pl.String:
+        return levels.to_list()
+    return [orjson.dumps(pairs).decode() for pairs in levels.to_list()]
+
+
+Moment = str | datetime | None
+_TAPE = {
+    "timestamp": pl.Datetime("ns", "UTC"),
+    "symbol": pl.String(),
+    "price": pl.Float64(),
+    "qty": pl.Float64(),
+    "side": pl.String(),
+    "trade_id": pl.String(),
+    "off_market": pl.Boolean(),
+}
+_BOOKS = {
+    "timestamp": pl.Datetime("ns", "UTC"),
+    "symbol": pl.String(),
+    "kind": pl.String(),
+    "bids": pl.List(pl.Array(pl.Float64, 2)),
+    "asks": pl.List(pl.Array(pl.Float64, 2)),
+}
+
+
+def load_tape(
+    root: DataRoot, symbols: Iterable[str] | None = None, start: Moment = None, end: Moment = None
+) -> frames.Loaded:
+    """Load trades: timestamp, symbol, price, qty, side, trade_id, off_market; sorted by time within each symbol."""
+    return _load(root, "trades", _TAPE, symbols, start, end)
+
+
+def load_books(
+    root: DataRoot, symbols: Iterable[str] | None = None, start: Moment = None, end: Moment = None
+) -> frames.Loaded:
+    """Load book snapshots and deltas: timestamp, symbol, kind, bids, asks ([price, qty] pairs)."""
+    return _load(root, "book", _BOOKS, symbols, start, end)
+
+
+def _load(
+    root: DataRoot,
+    kind: Kind,
+    schema: dict[str, pl.DataType],
+    symbols: Iterable[str] | None,
+    start: Moment,
+    end: Moment,
+) -> frames.Loaded:
+    folder = "trades" if kind == "trades" else "orderbook"
+    if symbols is None:
+        rolling_names = {file.stem for file in (root.path / folder).glob("*.json") if file.stem[:1] != "."}
+        names = sorted({*history.symbols(root, kind), *rolling_names})
+    else:
+        names = sorted(set(symbols))
+    scan = history.scan_trades if kind == "trades" else history.scan_book
+    read = frames.load_market_trades_json if kind == "trades" else frames.load_order_book_json
+    low, high = (None if moment is None else to_ns(moment) for moment in (start, end))
+    pieces, rejects = [pl.DataFrame(schema=schema)], []
+    lines = blank = rows = 0
+    for name in names:
+        tape = scan(root, name, low, high).collect()
+        rolling = read(root, [name], start, end)
+        lines, blank, rows = lines + rolling.lines, blank + rolling.blank, rows + rolling.rows
+        rejects.append(rolling.rejects)
+        extra = uncovered(root, kind, name, rolling.frame)
+        pieces.append(_shape(tape, name, schema))
+        pieces.append(_shape(_with_levels(extra) if kind == "book" else extra, name, schema))
+    frame = pl.concat(pieces).sort("symbol", "timestamp", maintain_order=True)
+    bad = pl.concat(rejects) if rejects else frames.Loaded(frame).rejects
+    return frames.Loaded(frame, bad, lines, blank, rows)
+
+
+def uncovered(root: DataRoot, kind: Kind, symbol: str, rolling: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of a rolling file that lie outside the time that imported history covers."""
+    span = history.coverage(root, kind, symbol)
+    if span is None or rolling.is_empty():
+        return rolling
+    time = pl.col("timestamp").dt.timestamp("ns")
+    return rolling.filter((time < span.first) | (time > span.last))
+
+
+def _shape(frame: pl.DataFrame, symbol: str, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+    missing = {
+        "symbol": pl.lit(symbol),
+        "off_market": pl.lit(False),
+        "kind": pl.lit("snapshot"),
+    }
+    added = [
+        expr.alias(name) for name, expr in missing.items() if name in schema and name not in frame.columns
+    ]
+    return frame.with_columns(added).select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+
+
+def _with_levels(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(
+        pl.Series(side, [orjson.loads(text) for text in frame[side].to_list()], dtype=_BOOKS[side])
+        for side in ("bids", "asks")
+    )

@@ -18,8 +18,6 @@ from replaylab.records import ReplayManifest, decode_record
 from replaylab.sessions.session import Session
 from replaylab.timestamps import iso, now_ns, parse_ns
 
-__all__ = ["HIDDEN", "SessionStore", "write_index"]
-
 # Folders that a build has not finished, or a deletion has begun, start with this; nobody lists them.
 HIDDEN = "."
 

@@ -397,7 +397,7 @@ def test_an_interrupted_build_leaves_nothing(root: Path, monkeypatch: pytest.Mon
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("replaylab.sessions.builder.json_lines", interrupt)
+    monkeypatch.setattr("replaylab.sessions.build.json_lines", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_replay_session(root, TEN, ELEVEN, "BTCUSDT")
     assert list((root / "replay" / "sessions").iterdir()) == []

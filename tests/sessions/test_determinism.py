@@ -19,7 +19,7 @@ from replaylab.history import write_book, write_trades
 from replaylab.importers.synthetic import generate_market
 from replaylab.paths import DataRoot
 from replaylab.sessions import SessionStore, build_replay_session, builder
-from replaylab.sessions.merge import RowSorter
+from replaylab.sessions.build import RowSorter
 from tests.sessions.logs import append, lines_of, log_events, order_record, state_event, trade_record
 
 TEN, ELEVEN = "2025-11-18T10:00:00Z", "2025-11-18T11:00:00Z"

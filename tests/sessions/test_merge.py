@@ -9,8 +9,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaylab.sessions.merge import RowSorter
-from replaylab.sessions.rows import ROW_SCHEMA, SORT_KEYS, iso_texts, json_lines
+from replaylab.sessions.build import RowSorter
+from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, iso_texts, json_lines
 from replaylab.timestamps import iso
 
 ROWS = st.lists(
