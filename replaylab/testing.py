@@ -20,7 +20,7 @@ from typing import Any, Self
 import orjson
 
 from replaylab.errors import SessionError, SessionExistsError
-from replaylab.logging.atomic import write_atomic
+from replaylab.fsio import write_atomic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayEvent, ReplayManifest, SourceDateRange, encode_record

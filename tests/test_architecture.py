@@ -61,7 +61,6 @@ PENDING_NAMES = {
     "logging",
     "records",
     "replay",
-    "sessions",
     "sweep",
 }
 PENDING_OPTIONS = {

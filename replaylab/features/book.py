@@ -50,11 +50,15 @@ class OrderBook:
         if kind != "delta":
             self.reset(bids, asks)
         else:
-            if bids:
-                _change(self._bid_prices, self._bid_qty, bids)
-            if asks:
-                _change(self._ask_prices, self._ask_qty, asks)
+            self.update(bids, asks)
         return True
+
+    def update(self, bids: Levels, asks: Levels) -> None:
+        """Apply checked levels as a delta: quantity 0 deletes a level."""
+        if bids:
+            _change(self._bid_prices, self._bid_qty, bids)
+        if asks:
+            _change(self._ask_prices, self._ask_qty, asks)
 
     def reset(self, bids: Levels, asks: Levels) -> None:
         """Replace both sides by checked levels."""
@@ -94,6 +98,10 @@ class OrderBook:
         for price in self._ask_prices[:levels]:
             ask += self._ask_qty[price]
         return bid, ask
+
+    def levels(self) -> tuple[Levels, Levels]:
+        """Return all levels of bids and of asks, best first."""
+        return self.top(max(len(self._bid_prices), len(self._ask_prices)))
 
     def visible(self) -> tuple[Levels, Levels]:
         """Return the levels that the trading model sees: the best VISIBLE_LEVELS of each side, best first."""

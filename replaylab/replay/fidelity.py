@@ -27,8 +27,7 @@ from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
 from replaylab.replay.feed import EventFeed
 from replaylab.replay.targets import check_inject_mode, price_sources
-from replaylab.sessions import Session, market_rows
-from replaylab.sessions.initial import initial_state
+from replaylab.sessions import Session, initial_state, market_rows
 from replaylab.timestamps import parse_ns
 from replaylab.trading import TradingSystem
 

@@ -17,8 +17,7 @@ from replaylab.errors import InterlockError, ReplayError
 from replaylab.logging import Logger
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.sessions import load_books, load_tape, market_rows
-from replaylab.sessions.initial import initial_state
+from replaylab.sessions import initial_state, load_books, load_tape, market_rows
 from replaylab.timestamps import iso, to_ns
 from replaylab.trading import TradingSystem
 

@@ -34,7 +34,7 @@ from replaylab.replay.follow import RunFollower
 from replaylab.replay.remote import RemoteReplay
 from replaylab.replay.status import publish_failure, read_status, stop_replay
 from replaylab.server.bodies import BuildRequest, RunRequest
-from replaylab.sessions.sources import known_symbols
+from replaylab.sessions import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
 
 __all__ = ["Service", "status_of"]

@@ -4,8 +4,9 @@
 """
 
 from replaylab.sessions.build import build_replay_session, market_rows
+from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
-from replaylab.sessions.sources import load_books, load_tape
+from replaylab.sessions.sources import known_symbols, load_books, load_tape
 from replaylab.sessions.store import SessionStore
 
 buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
@@ -15,6 +16,8 @@ __all__ = [
     "SessionStore",
     "buildReplaySession",
     "build_replay_session",
+    "initial_state",
+    "known_symbols",
     "load_books",
     "load_tape",
     "market_rows",

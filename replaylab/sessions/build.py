@@ -13,7 +13,7 @@ import tempfile
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,35 +21,39 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import orjson
 import polars as pl
 
 import replaylab
 from replaylab.errors import LogReadError, SessionError, SessionExistsError
+from replaylab.fsio import process_alive
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
-from replaylab.sessions.initial import InitialState, recorded_params
-from replaylab.sessions.options import BuildOptions, generated_id
+from replaylab.sessions.initial import StateBefore, recorded_params
+from replaylab.sessions.options import BuildOptions, generated_id, option_arguments
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, Sources, in_day_logs, json_lines, known_symbols
-from replaylab.sessions.store import HIDDEN, manifest_bytes, remove_session_folder, write_index
+from replaylab.sessions.store import HIDDEN, json_bytes, remove_session_folder, write_index
 from replaylab.timestamps import iso, now_ns
 
 _LINES_AT_A_TIME = 50_000
 _TRIES = 4
+_ROW_GROUP = 16_384
 IfExists = Literal["error", "reuse", "replace"]
+CreatedBy = Literal["MANUAL", "AUTO", "TEST"]
+Moment = str | datetime
 
 
 def build_replay_session(
     root: str | os.PathLike[str] | DataRoot,
-    start: str | datetime,
-    end: str | datetime,
-    symbols: str | Sequence[str],
+    start: Moment | Mapping[str, Any],
+    end: Moment | None = None,
+    symbols: str | Sequence[str] | None = None,
     include_types: str | Sequence[str] | None = None,
     max_events: int | None = None,
+    *,
     session_id: str | None = None,
     notes: str | None = None,
-    created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
+    created_by: CreatedBy = "MANUAL",
     speed_factor: float = 1.0,
     if_exists: IfExists = "error",
     progress: bool = False,
@@ -59,34 +63,87 @@ def build_replay_session(
     >>> manifest = build_replay_session("data", "2025-11-18T10:00Z", "2025-11-18T11:00Z", ["BTCUSDT"])  # doctest: +SKIP
     >>> manifest.session_id                                                                           # doctest: +SKIP
     '2025-11-18T10-11-BTCUSDT'
+    >>> build_replay_session("data", {"from": "2025-11-18T10:00Z", "to": "2025-11-18T11:00Z",
+    ...                               "symbols": ["BTCUSDT"], "maxEvents": 50_000})                    # doctest: +SKIP
 
-    ``include_types``: ReplayEvent types, a trailing ``*`` for a prefix; None takes all signals (SCORING, REGIME, RISK,
-    EXECUTION) and the market data that there is. ``max_events`` keeps the first so many events. ``if_exists``:
-    "error", "reuse" (the session with the same options, else an error) or "replace". The session appears complete or
-    not at all. Memory is bounded, whatever the size of the logs.
+    ``start`` may be the specification's options object: from, to, symbols, includeTypes, maxEvents, sessionId, notes
+    (also createdBy, speedFactor, ifExists); no option may then be given twice. ``include_types``: ReplayEvent types, a
+    trailing ``*`` for a prefix; None takes all signals (SCORING, REGIME, RISK, EXECUTION), funding and the market data
+    that there is. ``max_events`` keeps the first so many events. ``if_exists``: "error", "reuse" (the session with the
+    same options, else an error) or "replace". The session appears complete or not at all. Memory is bounded, whatever
+    the size of the logs.
 
-    Raises SessionError (empty range, unknown symbol, bad option), SessionExistsError, TimeError, UnsafeNameError.
-    Warns about symbols and types of which the range holds nothing.
+    Raises SessionError (empty range, unknown symbol or option), SessionExistsError, TimeError, UnsafeNameError.
+    Warns of symbols and types of which the range holds nothing; the same messages are in ``Session.warnings``.
     """
-    data = DataRoot(root)
+    arguments: dict[str, Any] = {
+        "end": end,
+        "symbols": symbols,
+        "include_types": include_types,
+        "max_events": max_events,
+        "session_id": session_id,
+        "notes": notes,
+        "created_by": created_by,
+        "speed_factor": speed_factor,
+        "if_exists": if_exists,
+    }
+    if isinstance(start, Mapping):
+        _merge_options(arguments, option_arguments(start))
+    else:
+        arguments["start"] = start
+    for name, key in (("start", "from"), ("end", "to"), ("symbols", "symbols")):
+        if arguments.get(name) is None:
+            raise SessionError(f"a session needs {name} (in an options object: {key!r})")
+    return _build(DataRoot(root), progress=progress, **arguments)
+
+
+# The defaults of ``build_replay_session``: an argument that has another value was given.
+_DEFAULTS: dict[str, Any] = {"created_by": "MANUAL", "speed_factor": 1.0, "if_exists": "error"}
+
+
+def _merge_options(arguments: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name in arguments and arguments[name] != _DEFAULTS.get(name):
+            raise SessionError(f"{name} is given twice: in the options object and as an argument")
+        if value is not None or name not in _DEFAULTS:
+            arguments[name] = value
+
+
+def _build(
+    root: DataRoot,
+    *,
+    start: Moment,
+    end: Moment,
+    symbols: str | Sequence[str],
+    include_types: str | Sequence[str] | None,
+    max_events: int | None,
+    session_id: str | None,
+    notes: str | None,
+    created_by: str,
+    speed_factor: float,
+    if_exists: str,
+    progress: bool,
+) -> ReplayManifest:
     options = BuildOptions.check(start, end, symbols, include_types, max_events)
     if if_exists not in ("error", "reuse", "replace"):
         raise SessionError(f'if_exists is "error", "reuse" or "replace", found {if_exists!r}')
     if session_id is not None:
         safe_name(session_id, "session id")
     manifest = _draft(options, session_id or "draft", notes, created_by, speed_factor)
-    chosen = _choose_id(data, options, session_id, if_exists)
+    chosen = _choose_id(root, options, session_id, if_exists)
     if isinstance(chosen, ReplayManifest):
         return chosen
-    _require_logs(data, options)
-    with _building_folder(data) as folder:
-        meta, complaints = _fill_from_whole_logs(data, options, folder, progress)
+    _require_logs(root, options)
+    with _building_folder(root) as folder:
+        meta = _fill_from_whole_logs(root, options, folder, progress)
         manifest.total_events = meta["totalEvents"]
         manifest.event_types = sorted(meta["eventCounts"])
-        manifest.session_id = _move_into_place(data, folder, chosen, manifest, meta, session_id, if_exists)
-    write_index(data)
-    for complaint in complaints:
-        warnings.warn(complaint, stacklevel=2)
+        (folder / "meta.json").write_bytes(json_bytes(meta))
+        fixed = session_id is not None or if_exists == "replace"
+        _move_into_place(root, folder, manifest, [chosen] if fixed else _numbered(chosen), if_exists)
+    write_index(root)
+    for message in meta["warnings"]:
+        warnings.warn(message, stacklevel=3)
     return manifest
 
 
@@ -110,66 +167,57 @@ def _draft(
 
 
 def _choose_id(
-    root: DataRoot, options: BuildOptions, session_id: str | None, if_exists: IfExists
+    root: DataRoot, options: BuildOptions, session_id: str | None, if_exists: str
 ) -> str | ReplayManifest:
-    """Return the id to build under, or the manifest of the session that is to be used again."""
+    """Return the id to build under, or the manifest of the session to reuse."""
     wanted = options.to_dict()
     if session_id is not None:
         if not root.manifest(session_id).is_file():
             return session_id
         existing = Session(root, session_id)
         if if_exists == "replace":
-            _refuse_pinned(existing)
+            existing.require_replaceable()
             return session_id
         if if_exists == "error":
             raise SessionExistsError(
-                f'session {session_id!r} exists already; if_exists="reuse" or "replace" allows that'
+                f'session {session_id!r} exists; if_exists="reuse" or "replace" allows that'
             )
         if existing.meta.get("options") != wanted:
             raise SessionExistsError(
                 f"session {session_id!r} exists, but was built with other options: {existing.meta.get('options')}"
             )
         return existing.manifest
-    base = generated_id(options)
-    for name in _numbered(base):
+    for name in _numbered(generated_id(options)):
+        has_manifest = root.manifest(name).is_file()
         if not root.session_dir(name).exists():
             return name
         if if_exists == "replace":
-            if root.manifest(name).is_file():
-                _refuse_pinned(Session(root, name))
+            if has_manifest:
+                Session(root, name).require_replaceable()
             return name
-        if if_exists == "reuse" and root.manifest(name).is_file():
+        if if_exists == "reuse" and has_manifest:
             existing = Session(root, name)
             if existing.meta.get("options") == wanted:
                 return existing.manifest
     raise SessionError("no free session id")  # pragma: no cover - _numbered never ends
 
 
-def _refuse_pinned(session: Session) -> None:
-    try:
-        pinned = session.meta.get("pin")
-    except SessionError:
-        pinned = False  # Its meta.json is damaged: building it anew is the way out.
-    if pinned:
-        raise SessionError(f"session {session.id!r} is pinned; pin(session_id, False) lets it be replaced")
-
-
 def _require_logs(root: DataRoot, options: BuildOptions) -> None:
     known = known_symbols(root)
     missing = [symbol for symbol in options.symbols if symbol not in known]
-    # Most symbols have files of their own; the day logs hold all symbols, and are looked at only where it matters.
+    # Most symbols have files of their own; the day logs of all symbols are read only for the others.
     missing = [symbol for symbol in missing if not in_day_logs(root, symbol)]
     if missing:
-        there = ", ".join(known) if known else "none at all"
+        available = ", ".join(known) if known else "none"
         raise SessionError(
-            f"there is no log or market data of {', '.join(missing)} in {root.path}; symbols with some: {there}"
+            f"no log or market data of {', '.join(missing)} in {root.path}; symbols with some: {available}"
         )
 
 
 def _fill_from_whole_logs(
     root: DataRoot, options: BuildOptions, folder: Path, progress: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """Fill the folder; begin again where retention moved lines of a log away while it was read."""
+) -> dict[str, Any]:
+    """Fill the folder; start again where retention moved lines of a log away while it was read."""
     for _ in range(_TRIES - 1):
         try:
             return _fill(root, options, folder, progress)
@@ -179,17 +227,16 @@ def _fill_from_whole_logs(
     return _fill(root, options, folder, progress)
 
 
-def _fill(
-    root: DataRoot, options: BuildOptions, folder: Path, progress: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """Write ``events.jsonl`` into ``folder``; return meta.json's content and what the caller should be warned of."""
+def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -> dict[str, Any]:
+    """Write ``events.jsonl`` into ``folder`` and return the content of ``meta.json``."""
     sources = Sources(root, options)
-    state = InitialState(root, options.start, options.symbols)
+    state = StateBefore(root, options.start, options.symbols)
     parts = folder / "parts"
     parts.mkdir()
     sorter = RowSorter(parts)
-    for rows in _with_progress(sources.rows(state.see), progress):
-        sorter.add(rows)
+    rows = sources.rows(state.see)
+    for piece in _with_progress(rows) if progress else rows:
+        sorter.add(piece)
     with (folder / "events.jsonl").open("wb") as file:
         written = _Writer(file, options.max_events)
         for piece in sorter.sorted_slices():
@@ -199,8 +246,7 @@ def _fill(
         os.fsync(file.fileno())
     shutil.rmtree(parts)
     params = recorded_params(root, options.start, options.end)
-    complaints = _complaints(options, written)
-    meta = {
+    return {
         "formatVersion": 1,
         "replaylabVersion": replaylab.__version__,
         "options": options.to_dict(),
@@ -213,10 +259,9 @@ def _fill(
         "initialState": state.to_dict(),
         "recordedParams": params[0] if params else None,
         "recordedParamsChanges": params[1:],
-        "warnings": complaints,
+        "warnings": _warnings(options, written),
         "pin": False,
     }
-    return meta, complaints
 
 
 class _Writer:
@@ -246,7 +291,7 @@ class _Writer:
         return self._limit is None or self.total < self._limit
 
 
-def _complaints(options: BuildOptions, written: _Writer) -> list[str]:
+def _warnings(options: BuildOptions, written: _Writer) -> list[str]:
     span = f"between {iso(options.start)} and {iso(options.end)}"
     if not written.total:
         return [f"there is nothing to replay {span}: the session holds 0 events"]
@@ -263,9 +308,14 @@ def _complaints(options: BuildOptions, written: _Writer) -> list[str]:
 
 @contextmanager
 def _building_folder(root: DataRoot) -> Iterator[Path]:
-    """Give a hidden folder beside the sessions; whatever happens, it is gone afterwards."""
+    """Yield a hidden folder next to the sessions; it is deleted whatever happens."""
     root.sessions_dir.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(root.sessions_dir)
+    for child in root.sessions_dir.glob(f"{HIDDEN}building-*-*"):
+        pid = child.name.split("-")[1]
+        if not (pid.isdecimal() and process_alive(int(pid))):
+            shutil.rmtree(child, ignore_errors=True)  # of a build whose process was killed
+    for child in root.sessions_dir.glob(f"{HIDDEN}deleted-*"):
+        shutil.rmtree(child, ignore_errors=True)
     folder = root.sessions_dir / f"{HIDDEN}building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     try:
@@ -274,42 +324,15 @@ def _building_folder(root: DataRoot) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers(sessions_dir: Path) -> None:
-    """Remove what builds left behind whose process was killed."""
-    for child in sessions_dir.glob(f"{HIDDEN}building-*-*"):
-        pid = child.name.split("-")[1]
-        if not (pid.isdecimal() and _is_alive(int(pid))):
-            shutil.rmtree(child, ignore_errors=True)
-    for child in sessions_dir.glob(f"{HIDDEN}deleted-*"):
-        shutil.rmtree(child, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _move_into_place(
-    root: DataRoot,
-    folder: Path,
-    name: str,
-    manifest: ReplayManifest,
-    meta: dict[str, Any],
-    asked: str | None,
-    if_exists: IfExists,
-) -> str:
-    """Finish the files and give the folder its name in one step; returns the name, which another build may change."""
-    (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n")
-    names = iter([name]) if asked is not None or if_exists == "replace" else _numbered(name)
-    for candidate in names:
-        manifest.session_id = candidate
-        (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
-        target = root.session_dir(candidate)
+    root: DataRoot, folder: Path, manifest: ReplayManifest, names: Iterable[str], if_exists: str
+) -> None:
+    """Write the manifest and rename the folder in one step, under the first of ``names`` that is free."""
+    name = manifest.session_id
+    for name in names:
+        manifest.session_id = name
+        (folder / "manifest.json").write_bytes(json_bytes(manifest.to_dict()))
+        target = root.session_dir(name)
         if if_exists == "replace" and target.exists():
             remove_session_folder(target)
         if not target.exists():
@@ -319,8 +342,8 @@ def _move_into_place(
                 if not target.exists():
                     raise
             else:
-                return candidate
-    raise SessionExistsError(f"session {name!r} was made by somebody else while this one was built")
+                return
+    raise SessionExistsError(f"another build made session {name!r} while this one ran")
 
 
 def _numbered(base: str) -> Iterator[str]:
@@ -329,13 +352,7 @@ def _numbered(base: str) -> Iterator[str]:
         yield f"{base}-{number}"
 
 
-def _with_progress(rows: Iterable[pl.DataFrame], show: bool) -> Iterable[pl.DataFrame]:
-    if not show:
-        return rows
-    return _counted(rows)
-
-
-def _counted(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+def _with_progress(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     from tqdm.auto import tqdm
 
     with tqdm(unit=" events", unit_scale=True, desc="reading") as bar:
@@ -344,12 +361,25 @@ def _counted(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
             yield frame
 
 
-_ROW_GROUP = 16_384
+def market_rows(root: DataRoot, start: int, end: int, symbols: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield MARKET_TRADE and MARKET_BOOK rows (columns ``ROW_SCHEMA``), a bounded piece at a time.
+
+    >>> for rows in market_rows(root, start_ns, end_ns, ["BTCUSDT"]): ...        # doctest: +SKIP
+
+    The order is that of a session over the same range, so what a simulation decides on these rows a replay of the
+    session decides again.
+    """
+    options = BuildOptions.check(iso(start), iso(end), symbols, ["MARKET_*"], None)
+    with tempfile.TemporaryDirectory(prefix="replaylab-sort-") as folder:
+        sorter = RowSorter(Path(folder))
+        for rows in Sources(root, options).market_rows():
+            sorter.add(rows)
+        yield from sorter.sorted_slices()
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One sorted file: where it is, and every ``_ROW_GROUP``-th of its timestamps."""
+    """One sorted file, and every ``_ROW_GROUP``-th of its timestamps."""
 
     path: Path
     first: int
@@ -358,7 +388,7 @@ class _Part:
 
 
 class RowSorter:
-    """Takes frames of rows in any order and gives them back sorted, slice by slice.
+    """Sorts rows of any number with bounded memory: sorted parts on disk, merged one time slice after another.
 
     >>> sorter = RowSorter(folder, memory_bytes=192_000_000)    # doctest: +SKIP
     >>> sorter.add(rows)                                        # doctest: +SKIP
@@ -377,7 +407,7 @@ class RowSorter:
         self.rows = 0
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take a frame of ``ROW_SCHEMA``."""
+        """Add a frame of ``ROW_SCHEMA``."""
         if rows.is_empty():
             return
         self.rows += rows.height
@@ -401,12 +431,12 @@ class RowSorter:
                 if (high is None or part.first < high) and (low is None or part.last >= low)
             ]
             if pieces:
-                yield _in_order(pl.concat(pieces))
+                yield pl.concat(pieces).sort(SORT_KEYS, maintain_order=True)
 
     def _sorted_held(self) -> pl.DataFrame:
         frame = pl.concat(self._held) if self._held else pl.DataFrame(schema=ROW_SCHEMA)
         self._held, self._held_bytes = [], 0
-        return _in_order(frame)
+        return frame.sort(SORT_KEYS, maintain_order=True)
 
     def _spill(self) -> None:
         frame = self._sorted_held()
@@ -416,7 +446,7 @@ class RowSorter:
         self._parts.append(_Part(path, times[0], times[-1], times.gather_every(_ROW_GROUP).to_list()))
 
     def _edges(self) -> list[int]:
-        """Return the times between slices, about as many rows apart as one part holds, and fewer rows at most."""
+        """Return the times between slices, at most about as many rows apart as one part holds."""
         samples = sorted(time for part in self._parts for time in part.samples)
         per_slice = max(1, len(samples) // (len(self._parts) * 2))
         return sorted(set(samples[per_slice::per_slice]))
@@ -429,23 +459,3 @@ class RowSorter:
         if high is not None:
             rows = rows.filter(pl.col("ts") < high)
         return rows.collect()
-
-
-def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.sort(SORT_KEYS, maintain_order=True)
-
-
-def market_rows(root: DataRoot, start: int, end: int, symbols: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Yield MARKET_TRADE and MARKET_BOOK rows (columns of ``rows.ROW_SCHEMA``), a bounded piece at a time.
-
-    >>> for rows in market_rows(root, start_ns, end_ns, ["BTCUSDT"]): ...        # doctest: +SKIP
-
-    The order is that of a session over the same range, so what a simulation decides on these rows a replay of the
-    session decides again.
-    """
-    options = BuildOptions.check(iso(start), iso(end), symbols, ["MARKET_*"], None)
-    with tempfile.TemporaryDirectory(prefix="replaylab-sort-") as folder:
-        sorter = RowSorter(Path(folder))
-        for rows in Sources(root, options).market_rows():
-            sorter.add(rows)
-        yield from sorter.sorted_slices()

@@ -9,6 +9,7 @@ import orjson
 import polars as pl
 
 from replaylab import frames, history
+from replaylab.features import OrderBook, risk_flag
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, parse_ns
 
@@ -16,10 +17,10 @@ Book = dict[str, list[list[float]]]
 _POSITIONS = ("LONG", "SHORT")
 
 
-class InitialState:
+class StateBefore:
     """Collects, from the state events before ``start``, what each symbol's state was at ``start``.
 
-    >>> state = InitialState(root, start, ["BTCUSDT"])                # doctest: +SKIP
+    >>> state = StateBefore(root, start, ["BTCUSDT"])                # doctest: +SKIP
     >>> state.see("BTCUSDT", frame)        # every piece of its log   # doctest: +SKIP
     >>> state.to_dict()["symbols"]["BTCUSDT"]["regime"]               # doctest: +SKIP
     'CALM'
@@ -35,7 +36,7 @@ class InitialState:
         self._latest: dict[tuple[str, str], tuple[int, Any]] = {}
 
     def see(self, symbol: str, frame: pl.DataFrame) -> None:
-        """Take a frame of state events of one symbol."""
+        """Add a frame of state events of one symbol."""
         before = frame.filter(pl.col("timestamp").dt.timestamp("ns") < self._start)
         if before.is_empty():
             return
@@ -99,7 +100,7 @@ class InitialState:
 
 def initial_state(root: DataRoot, start: int, symbols: Iterable[str]) -> dict[str, Any]:
     """Return what stood at ``start`` (ns) by the logs and the imported history, as a session's ``meta.json`` has it."""
-    state = InitialState(root, start, symbols)
+    state = StateBefore(root, start, symbols)
     for symbol in state.symbols:
         for loaded in frames.scan_event_chunks(root, symbol, None, iso(start)):
             state.see(symbol, loaded.frame)
@@ -115,24 +116,21 @@ def book_before(root: DataRoot, symbol: str, start: int) -> Book | None:
     time = pl.col("timestamp").dt.timestamp("ns")
     events = history.scan_book(root, symbol, None, start)
     last = events.filter(pl.col("kind") == "snapshot").select(time.max()).collect().item()
-    book: dict[str, dict[float, float]] = {"bids": {}, "asks": {}}
+    book = OrderBook()
     seen = False
-    days = [day for day in history.days(root, "book", symbol) if last is None or day >= date_key(last)]
-    for day in days:
-        for row in _day_of_book(root, symbol, day, last, start).iter_rows(named=True):
-            seen = True
-            for side, levels in book.items():
-                if row["kind"] == "snapshot":
-                    levels.clear()
-                for price, qty in row[side]:
-                    if qty > 0:
-                        levels[price] = qty
-                    else:
-                        levels.pop(price, None)
+    for day in history.days(root, "book", symbol):
+        if last is None or day >= date_key(last):
+            for kind, bids, asks in _day_of_book(root, symbol, day, last, start).iter_rows():
+                seen = True
+                if kind == "snapshot":
+                    book.reset(bids, asks)
+                else:
+                    book.update(bids, asks)
     if seen:
+        bids, asks = book.levels()
         return {
-            side: [[price, levels[price]] for price in sorted(levels, reverse=side == "bids")]
-            for side, levels in book.items()
+            side: [list(level) for level in levels]
+            for side, levels in zip(("bids", "asks"), book.levels(), strict=True)
         }
     return _rolling_book(root, symbol, start)
 
@@ -185,9 +183,5 @@ def _usable(name: str, to_state: str, extra: str, ns: int) -> Any:
         regime = payload.get("regime")
         return regime if isinstance(regime, str) else None
     if name == "tradingBlocked":
-        flags = payload.get("riskFlags")
-        nested = flags.get("tradingBlocked") if isinstance(flags, dict) else None
-        top = payload.get("tradingBlocked")
-        found = top if isinstance(top, bool) else nested
-        return found if isinstance(found, bool) else None
+        return risk_flag(payload, "tradingBlocked")
     return {"entryTimestamp": iso(ns), "entryPrice": payload.get("price"), "qty": payload.get("qty")}

@@ -14,7 +14,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import ConfigError, RecordError, SessionError, SessionNotFoundError
-from replaylab.logging.atomic import write_atomic
+from replaylab.fsio import sha256_of, write_atomic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
@@ -106,14 +106,30 @@ class Session:
         # Events may have been appended since.
         if isinstance(known, str) and self.meta.get("eventsBytes") == path.stat().st_size:
             return known
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
 
     @property
     def initial_state(self) -> dict[str, Any] | None:
         """What stood at the start of the range, or None for a session that begins from nothing."""
         found = self.meta.get("initialState")
         return found if isinstance(found, dict) else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the build warned of: symbols and types of which the range holds nothing."""
+        found = self.meta.get("warnings")
+        return [str(message) for message in found] if isinstance(found, list) else []
+
+    def require_replaceable(self) -> None:
+        """Raise SessionError where the session is pinned. A damaged meta.json pins nothing: a new build mends it."""
+        try:
+            pinned = self.meta.get("pin")
+        except SessionError:
+            return
+        if pinned:
+            raise SessionError(
+                f"session {self.id!r} is pinned; pin({self.id!r}, False) allows to replace or delete it"
+            )
 
     @cached_property
     def recorded_params(self) -> TradingParams | None:

@@ -6,7 +6,6 @@ rejects. Nothing here sorts or chooses between sources.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import polars as pl
 
 from replaylab import frames, history
 from replaylab.errors import LogReadError
+from replaylab.fsio import sha256_of
 from replaylab.history.tapes import Kind
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, TradeLogRecord
@@ -26,7 +26,6 @@ from replaylab.sessions.options import BuildOptions, TypeFilter
 from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
 _HOUR = 3_600_000_000_000
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass
@@ -299,18 +298,14 @@ def _ns() -> pl.Expr:
 
 
 def _sha256(source: Source) -> str | None:
-    digest = hashlib.sha256()
-    left = source.size
     try:
         with source.path.open("rb") as file:
-            if os.fstat(file.fileno()).st_ino != source.inode:
+            state = os.fstat(file.fileno())
+            if state.st_ino != source.inode or state.st_size < source.size:
                 return None
-            while left and (data := file.read(min(left, _HASH_CHUNK))):
-                digest.update(data)
-                left -= len(data)
+            return sha256_of(file.fileno(), source.size)
     except FileNotFoundError:
         return None
-    return None if left else digest.hexdigest()
 
 
 ROW_SCHEMA: Mapping[str, pl.DataType] = {

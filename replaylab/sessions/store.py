@@ -12,19 +12,19 @@ from typing import Any
 import orjson
 
 from replaylab.errors import RecordError, SessionError, SessionNotFoundError, did_you_mean
-from replaylab.logging.atomic import write_atomic
+from replaylab.fsio import write_atomic
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.sessions.session import Session
 from replaylab.timestamps import iso, now_ns, parse_ns
 
-# Folders that a build has not finished, or a deletion has begun, start with this; nobody lists them.
+# Folders that a build has not finished, or a deletion has begun, start with this; no list shows them.
 HIDDEN = "."
 
 
 class SessionStore:
     """The sessions under ``replay/sessions/``. The folders are the truth; ``system/replay_sessions.json`` is an index
-    for readers of the specification, written again at each change.
+    for readers of the specification, rewritten at each change.
 
     >>> store = SessionStore("data")                              # doctest: +SKIP
     >>> [m.session_id for m in store.list_sessions()]             # doctest: +SKIP
@@ -64,7 +64,7 @@ class SessionStore:
         folder = self.root.session_dir(record.session_id)
         folder.mkdir(parents=True, exist_ok=True)
         self.root.session_events(record.session_id).touch()
-        write_atomic(folder / "manifest.json", manifest_bytes(record))
+        write_atomic(folder / "manifest.json", json_bytes(record.to_dict()))
         write_index(self.root)
 
     def open(self, session_id: str | ReplayManifest | Session) -> Session:
@@ -81,18 +81,15 @@ class SessionStore:
     def delete_session(self, session_id: str) -> None:
         """Delete a session with its runs. Raises SessionNotFoundError; a pinned one is refused (SessionError)."""
         session = self.open(session_id)
-        if session.meta.get("pin"):
-            raise SessionError(f"session {session_id!r} is pinned; pin(session_id, False) lets it be deleted")
+        session.require_replaceable()
         remove_session_folder(session.path)
         write_index(self.root)
 
     def pin(self, session_id: str, pinned: bool = True) -> None:
-        """Keep a session from retention and from ``delete_session``, or let it go again (``pin`` in meta.json)."""
+        """Protect a session from retention, replacement and deletion, or stop protecting it (``pin`` in meta.json)."""
         session = self.open(session_id)
         meta = {**session.meta, "pin": bool(pinned)}
-        write_atomic(
-            self.root.session_meta(session_id), orjson.dumps(meta, option=orjson.OPT_INDENT_2) + b"\n"
-        )
+        write_atomic(self.root.session_meta(session.id), json_bytes(meta))
 
     def _scan(self) -> Iterator[tuple[str, ReplayManifest | None, str]]:
         folder = self.root.sessions_dir
@@ -114,19 +111,19 @@ class SessionStore:
 
 
 def write_index(root: DataRoot) -> None:
-    """Write ``system/replay_sessions.json`` anew from the folders."""
+    """Rewrite ``system/replay_sessions.json`` from the folders."""
     sessions = [manifest.to_dict() for manifest in SessionStore(root).list_sessions()]
     index = {"timestamp": iso(now_ns()), "sessions": sessions}
-    write_atomic(root.replay_sessions_index, orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
+    write_atomic(root.replay_sessions_index, json_bytes(index))
 
 
-def manifest_bytes(manifest: ReplayManifest) -> bytes:
-    """Return a manifest as the file holds it: an indent of 2, with a newline at the end."""
-    return orjson.dumps(manifest.to_dict(), option=orjson.OPT_INDENT_2) + b"\n"
+def json_bytes(value: Any) -> bytes:
+    """Return plain data as the JSON files of a session store it: an indent of 2, a newline at the end."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def remove_session_folder(path: Path) -> None:
-    """Delete a session's folder; it is renamed first, so that nobody finds half of it."""
+    """Delete a session's folder; it is renamed first, so that no reader finds half of it."""
     doomed = path.with_name(f"{HIDDEN}deleted-{uuid.uuid4().hex[:8]}")
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -108,7 +108,7 @@ def test_the_hash_of_a_source_is_never_that_of_another_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that was replaced before it could be hashed has no hash."""
-    from replaylab.sessions import builder
+    from replaylab.sessions import build as builder
 
     real = builder.recorded_params
 

@@ -429,3 +429,40 @@ def test_timestamps_stay_as_they_were_written(tmp_path: Path) -> None:
 def test_a_symbol_may_be_in_the_day_logs_alone(tmp_path: Path) -> None:
     append(tmp_path / "orders" / "day-2025-11-18.jsonl", order_record("2025-11-18T10:30:00.000Z", "XYZ"))
     assert build_replay_session(tmp_path, TEN, ELEVEN, "XYZ").event_types == ["EXECUTION_ORDER"]
+
+
+def test_the_options_object_of_the_specification_builds_the_same_session(root: Path) -> None:
+    """Keys in camelCase; null where nothing is chosen."""
+    options = {
+        "from": TEN,
+        "to": ELEVEN,
+        "symbols": ["BTCUSDT"],
+        "includeTypes": ["SCORING_UPDATE"],
+        "maxEvents": None,
+        "sessionId": "one",
+        "notes": "kept",
+    }
+    by_object = buildReplaySession(root, options)
+    by_arguments = build_replay_session(root, TEN, ELEVEN, ["BTCUSDT"], ["SCORING_UPDATE"], session_id="two")
+    assert (by_object.session_id, by_object.notes) == ("one", "kept")
+    assert lines_of(root, "one") == lines_of(root, "two")
+    assert by_arguments.event_types == by_object.event_types
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"from": TEN, "to": ELEVEN, "symbol": ["BTCUSDT"]}, "Did you mean 'symbols'"),
+        ({"from": TEN, "symbols": ["BTCUSDT"]}, "needs end"),
+        ({"to": ELEVEN, "symbols": ["BTCUSDT"]}, "needs start"),
+    ],
+)
+def test_a_wrong_options_object_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SessionError, match=message):
+        build_replay_session(root, options)
+
+
+def test_an_option_may_not_be_given_twice(root: Path) -> None:
+    options = {"from": TEN, "to": ELEVEN, "symbols": ["BTCUSDT"], "notes": "a"}
+    with pytest.raises(SessionError, match="notes is given twice"):
+        build_replay_session(root, options, notes="b")

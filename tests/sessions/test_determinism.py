@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from replaylab.history import write_book, write_trades
 from replaylab.importers.synthetic import generate_market
 from replaylab.paths import DataRoot
-from replaylab.sessions import SessionStore, build_replay_session, builder
+from replaylab.sessions import SessionStore, build, build_replay_session
 from replaylab.sessions.build import RowSorter
 from tests.sessions.logs import append, lines_of, log_events, order_record, state_event, trade_record
 
@@ -56,7 +56,7 @@ def test_order_is_total_and_memory_does_not_matter(events: list[tuple[int, str, 
         def tiny(folder: Path) -> RowSorter:
             return RowSorter(folder, memory_bytes=0)
 
-        with patch.object(builder, "RowSorter", tiny):
+        with patch.object(build, "RowSorter", tiny):
             build_replay_session(root, TEN, ELEVEN, ["B", "A"], ["*"], session_id="two")
         one, two = (root / "replay" / "sessions" / name / "events.jsonl" for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
@@ -96,8 +96,8 @@ def test_killed_builds_leave_no_session_and_are_cleaned_up(tmp_path: Path) -> No
     """A build that is killed is nowhere to be seen, and the next build removes what it left."""
     log_events(tmp_path, "A", *(state_event(stamp(n % 60_000), symbol="A", n=n) for n in range(2_000)))
     code = (
-        "import os, signal; from replaylab.sessions import builder, build_replay_session;"
-        "builder.json_lines = lambda rows: os.kill(os.getpid(), signal.SIGKILL);"
+        "import os, signal; from replaylab.sessions import build, build_replay_session;"
+        "build.json_lines = lambda rows: os.kill(os.getpid(), signal.SIGKILL);"
         f"build_replay_session({str(tmp_path)!r}, {TEN!r}, {ELEVEN!r}, 'A', session_id='s')"
     )
     ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])

@@ -51,3 +51,11 @@ def test_type_filter() -> None:
     assert not TypeFilter(["*"]).wants("STATE_EVENT")
     assert TypeFilter(["STATE_*"]).wants("STATE_EVENT")
     assert TypeFilter(["A", "B*", "C"]).without_match(["A", "BX"]) == ["C"]
+
+
+def test_snapshots_of_metrics_are_taken_only_by_patterns_that_name_them() -> None:
+    """The default and ``SCORING_*`` take signals, not the snapshots that repeat them."""
+    for pattern in ("*", "SCORING*", "SCORING_*", "S*"):
+        assert not TypeFilter([pattern]).wants("SCORING_SNAPSHOT")
+    assert TypeFilter(["SCORING_S*"]).wants("SCORING_SNAPSHOT")
+    assert TypeFilter(["REGIME_SNAPSHOT"]).wants("REGIME_SNAPSHOT")
