@@ -4,7 +4,7 @@
     python benchmarks/sweep.py --ticks 200000 --repeat 1 --only sparse
     REPLAYLAB_VECTORBT=/path/to/venv/bin/python python benchmarks/sweep.py
 
-Data: a seeded random walk; scores of an autoregressive process. Every method computes the figures of a result frame
+Data: a seeded random walk; scores of an autoregressive process. Every method computes the metrics of a result frame
 (our sweep all of them; the loop the sums that they come from). Before a time is printed, numbers of trades and net PnL
 of the methods are compared. Times are medians of ``--repeat`` runs with everything compiled; packing is timed apart.
 
@@ -31,7 +31,7 @@ from sweep_loops import full_loop, simple_loop
 
 from replaylab import TradingParams
 from replaylab.sweep import make_grid, pack, sweep, warm_up
-from replaylab.sweep.figures import figures
+from replaylab.sweep.result import metrics
 from replaylab.sweep.run import run_rows
 
 SECOND = 1_000_000_000
@@ -112,8 +112,8 @@ def median(repeat: int, work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def ours(tape: Any, grid: Any, base: TradingParams, method: str = "auto") -> pl.DataFrame:
-    """All figures of all rows, as ``sweep`` computes them."""
-    return figures(run_rows(tape, grid, base, method, threads=os.cpu_count() or 1)[0])
+    """All metrics of all rows, as ``sweep`` computes them."""
+    return metrics(run_rows(tape, grid, base, method, threads=os.cpu_count() or 1)[0])
 
 
 def baseline(tape: Any, grid: Any, base: TradingParams, regime: str) -> np.ndarray:
@@ -144,7 +144,7 @@ def run_regime(regime: str, args: argparse.Namespace) -> None:
         sums[:, 1], frame["net_pnl"].to_numpy(), rtol=1e-9, atol=1e-6
     )
     work = grid.rows * args.ticks
-    rows.append((f"replaylab ({method}), all figures", whole, 1.0))
+    rows.append((f"replaylab ({method}), all metrics", whole, 1.0))
     rows.append(("parallel numba loop over ticks", loop_seconds, loop_seconds / whole))
     if regime != "full":
         rows += vectorbt_rows(tape, grid, base, frame, whole, args)

@@ -99,7 +99,7 @@ def run(
         "n_events": manifest.total_events,
         "n_trades": default.trades.height,
         "n_combinations": result.frame.height,
-        "net_pnl_default": float(default.figures["net_pnl"]),
+        "net_pnl_default": float(default.metrics["net_pnl"]),
         "net_pnl_best": float(result.frame["net_pnl"][best_row]),
         "replay_is_deterministic": fast.digest == timed.digest,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -270,7 +271,7 @@ class Lab:
         from replaylab.sweep import sweep
 
         options.setdefault("cache_dir", self.config.cache_path)
-        return sweep(self.session(session), grid, params or self.config.trading, give=self._give, **options)
+        return self._shown(sweep(self.session(session), grid, params, default=self.config.trading, **options))
 
     def backtest(
         self,
@@ -278,17 +279,18 @@ class Lab:
         params: TradingParams | None = None,
         **options: Any,
     ) -> Backtest:
-        """Run one combination: ``.trades``, ``.figures``, ``.equity``."""
+        """Run one combination: ``.trades``, ``.metrics``, ``.equity``."""
         from replaylab.sweep import backtest
 
         options.setdefault("cache_dir", self.config.cache_path)
-        return backtest(self.session(session), params or self.config.trading, give=self._give, **options)
+        return self._shown(backtest(self.session(session), params, default=self.config.trading, **options))
 
-    def what_if(self, session: AnySession, params: TradingParams, **options: Any) -> WhatIf:
+    def what_if(self, session: AnySession, params: TradingParams | None = None, **options: Any) -> WhatIf:
         """Compare the trades that were logged with those that other parameters would have made."""
         from replaylab.sweep import what_if
 
-        return what_if(self.session(session), params, give=self._give, **options)
+        options.setdefault("cache_dir", self.config.cache_path)
+        return self._shown(what_if(self.session(session), params, default=self.config.trading, **options))
 
     # Features, labels, datasets
 
@@ -377,9 +379,46 @@ class Lab:
             self._rejects.append(loaded.rejects)
         return self._give(loaded.frame)
 
+    def _shown(self, result: Any) -> Any:
+        return result if self.frame == "polars" else _InPandas(result)
+
     def _give(self, frame: pl.DataFrame) -> pl.DataFrame | pd.DataFrame:
         return frame if self.frame == "polars" else frame.to_pandas()
 
 
 def _names(symbols: Symbols) -> list[str] | None:
     return [symbols] if isinstance(symbols, str) else None if symbols is None else list(symbols)
+
+
+class _InPandas:
+    """A result whose tables are returned as pandas; everything else is the result's own."""
+
+    def __init__(self, result: Any) -> None:
+        object.__setattr__(self, "_result", result)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._converted(getattr(self._result, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._result, name, value)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._result)
+
+    def __repr__(self) -> str:
+        return repr(self._result)
+
+    @classmethod
+    def _converted(cls, value: Any) -> Any:
+        import polars as pl
+
+        if isinstance(value, pl.DataFrame):
+            return value.to_pandas()
+        if not inspect.ismethod(value):
+            return value
+
+        @wraps(value)
+        def call(*args: Any, **options: Any) -> Any:
+            return cls._converted(value(*args, **options))
+
+        return call

@@ -184,7 +184,7 @@ def test_replay_at_infinite_speed(call: Call, root: DataRoot) -> None:
 def test_backtest_agrees_with_the_replay(call: Call, tmp_path: Path) -> None:
     replayed = data(call("replay", SESSION, "--speed", "inf", "--param", "sl_pct=0.1", "--json"))["trades"]
     swept = data(call("backtest", SESSION, "--param", "sl_pct=0.1", "--json"))
-    assert swept["figures"]["n_trades"] == len(swept["trades"]) == len(replayed)
+    assert swept["metrics"]["n_trades"] == len(swept["trades"]) == len(replayed)
     written = tmp_path / "trades.parquet"
     assert call("backtest", SESSION, "-o", written).exit_code == 0
     assert pl.read_parquet(written).height > 0

@@ -186,10 +186,12 @@ def test_what_is_no_setting_is_refused_where_it_is_given(root: Path, use: str) -
         "backtest": lambda: lab.backtest("session", wrong),
         "run_sim": lambda: lab.run_sim(params=wrong, start=RANGE[1], overlap="append"),
     }
-    with pytest.raises(ConfigError, match=r"expected (Config|TradingParams), a dict or None, found int"):
+    with pytest.raises(
+        ConfigError, match=r"expected (Config|TradingParams), a dict( of changes)? or None, found int"
+    ):
         calls[use]()
 
 
 def test_parameters_may_be_a_plain_dict(root: Path) -> None:
     lab = Lab(root, config={"trading": PARAMS.to_dict()})  # type: ignore[arg-type]
-    assert lab.backtest("session").figures == lab.backtest("session", PARAMS.to_dict()).figures  # type: ignore[arg-type]
+    assert lab.backtest("session").metrics == lab.backtest("session", PARAMS.to_dict()).metrics  # type: ignore[arg-type]

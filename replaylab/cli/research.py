@@ -49,9 +49,9 @@ def backtest(
     if output is not None:
         _write(result.trades, output)
     if json:
-        print_json({"figures": dict(result.figures), "trades": frame_dicts(result.trades)})
+        print_json({"metrics": dict(result.metrics), "trades": frame_dicts(result.trades)})
         return
-    print_table(("figure", "value"), dict(result.figures).items())
+    print_table(("metric", "value"), dict(result.metrics).items())
     if output is not None:
         say(f"trades in {output}")
 
@@ -71,7 +71,7 @@ def sweep(
     data: Data = None,
     param: Param = None,
     price_source: PriceSource = "auto",
-    by: Annotated[str, typer.Option(help="Figure that ranks the combinations.")] = "net_pnl",
+    by: Annotated[str, typer.Option(help="Metric that ranks the combinations.")] = "net_pnl",
     best: Annotated[int, typer.Option(help="How many of the best to show.", min=1)] = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write all combinations here: .parquet or .csv.")
@@ -91,7 +91,7 @@ def sweep(
         session, axes, params=trading_params(param), price_source=price_source, progress=on_terminal()
     )
     if by not in result.frame.columns:
-        raise SweepError(f"--by {by}: no such figure; there are {', '.join(result.frame.columns)}")
+        raise SweepError(f"--by {by}: no such metric; there are {', '.join(result.frame.columns)}")
     if output is not None:
         if output.suffix == ".csv":
             _write(result.frame, output)

@@ -339,8 +339,6 @@ class ReplayEngine:
         """Run every combination of a grid over a session; see ``replaylab.sweep.sweep``."""
         from replaylab.sweep import sweep
 
-        if self._give is not None:
-            options.setdefault("give", self._give)
         return sweep(self.store.open(session_id), grid, self.params if params is None else params, **options)
 
     # Inside

@@ -8,13 +8,13 @@
     result.best(5)
 """
 
-from replaylab.sweep.comparison import WhatIf, what_if
-from replaylab.sweep.engine import backtest, sweep
 from replaylab.sweep.grid import make_grid, sample
-from replaylab.sweep.rescoring import Rescored, rescored, sweep_scoring
+from replaylab.sweep.rescoring import Rescored, rescored
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.run import warm_up
+from replaylab.sweep.study import backtest, sweep
 from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.what_if import WhatIf, match_trades, recorded_trades, what_if
 
 __all__ = [
     "Backtest",
@@ -24,11 +24,12 @@ __all__ = [
     "WhatIf",
     "backtest",
     "make_grid",
+    "match_trades",
     "pack",
+    "recorded_trades",
     "rescored",
     "sample",
     "sweep",
-    "sweep_scoring",
     "warm_up",
     "what_if",
 ]

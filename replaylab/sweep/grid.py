@@ -6,8 +6,8 @@
     make_grid(pl.DataFrame({"tp1_pct": [0.1, 0.2], "sl_pct": [0.3, 0.1]}))      # a row per combination
     make_grid(sample({"tp1_pct": (0.05, 0.5), "sl_pct": (0.05, 0.5)}, 4096))    # Sobol points in ranges
 
-``None`` switches a rule off where the parameter allows it. A regime set is a list of names, or one text with ``|``
-between the names.
+``None`` switches a rule off where the parameter allows it. A regime set is a list of names, or one string with ``|``
+between them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ import polars as pl
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.fills import PARAMS
-
-__all__ = ["Grid", "Rows", "make_grid", "sample"]
 
 Array = npt.NDArray[Any]
 Codes = tuple[Array, int]
@@ -80,7 +78,7 @@ class Grid:
     left_out: dict[str, int]
 
     def columns(self) -> dict[str, pl.Series]:
-        """Return the columns of the grid for a result frame; a regime set as one text with ``|``."""
+        """Return the columns of the grid for a result frame; a regime set as one string with ``|``."""
         columns = {}
         for name, values in self.axes.items():
             if name == "allowed_regimes":
@@ -160,7 +158,12 @@ def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:
 
 
 def sample(
-    ranges: Mapping[str, Any], n: int, method: str = "sobol", seed: int | None = 0, log: Sequence[str] = ()
+    ranges: Mapping[str, Any],
+    n: int,
+    *,
+    method: str = "sobol",
+    seed: int | None = 0,
+    log: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Return ``n`` combinations drawn from ranges: a DataFrame to sweep.
 
@@ -183,20 +186,24 @@ def sample(
     else:
         points = generator.random((n, len(ranges)))
     columns = []
-    for k, (name, wish) in enumerate(ranges.items()):
+    for k, (name, wanted) in enumerate(ranges.items()):
         u = points[:, k]
-        if isinstance(wish, tuple) and len(wish) == 2 and all(isinstance(x, (int, float)) for x in wish):
-            low, high = float(wish[0]), float(wish[1])
+        if (
+            isinstance(wanted, tuple)
+            and len(wanted) == 2
+            and all(isinstance(x, (int, float)) for x in wanted)
+        ):
+            low, high = float(wanted[0]), float(wanted[1])
             if not low <= high or (name in log and low <= 0):
-                raise SweepError(f"{name}: expected a range (low, high), above 0 in log, found {wish!r}")
+                raise SweepError(f"{name}: expected a range (low, high), above 0 in log, found {wanted!r}")
             drawn = low * (high / low) ** u if name in log else low + (high - low) * u
             columns.append(pl.Series(name, np.rint(drawn).astype(np.int64) if name in _WHOLE else drawn))
         else:
-            choices = _values(name, wish)
+            choices = _values(name, wanted)
             codes = np.minimum((u * len(choices)).astype(np.int64), len(choices) - 1)
-            texts = name == "allowed_regimes"
-            shown = ["|".join(c) if texts and c is not None else c for c in choices]
-            columns.append(pl.Series(name, shown).gather(pl.Series(codes)))
+            if name == "allowed_regimes":
+                choices = [None if choice is None else "|".join(choice) for choice in choices]
+            columns.append(pl.Series(name, choices).gather(pl.Series(codes)))
     return pl.DataFrame(columns)
 
 
@@ -222,7 +229,7 @@ def _values(name: str, values: Any) -> list[Any]:
 def _checked(name: str, value: Any) -> Any:
     if name == "allowed_regimes" and isinstance(value, str):
         value = [part for part in value.split("|") if part]
-    # The other target is put out of the way: what contradicts what is looked at over whole combinations.
+    # The other target cannot contradict here: contradictions are searched over whole combinations.
     partner = {"tp1_pct": {"tp2_pct": 1e300}, "tp2_pct": {"tp1_pct": 0.0}}.get(name, {})
     try:
         return getattr(TradingParams(**{**partner, name: value}), name)
@@ -233,8 +240,8 @@ def _checked(name: str, value: Any) -> Any:
 def _column(name: str, column: pl.Series) -> tuple[list[Any], Array]:
     """Distinct values of a grid's column, and each row's code."""
     if column.dtype == pl.List:
-        texts = [None if value is None else "|".join(value) for value in column.to_list()]
-        column = pl.Series(name, texts, dtype=pl.String)
+        joined = [None if value is None else "|".join(value) for value in column.to_list()]
+        column = pl.Series(name, joined, dtype=pl.String)
     distinct = column.unique(maintain_order=True)
     codes = column.replace_strict(distinct, pl.Series(range(len(distinct))), return_dtype=pl.Int32).to_numpy()
     if distinct.dtype.is_float() and len(distinct) > 1000:
@@ -260,7 +267,7 @@ def _product(sizes: Mapping[str, int]) -> dict[str, Array]:
 def _from_pandas(grid: Any) -> pl.DataFrame:
     if not hasattr(grid, "columns"):
         raise SweepError(
-            f"a grid is a mapping of parameter names to values, or a DataFrame with a row per combination; "
+            "grid: expected a mapping of parameter names to values, or a DataFrame with a row per combination; "
             f"found {type(grid).__name__}"
         )
     frame: pl.DataFrame = pl.from_pandas(grid)

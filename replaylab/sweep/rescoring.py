@@ -1,34 +1,26 @@
-"""Scoring parameters as axes of a sweep: the scores are made anew once per setting, then swept as usual.
+"""Scores computed from the market data of a session in place of the recorded ones.
 
 ::
 
-    result = sweep_scoring(session, {"gain": [1.0, 1.5, 2.0]}, {"entry_threshold": [0.4, 0.6]})
-    result.heatmap("scoring.gain", "entry_threshold")
-
-    backtest(rescored(session, model))                   # a model of your own in place of the recorded scores
+    backtest(rescored(session, model))                   # a model of the user's own
+    sweep(session, {"scoring.gain": [1.0, 1.5, 2.0], "entry_threshold": [0.4, 0.6]})
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from tqdm.auto import tqdm
 
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.features import MarketTape, pack_market, score_series
-from replaylab.params import ScoringParams, TradingParams
-from replaylab.sweep.engine import backtest, sweep
-from replaylab.sweep.result import SweepResult
+from replaylab.params import ScoringParams, TradingParams, resolve_scoring
 from replaylab.sweep.tape import PriceSource, SessionLike
-
-__all__ = ["Rescored", "rescored", "sweep_scoring"]
 
 _SIGNALS = ("SCORING_UPDATE", "REGIME_UPDATE")
 _PREFIX = "scoring."
@@ -36,13 +28,16 @@ _PREFIX = "scoring."
 
 @dataclass(frozen=True)
 class Rescored:
-    """A session whose scores and regimes were made anew; ``sweep`` and ``backtest`` take it as they take a session.
+    """A session whose scores and regimes were computed from its market data: ``sweep`` and ``backtest`` take it.
 
     ``place[i]`` is the position that event ``i`` had in the session itself, −1 for a new signal.
     """
 
     events: pl.DataFrame
     initial_state: Mapping[str, Any] | None
+    instruments: Mapping[str, Any]
+    recorded_params: TradingParams | None
+    recorded_scoring: ScoringParams | None
     id: str | None
     place: npt.NDArray[np.int64]
 
@@ -57,18 +52,23 @@ class Rescored:
 def rescored(
     session: SessionLike | pl.DataFrame, scoring: Any = None, *, tapes: Mapping[str, MarketTape] | None = None
 ) -> Rescored:
-    """Return the session with the signals that ``scoring`` makes of its market data in place of the recorded ones.
+    """Return the session with the signals that ``scoring`` computes from its market data instead of the recorded ones.
 
-    ``scoring``: ScoringParams, or a model with ``predict``. The signals stand where FULL_DECISION computes them: after
-    all events of their time, by symbol, a changed regime before the score. They carry no price, so prices must come
-    from trades or the book. ``tapes``: what ``pack_market`` made of the session with ``scoring.book_levels``, where
-    many settings are tried. Raises SweepError for a session without market data.
+    ``scoring``: ScoringParams, None for the recorded ones, a dict of changes to them, or a model with ``predict``. The
+    signals have the places at which FULL_DECISION computes them: after all events of their time, by symbol, a changed
+    regime before the score. They carry no price, so prices must come from trades or the book. ``tapes``: what
+    ``pack_market`` returned for the session with ``scoring.book_levels``, where many settings are tried. Raises
+    SweepError for a session without market data.
     """
+    if scoring is None or isinstance(scoring, Mapping):
+        scoring = resolve_scoring(scoring, session).params
     events = session if isinstance(session, pl.DataFrame) else session.events
     state = getattr(session, "initial_state", None)
     scores = score_series(events if tapes is None else tapes, scoring, initial_state=state)
     if scores.is_empty():
-        raise SweepError("no scores can be made: the session holds no market data, or none after the warm-up")
+        raise SweepError(
+            "scoring: no scores can be computed: the session holds no market data, or none after the warm-up"
+        )
     ts = events["timestamp"].dt.timestamp("ns").to_numpy()
     at = scores["timestamp"].dt.timestamp("ns").to_numpy()
     scores = scores.with_columns(place=pl.Series(np.searchsorted(ts, at, side="right") - 1))
@@ -102,104 +102,108 @@ def rescored(
     return Rescored(
         merged.select("timestamp", "type", "symbol", "payload"),
         state,
+        getattr(session, "instruments", {}),
+        getattr(session, "recorded_params", None),
+        getattr(session, "recorded_scoring", None),
         name if isinstance(name, str) else None,
         place,
     )
 
 
-def sweep_scoring(
-    session: SessionLike | pl.DataFrame,
-    scoring_grid: Mapping[str, Any] | Sequence[ScoringParams],
-    grid: Any,
-    params: TradingParams | None = None,
-    price_source: PriceSource = "auto",
-    progress: bool = True,
-    *,
-    scoring: ScoringParams | None = None,
-    **options: Any,
-) -> SweepResult:
-    """Run every combination of scoring settings and trading parameters over a session's market data.
+@dataclass(frozen=True)
+class Rescorer:
+    """The scoring settings of a sweep, and the session under each of them.
 
-    ``scoring_grid``: fields of ScoringParams with their values (all combinations), or a list of ScoringParams.
-    ``scoring``: the settings that are no axis; None: the session's recorded ones, or the defaults. ``grid``,
-    ``params``, ``price_source`` and further options: those of ``sweep``. In the result the axes of the first are called
-    ``scoring.<field>`` and vary slowest; ``result.trades(row)`` has positions in the session itself. Raises SweepError
-    and ConfigError.
+    ``settings``: None alone stands for the recorded scores, or a session that was rescored before. ``axes``: the fields
+    (``scoring.<field>``) by which the settings differ.
     """
-    if price_source == "score":
-        raise SweepError(
-            'scores that are made anew carry no price: price_source is "auto", "trade" or "book"'
-        )
-    base = scoring or getattr(session, "recorded_scoring", None) or ScoringParams()
-    settings, axes = _settings(scoring_grid, base)
-    events = session if isinstance(session, pl.DataFrame) else session.events
-    give = options.pop("give", None)
-    tapes: dict[int, Mapping[str, MarketTape]] = {}
 
-    @lru_cache(maxsize=2)
-    def again(number: int) -> Rescored:
-        levels = settings[number].book_levels
-        if levels not in tapes:
-            state = getattr(session, "initial_state", None)
-            tapes[levels] = pack_market(events, levels, initial_state=state)
-        return rescored(session, settings[number], tapes=tapes[levels])
+    source: SessionLike | pl.DataFrame
+    settings: Sequence[Any]
+    axes: dict[str, list[Any]]
+    tapes: dict[int, Mapping[str, MarketTape]]
 
-    results = [
-        sweep(again(number), grid, params, price_source, progress=False, **options)
-        for number in tqdm(range(len(settings)), unit="scoring", disable=not progress)
-    ]
-    rows = results[0].data.height
-    columns = pl.DataFrame({name: [getattr(chosen, name) for chosen in settings] for name in axes})
-    columns = columns.rename({name: _PREFIX + name for name in axes})
-    frames = [columns[[number] * rows].hstack(result.data) for number, result in enumerate(results)]
+    @classmethod
+    def of(
+        cls, session: SessionLike | pl.DataFrame, grid: Any, scoring: Any, price_source: PriceSource
+    ) -> tuple[Rescorer, Any]:
+        """Return the scoring settings that a grid and ``scoring`` name, and the grid without them."""
+        signals: dict[str, Any] = {}
+        if isinstance(grid, Mapping):
+            signals = {str(name): values for name, values in grid.items() if str(name).startswith(_PREFIX)}
+            grid = {name: values for name, values in grid.items() if name not in signals}
+        several = isinstance(scoring, Sequence) and not isinstance(scoring, str)
+        if not signals and scoring is None:
+            return cls(session, [None], {}, {}), grid
+        if price_source == "score":
+            raise SweepError(
+                'price_source: scores that are computed from market data carry no price; expected "auto", "trade" or '
+                '"book", found "score"'
+            )
+        if several and signals:
+            raise SweepError(f"scoring: a list of settings and the axes {list(signals)} exclude each other")
+        if several:
+            settings, axes = _listed(scoring)
+        elif signals:
+            settings, axes = _product(signals, resolve_scoring(scoring, session).params)
+        else:
+            settings, axes = [scoring], {}
+        return cls(session, settings, {_PREFIX + name: values for name, values in axes.items()}, {}), grid
 
-    def trades_of_row(row: int) -> pl.DataFrame:
-        number, inner = divmod(row, rows)
-        chosen = results[number].params_of(inner)
-        return again(number).in_session(backtest(again(number), chosen, price_source).trades)
+    @property
+    def count(self) -> int:
+        return len(self.settings)
 
-    return SweepResult(
-        data=pl.concat(frames),
-        axes={**{_PREFIX + name: values for name, values in axes.items()}, **results[0].axes},
-        params=results[0].params,
-        session_id=results[0].session_id,
-        digest=getattr(session, "digest", None),
-        left_out=results[0].left_out,
-        method=results[0].method,
-        span=results[0].span,
-        trades_of_row=trades_of_row,
-        **({} if give is None else {"give": give}),
-    )
+    def session(self, number: int) -> SessionLike | pl.DataFrame:
+        """Return the session under the setting of that number."""
+        chosen = self.settings[number]
+        if chosen is None:
+            return self.source
+        if not isinstance(chosen, ScoringParams):
+            return rescored(self.source, chosen)
+        if chosen.book_levels not in self.tapes:
+            events = self.source if isinstance(self.source, pl.DataFrame) else self.source.events
+            state = getattr(self.source, "initial_state", None)
+            self.tapes[chosen.book_levels] = pack_market(events, chosen.book_levels, initial_state=state)
+        return rescored(self.source, chosen, tapes=self.tapes[chosen.book_levels])
 
-
-def _settings(
-    grid: Mapping[str, Any] | Sequence[ScoringParams], base: ScoringParams
-) -> tuple[list[ScoringParams], dict[str, list[Any]]]:
-    """Every scoring setting, and the axes by which they differ."""
-    fields = ScoringParams.__struct_fields__
-    if isinstance(grid, Mapping):
-        axes = {}
-        for name, values in grid.items():
-            field = str(name).removeprefix(_PREFIX)
-            if field not in fields:
-                raise SweepError(
-                    f"the scoring grid has an axis {name!r}, which is no setting.{did_you_mean(field, fields)}"
-                )
-            listed = values.tolist() if hasattr(values, "tolist") else values
-            axes[field] = list(listed) if isinstance(listed, Sequence) else [listed]
-        settings = [
-            base.replace(**dict(zip(axes, chosen, strict=True))) for chosen in product(*axes.values())
+    def columns(self, number: int, rows: int) -> list[pl.Series]:
+        """Return the columns of these axes for the rows of one setting."""
+        chosen = self.settings[number]
+        return [
+            pl.Series(name, [getattr(chosen, name.removeprefix(_PREFIX))]).new_from_index(0, rows)
+            for name in self.axes
         ]
-    else:
-        settings = list(grid)
-        for chosen in settings:
-            if not isinstance(chosen, ScoringParams):
-                raise ConfigError(f"the scoring grid holds {chosen!r}, which is no ScoringParams")
-        names = [name for name in fields if len({getattr(chosen, name) for chosen in settings}) > 1]
-        axes = {name: sorted({getattr(chosen, name) for chosen in settings}) for name in names}
+
+
+def _product(
+    signals: Mapping[str, Any], base: ScoringParams
+) -> tuple[list[ScoringParams], dict[str, list[Any]]]:
+    """All combinations of the values of some scoring fields."""
+    fields = ScoringParams.__struct_fields__
+    axes: dict[str, list[Any]] = {}
+    for name, values in signals.items():
+        field = name.removeprefix(_PREFIX)
+        if field not in fields:
+            raise SweepError(
+                f"the grid has an axis {name!r}, which is no scoring parameter.{did_you_mean(field, fields)}"
+            )
+        listed = values.tolist() if hasattr(values, "tolist") else values
+        axes[field] = list(listed) if isinstance(listed, Sequence) else [listed]
+        if not axes[field]:
+            raise SweepError(f"{name}: the axis has no values")
+    return [base.replace(**dict(zip(axes, chosen, strict=True))) for chosen in product(*axes.values())], axes
+
+
+def _listed(settings: Sequence[Any]) -> tuple[list[ScoringParams], dict[str, list[Any]]]:
+    """Settings that were listed, and the fields by which they differ."""
     if not settings:
-        raise SweepError("the scoring grid is empty")
-    return settings, axes
+        raise SweepError("scoring: the list of settings is empty")
+    for chosen in settings:
+        if not isinstance(chosen, ScoringParams):
+            raise ConfigError(f"scoring: expected a list of ScoringParams, found {chosen!r} in it")
+    values = {name: {getattr(one, name) for one in settings} for name in ScoringParams.__struct_fields__}
+    return list(settings), {name: sorted(some) for name, some in values.items() if len(some) > 1}
 
 
 def _signals(frame: pl.DataFrame, kind: str, payload: pl.Expr, rank: int) -> pl.DataFrame:

@@ -23,18 +23,18 @@ import polars as pl
 from replaylab.compiled import one_at_a_time, was_compiled
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.params import TradingParams
-from replaylab.sweep.figures import figures
 from replaylab.sweep.fills import RAW, REASONS, N
 from replaylab.sweep.grid import Grid, Rows
 from replaylab.sweep.model_chain import Numbered, Plan, number_tables, prepare, run_chain
 from replaylab.sweep.model_loop import TRADE, run_loop
+from replaylab.sweep.result import metrics
 from replaylab.sweep.tape import Tape, TapeArrays, TapeRef, read_tape
 
 __all__ = ["METHODS", "parts", "run_on", "run_rows", "trades_of", "warm_up"]
 
 Array = npt.NDArray[Any]
 METHODS = ("auto", "tables", "index", "loop")
-# Rows that are packed, run and turned into figures together: bounds memory, far beyond what tables need to pay.
+# Rows that are packed, run and turned into metrics together: bounds memory, far beyond what tables need to pay.
 PART = 131_072
 _log = logging.getLogger("replaylab.sweep")
 
@@ -308,7 +308,7 @@ def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str
     # Every trade has a score that it came from, and a price that filled it.
     recorded = np.zeros(min(len(tape.score), len(tape.price)) + 1, dtype=TRADE)
     n = run_loop(tape.arrays(), allowed, packed, raw, recorded)
-    return _frame(tape, params, recorded[:n]), figures(raw).row(0, named=True)
+    return _frame(tape, params, recorded[:n]), metrics(raw).row(0, named=True)
 
 
 def _frame(tape: Tape, params: TradingParams, t: Any) -> pl.DataFrame:

@@ -58,7 +58,7 @@ def test_rescored_sessions_give_the_trades_of_a_full_decision_replay(seed: int, 
     if kind == "model":
         scoring = ClassifierScore(Fixed(), ["queue_imbalance"], scoring=scoring, features=FeatureParams())
     wanted = by_events(data, scoring)
-    found = backtest(rescored(data, scoring), PARAMS, "trade").trades
+    found = backtest(rescored(data, scoring), PARAMS, price_source="trade").trades
     assert len(wanted) > 5
     ns = found.with_columns(*(found[name].dt.timestamp("ns") for name in ("entry_time", "exit_time")))
     assert (

@@ -1,4 +1,4 @@
-"""Tables, index walk and plain loop give the same figures to the bit; figures are those of the trades."""
+"""Tables, index walk and plain loop give the same metrics to the bit; metrics are those of the trades."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
-from replaylab.sweep.figures import figures
 from replaylab.sweep.grid import Grid, make_grid
+from replaylab.sweep.result import metrics
 from replaylab.sweep.run import run_rows, trades_of
 from replaylab.sweep.tape import Tape, pack
 from tests.strategies import RandomSession, make_session, sessions, trading_params
@@ -36,7 +36,7 @@ def all_methods(tape: Tape, grid: Grid) -> list[np.ndarray]:
 
 @settings(max_examples=200, deadline=None)
 @given(sessions(), st.lists(trading_params(), min_size=1, max_size=12))
-def test_every_method_gives_the_same_figures_to_the_bit(
+def test_every_method_gives_the_same_metrics_to_the_bit(
     session: RandomSession, several: list[TradingParams]
 ) -> None:
     tape = pack(session, session.price_source)
@@ -106,11 +106,11 @@ def test_threads_that_share_tables_see_whole_cells() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(sessions(), trading_params())
-def test_figures_are_those_of_the_trades(session: RandomSession, params: TradingParams) -> None:
+def test_metrics_are_those_of_the_trades(session: RandomSession, params: TradingParams) -> None:
     """Recomputed from the trades with numpy, by the formulas of docs/sweep.md."""
     tape = pack(session, session.price_source)
     trades, _ = trades_of(tape, params)
-    row = figures(run_rows(tape, rows_of([params]), params, "tables")[0]).row(0, named=True)
+    row = metrics(run_rows(tape, rows_of([params]), params, "tables")[0]).row(0, named=True)
     pnl = trades["realized_pnl"].to_numpy()
     n = len(pnl)
     equity = np.cumsum(pnl)
@@ -151,14 +151,14 @@ def test_sessions_of_nothing_have_no_trades(method: str) -> None:
     score = (1, "SCORING_UPDATE", "A", {"score": 1.0})
     for raw in ([], [trade], [trade, score]):
         tape = pack(RandomSession(raw, {}, "auto"))
-        figures_of_one = figures(run_rows(tape, rows_of([TradingParams()]), TradingParams(), method)[0])
-        assert figures_of_one.row(0, named=True)["n_trades"] == 0
-        assert figures_of_one["win_rate"][0] is None
+        metrics_of_one = metrics(run_rows(tape, rows_of([TradingParams()]), TradingParams(), method)[0])
+        assert metrics_of_one.row(0, named=True)["n_trades"] == 0
+        assert metrics_of_one["win_rate"][0] is None
 
 
 @pytest.mark.parametrize("memory", [0, 20_000, 600_000])
 def test_tables_that_do_not_fit_are_made_in_parts(memory: int) -> None:
-    """Halves of the rows with tables of their own, or searches where even those are too large: same figures."""
+    """Halves of the rows with tables of their own, or searches where even those are too large: same metrics."""
     tape = pack(make_session(21, 3000, 2))
     grid = make_grid({"sl_pct": np.linspace(0.05, 1.0, 40), "tp1_pct": np.linspace(0.05, 0.5, 40)})
     whole, method = run_rows(tape, grid, TradingParams(), "tables")

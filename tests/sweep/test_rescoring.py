@@ -1,4 +1,4 @@
-"""Scores made anew and swept give the trades that FULL_DECISION gives."""
+"""Scores computed from market data and swept give the trades that FULL_DECISION gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.replay import run_sim
 from replaylab.sessions import Session, build_replay_session
-from replaylab.sweep import backtest, rescored, sweep, sweep_scoring
+from replaylab.sweep import backtest, rescored, sweep
 from replaylab.trading import TradingSystem, resolve_prices
 
 PARAMS = TradingParams(
@@ -117,15 +117,13 @@ def test_the_recorded_settings_give_the_recorded_scores(session: Session) -> Non
 
 def test_a_sweep_over_scoring_and_trading(session: Session) -> None:
     """Each row is the backtest of its own settings; the scoring axes vary slowest."""
-    grid = {"entry_threshold": [0.3, 0.5], "sl_pct": [0.05, 0.1]}
-    result = sweep_scoring(
-        session,
-        {"gain": [1.0, 2.0], "momentum_weight": np.array([0.3, -0.3])},
-        grid,
-        PARAMS,
-        scoring=BASE,
-        progress=False,
-    )
+    grid = {
+        "scoring.gain": [1.0, 2.0],
+        "scoring.momentum_weight": np.array([0.3, -0.3]),
+        "entry_threshold": [0.3, 0.5],
+        "sl_pct": [0.05, 0.1],
+    }
+    result = sweep(session, grid, PARAMS, scoring=BASE, progress=False)
     frame = result.frame
     assert frame.height == 16
     assert frame.columns[:4] == ["scoring.gain", "scoring.momentum_weight", "entry_threshold", "sl_pct"]
@@ -145,7 +143,7 @@ def test_a_sweep_over_scoring_and_trading(session: Session) -> None:
     assert 0 <= result.deflated_sharpe().probability <= 1
 
 
-def test_scoring_axes_may_stand_in_a_sweeps_own_grid(session: Session) -> None:
+def test_scoring_axes_mix_with_trading_axes(session: Session) -> None:
     """``scoring.<field>`` beside trading parameters; what is no axis is as recorded. Alone they are a grid, too."""
     grid = {"entry_threshold": [0.3, 0.5], "scoring.gain": [1.0, 1.5]}
     result = sweep(session, grid, PARAMS, progress=False)
@@ -159,20 +157,28 @@ def test_scoring_axes_may_stand_in_a_sweeps_own_grid(session: Session) -> None:
 
 def test_a_list_of_settings_is_a_grid(session: Session) -> None:
     settings = [BASE, BASE.replace(gain=2.0, flow_half_life_s=2.0)]
-    result = sweep_scoring(session, settings, {"entry_threshold": [0.3, 0.4, 0.5]}, PARAMS, progress=False)
+    grid = {"entry_threshold": [0.3, 0.4, 0.5]}
+    result = sweep(session, grid, PARAMS, scoring=settings, progress=False)
     assert list(result.axes) == ["scoring.flow_half_life_s", "scoring.gain", "entry_threshold"]
     assert result.frame.height == 6
 
 
 def test_wrong_settings_are_named(session: Session) -> None:
+    def swept(axis: str, values: list[float], **options: Any) -> None:
+        sweep(session, {axis: values, "sl_pct": [0.1]}, progress=False, **options)
+
     with pytest.raises(SweepError, match="Did you mean 'gain'"):
-        sweep_scoring(session, {"gian": [1.0]}, {"sl_pct": [0.1]}, progress=False)
+        swept("scoring.gian", [1.0])
     with pytest.raises(ConfigError, match="gain"):
-        sweep_scoring(session, {"gain": [-1.0]}, {"sl_pct": [0.1]}, progress=False)
+        swept("scoring.gain", [-1.0])
+    with pytest.raises(SweepError, match="no values"):
+        swept("scoring.gain", [])
     with pytest.raises(SweepError, match="price_source"):
-        sweep_scoring(session, {"gain": [1.0]}, {"sl_pct": [0.1]}, price_source="score", progress=False)
+        swept("scoring.gain", [1.0], price_source="score")
+    with pytest.raises(SweepError, match="exclude each other"):
+        swept("scoring.gain", [1.0], scoring=[BASE])
     with pytest.raises(SweepError, match="empty"):
-        sweep_scoring(session, [], {"sl_pct": [0.1]}, progress=False)
+        swept("sl_pct", [0.1], scoring=[])
 
     class Bare:
         events = session.events.filter(pl.col("type") == "SCORING_UPDATE")
@@ -181,7 +187,7 @@ def test_wrong_settings_are_named(session: Session) -> None:
         rescored(Bare(), BASE)
 
 
-def test_one_sweep_on_scores_made_anew(session: Session) -> None:
+def test_one_sweep_on_recomputed_scores(session: Session) -> None:
     """``sweep(..., scoring=...)``: the trades of FULL_DECISION, at positions in the session itself."""
     scoring = BASE.replace(gain=2.0)
     result = sweep(session, {"entry_threshold": [0.4, 0.6]}, PARAMS, scoring=scoring, progress=False)

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
@@ -14,9 +13,7 @@ from matplotlib.figure import Figure
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep import SweepResult, backtest, sweep
-from replaylab.sweep.periods import every_ns, period_edges
-from replaylab.sweep.plateaus import plateaus
-from replaylab.sweep.statistics import deflated_sharpe_ratio, moments
+from replaylab.sweep.evidence import deflated_sharpe_ratio, moments, plateaus
 from tests.ml.sessions import FakeSession, random_rows, session
 
 GRID = {"entry_threshold": [0.3, 0.6], "tp2_pct": [0.2, 0.4], "sl_pct": [0.1, 0.2, 0.3]}
@@ -48,8 +45,8 @@ def test_deflated_sharpe_counts_all_rows_and_what_was_tried_before(result: Sweep
     found = result.deflated_sharpe(row)
     wanted = deflated_sharpe_ratio(
         result.trades(row)["realized_pnl"].to_numpy(),
-        result.data["sharpe_per_trade"],
-        trial_counts=result.data["n_trades"],
+        result.frame["sharpe_per_trade"],
+        trial_counts=result.frame["n_trades"],
     )
     assert found == wanted
     assert found.n_trials == 12
@@ -63,7 +60,7 @@ def test_returns_add_up_to_the_pnl(result: SweepResult) -> None:
     """Every trade falls into one period, quiet periods are there with 0, and periods start on the clock."""
     row = result.best_row()
     minutes = result.returns(row, "5m")
-    assert minutes["pnl"].sum() == pytest.approx(result.data["net_pnl"][row])
+    assert minutes["pnl"].sum() == pytest.approx(result.frame["net_pnl"][row])
     assert (minutes["timestamp"].dt.minute() % 5 == 0).all()
     assert minutes["timestamp"].diff().drop_nulls().n_unique() == 1
     exits = result.trades(row)
@@ -89,7 +86,7 @@ def test_overfitting_and_walk_forward_run_over_the_rows(result: SweepResult) -> 
     ]
     assert first["row"] == int(np.argmax([frame["realized_pnl"].sum() for frame in train]))
     assert first["in_sample"] == pytest.approx(train[first["row"]]["realized_pnl"].sum() / 5)
-    assert first["sl_pct"] == result.data["sl_pct"][first["row"]]
+    assert first["sl_pct"] == result.frame["sl_pct"][first["row"]]
     by_sharpe = result.walk_forward("10m", "2m", every="30s", score="sharpe")
     assert by_sharpe.height == steps.height
     with pytest.raises(SweepError, match="multiple"):
@@ -100,16 +97,16 @@ def test_overfitting_and_walk_forward_run_over_the_rows(result: SweepResult) -> 
 
 def test_robustness_ranks_plateaus(result: SweepResult) -> None:
     found = result.robustness(4)
-    wanted = plateaus(result.data.with_row_index("row"), list(GRID), "net_pnl")
+    wanted = plateaus(result.frame.with_row_index("row"), list(GRID), "net_pnl")
     assert found["robustness"].max() == wanted["robustness"].max()
     assert found["neighbours"].max() <= 4
 
 
 def test_saved_and_loaded_is_the_same(result: SweepResult, tmp_path: Path) -> None:
-    """Figures, parameters, digest, trial count and the best row's deflated Sharpe ratio survive; trades do not."""
+    """Metrics, parameters, digest, trial count and the best row's deflated Sharpe ratio survive; trades do not."""
     result.save(tmp_path / "deep" / "sweep.parquet")
     back = SweepResult.load(tmp_path / "deep" / "sweep.parquet")
-    assert back.data.equals(result.data)
+    assert back.frame.equals(result.frame)
     assert (back.axes, back.params, back.session_id, back.digest, back.span) == (
         result.axes,
         result.params,
@@ -118,7 +115,7 @@ def test_saved_and_loaded_is_the_same(result: SweepResult, tmp_path: Path) -> No
         result.span,
     )
     assert back.deflated_sharpe() == result.deflated_sharpe()
-    with pytest.raises(SweepError, match="figures alone"):
+    with pytest.raises(SweepError, match="metrics alone"):
         back.trades(0)
     other = (result.best_row() + 1) % 12
     assert back.deflated_sharpe(other).moments.kurtosis == 3.0
@@ -149,7 +146,7 @@ def test_a_result_without_trades_says_so(events: FakeSession) -> None:
     assert none.robustness()["robustness"].to_list() == [0.0, 0.0]
 
 
-def test_pictures_hold_other_axes_where_they_are_told(result: SweepResult) -> None:
+def test_plots_hold_other_axes_where_they_are_fixed(result: SweepResult) -> None:
     for figure in (
         result.heatmap("tp2_pct", "sl_pct"),
         result.slices(),
@@ -159,7 +156,7 @@ def test_pictures_hold_other_axes_where_they_are_told(result: SweepResult) -> No
         assert isinstance(figure, Figure)
         assert figure._repr_png_()
     fixed = result.heatmap("tp2_pct", "sl_pct", fixed={"entry_threshold": 0.3}).axes[0].images[0].get_array()
-    mine = result.data.filter(pl.col("entry_threshold") == 0.3).sort("sl_pct", "tp2_pct")["net_pnl"]
+    mine = result.frame.filter(pl.col("entry_threshold") == 0.3).sort("sl_pct", "tp2_pct")["net_pnl"]
     np.testing.assert_array_equal(fixed.ravel(), mine.to_numpy())
     with pytest.raises(SweepError, match=r"there are \[0.3, 0.6\]"):
         result.heatmap("tp2_pct", "sl_pct", fixed={"entry_threshold": 9.0})
@@ -167,25 +164,31 @@ def test_pictures_hold_other_axes_where_they_are_told(result: SweepResult) -> No
         result.heatmap("tp2_pct", "sl_pc")
 
 
-def test_frames_come_as_they_were_asked_for(events: FakeSession) -> None:
-    given = sweep(events, GRID, BASE, progress=False, give=lambda frame: frame.to_pandas())
-    for frame in (given.frame, given.best(), given.trades(0), given.returns(0, "1h"), given.robustness()):
-        assert isinstance(frame, pd.DataFrame)
-    assert "deflated" in given._repr_html_()
-
-
 def test_moments_of_a_row_are_those_of_its_trades(result: SweepResult) -> None:
     row = result.best_row()
     shape = moments(result.trades(row)["realized_pnl"].to_numpy())
-    assert shape.sharpe == pytest.approx(result.data["sharpe_per_trade"][row])
+    assert shape.sharpe == pytest.approx(result.frame["sharpe_per_trade"][row])
 
 
-@pytest.mark.parametrize("every", ["1w", "h", "0m", "1.5h", ""])
-def test_a_period_is_a_length_of_time(every: str) -> None:
-    with pytest.raises(SweepError, match="period"):
-        every_ns(every)
+def test_a_session_runs_its_recorded_parameters(events: FakeSession) -> None:
+    """None: the recorded parameters, or the default; a dict: changes to them; every result states which."""
+    recorded = session(random_rows(11, 800))
+    recorded.recorded_params = BASE  # type: ignore[attr-defined]
+    result = sweep(recorded, {"sl_pct": [0.1, 0.2]}, progress=False)
+    assert (result.params, result.params_source, result.changes) == (BASE, "recorded", {})
+    assert "recorded parameters" in repr(result)
+    changed = backtest(recorded, {"tp1_pct": 0.2})
+    assert changed.params == BASE.replace(tp1_pct=0.2)
+    assert changed.changes == {"tp1_pct": (0.1, 0.2)}
+    assert "tp1_pct 0.1 → 0.2" in repr(changed)
+    assert backtest(events, default=BASE).params_source == "config"
+    assert backtest(recorded, TradingParams()).params_source == "given"
 
 
-def test_too_many_periods_are_refused() -> None:
-    with pytest.raises(SweepError, match="too many"):
-        period_edges((0, 10**18), 10**9)
+def test_assumptions_name_prices_and_parameters(result: SweepResult, tmp_path: Path) -> None:
+    """One line: source and median spacing per symbol, and whose parameters; a saved result keeps it."""
+    assert "BTCUSDT trade (" in result.assumptions
+    assert "s apart)" in result.assumptions
+    assert result.assumptions.endswith(result.setup)
+    back = SweepResult.load(result.save(tmp_path / "sweep.parquet"))
+    assert (back.assumptions, back.changes) == (result.assumptions, result.changes)

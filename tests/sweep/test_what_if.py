@@ -11,7 +11,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.replay import run_sim
 from replaylab.sessions import Session, build_replay_session
-from replaylab.sweep.comparison import compare_trades, what_if
+from replaylab.sweep import match_trades, what_if
 from replaylab.timestamps import iso, to_ns
 
 PARAMS = TradingParams(
@@ -43,9 +43,9 @@ def test_the_recorded_parameters_give_the_logged_trades(root: DataRoot) -> None:
     found = what_if(session)
     assert found.params == PARAMS
     assert found.is_same
-    assert found.counts["same"] == found.table.height > 20
+    assert found.counts["same"] == found.trades.height > 20
     assert found.difference == pytest.approx(0.0, abs=1e-9)
-    assert found.table["reason_logged"].null_count() == 0
+    assert found.trades["reason_logged"].null_count() == 0
 
 
 def test_without_execution_events_the_trade_log_will_do(root: DataRoot) -> None:
@@ -57,8 +57,8 @@ def test_without_execution_events_the_trade_log_will_do(root: DataRoot) -> None:
     )
     found = what_if(session)
     assert found.is_same
-    assert found.table.height > 20
-    assert found.table["reason_logged"].null_count() == 0
+    assert found.trades.height > 20
+    assert found.trades["reason_logged"].null_count() == 0
 
 
 def test_what_the_session_cuts_off_is_not_held_against_it(root: DataRoot) -> None:
@@ -78,7 +78,7 @@ def test_other_parameters_change_avoid_and_add(root: DataRoot) -> None:
     counts = found.counts
     assert counts["changed"]
     assert counts["avoided"]
-    table = found.table
+    table = found.trades
     pairs = table.filter(pl.col("status") == "changed")
     parts = pairs.select(
         pl.sum_horizontal("size_effect", "entry_effect", "exit_effect", "fee_effect")
@@ -90,13 +90,13 @@ def test_other_parameters_change_avoid_and_add(root: DataRoot) -> None:
     assert found.summary["trades"].sum() == table.height
     assert "avoided" in found._repr_html_()
     assert "changed" in repr(found)
-    assert found.picture()._repr_png_()
+    assert found.plot()._repr_png_()
 
 
 def test_no_entries_avoid_everything(root: DataRoot) -> None:
     found = what_if(cut(root, 16), PARAMS.replace(entry_threshold=9.0))
-    assert found.counts["avoided"] == found.table.height
-    assert found.difference == pytest.approx(-found.table["realized_pnl_logged"].sum())
+    assert found.counts["avoided"] == found.trades.height
+    assert found.difference == pytest.approx(-found.trades["realized_pnl_logged"].sum())
 
 
 def trades(*rows: tuple[str, int, int, float]) -> pl.DataFrame:
@@ -132,7 +132,7 @@ def test_matching_of_hand_worked_trades() -> None:
     replayed = trades(
         ("LONG", 0, 10, 1.0), ("LONG", 22, 35, 5.0), ("LONG", 29, 33, 6.0), ("LONG", 62, 70, 7.0)
     )
-    found = compare_trades(logged, replayed)
+    found = match_trades(logged, replayed)
     rows = found.select("status", "realized_pnl_logged", "realized_pnl", "difference").rows()
     assert rows == [
         ("same", 1.0, 1.0, 0.0),
@@ -147,9 +147,9 @@ def test_matching_of_hand_worked_trades() -> None:
 
 def test_nothing_logged_and_nothing_replayed() -> None:
     none = trades()
-    assert compare_trades(none, none).height == 0
-    assert compare_trades(trades(("LONG", 0, 1, 1.0)), none)["status"].to_list() == ["avoided"]
-    assert compare_trades(none, trades(("LONG", 0, 1, 1.0)))["status"].to_list() == ["added"]
+    assert match_trades(none, none).height == 0
+    assert match_trades(trades(("LONG", 0, 1, 1.0)), none)["status"].to_list() == ["avoided"]
+    assert match_trades(none, trades(("LONG", 0, 1, 1.0)))["status"].to_list() == ["added"]
 
 
 def test_without_recorded_parameters_they_must_be_named(root: DataRoot) -> None:
@@ -157,3 +157,21 @@ def test_without_recorded_parameters_they_must_be_named(root: DataRoot) -> None:
     session.__dict__["recorded_params"] = None
     with pytest.raises(SweepError, match="name the parameters"):
         what_if(session)
+
+
+def test_further_fields_can_be_compared() -> None:
+    """``what`` names each field that differs; a field that the log does not have is not compared."""
+    logged = trades(("LONG", 0, 10, 1.0)).with_columns(fees=pl.lit(0.5), mfe=pl.lit(None, pl.Float64))
+    replayed = trades(("LONG", 0, 11, 2.0)).with_columns(fees=pl.lit(1.0), mfe=pl.lit(3.0))
+    found = match_trades(logged, replayed, fields=("exit_time", "reason", "realized_pnl", "fees", "mfe"))
+    assert found["what"].to_list() == ["exit_time, realized_pnl, fees"]
+    assert found.select("fees_logged", "fees").row(0) == (0.5, 1.0)
+
+
+def test_changes_start_from_the_recorded_parameters(root: DataRoot) -> None:
+    """A dict changes what was recorded; the comparison names both values."""
+    found = what_if(cut(root, 16), {"sl_pct": 0.1})
+    assert found.params == PARAMS.replace(sl_pct=0.1)
+    assert (found.params_source, found.changes) == ("recorded", {"sl_pct": (0.05, 0.1)})
+    assert "recorded parameters, sl_pct 0.05 → 0.1" in repr(found)
+    assert "AIUSDT trade" in found.assumptions

@@ -1,7 +1,7 @@
-"""How much of the best result is luck: deflated Sharpe ratio, overfitting probability, plateaus, walk-forward.
+"""How much of the best result is luck: deflated Sharpe ratio, overfitting probability, walk-forward, plateaus.
 
-Arrays in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per trade or
-per period), never annualised. Formulas with worked examples are in ``docs/statistics.md``.
+Arrays and frames in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per
+trade or per period), never annualised. Formulas with worked examples are in ``docs/statistics.md``.
 
 Sources: Bailey & López de Prado, *The Sharpe Ratio Efficient Frontier*, Journal of Risk 15 (2012); *The Deflated Sharpe
 Ratio*, Journal of Portfolio Management 40 (2014); Bailey, Borwein, López de Prado & Zhu, *The Probability of Backtest
@@ -11,36 +11,27 @@ Overfitting*, Journal of Computational Finance 20 (2017; working paper 2015).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+from scipy.spatial import KDTree
 from scipy.stats import norm
 
-from replaylab.errors import SweepError
-
-__all__ = [
-    "Deflated",
-    "Moments",
-    "Overfitting",
-    "WalkForwardStep",
-    "deflated_sharpe_ratio",
-    "expected_max_sharpe",
-    "min_track_record",
-    "moments",
-    "overfitting_probability",
-    "probabilistic_sharpe_ratio",
-    "sharpe",
-    "walk_forward_steps",
-]
+from replaylab.errors import SweepError, did_you_mean
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 _EULER = 0.5772156649015329
 # Below this many observations a Sharpe ratio's own distribution has hardly a variance.
 _FEW = 10
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MOST_PERIODS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ def deflated_sharpe_ratio(
 
     ``returns``: the chosen trial's (or their ``Moments``); ``trial_sharpes``: those of all trials, in the same unit.
     Trials without a Sharpe ratio (no trades) count as trials but not in the variance. ``n_trials`` overrides the count:
-    set it higher when more was tried elsewhere, lower only with an estimate of independent trials at hand.
+    set it higher when more was tried elsewhere, lower only with an estimate of independent trials.
 
     The formula takes all trials to be as long as the chosen one. ``trial_counts`` (observations of each) is for trials
     that are not: a ratio is then scaled by ``√(its count / the chosen one's)``, which makes its noise comparable, and
@@ -186,8 +177,8 @@ class Overfitting:
     ``probability`` (PBO): how often the trial that was best in sample lands at or below the median out of sample.
     ``logits``: of its relative rank out of sample (≤ 0: below the median). ``chosen``: its column. ``in_sample``,
     ``out_of_sample``: its score in both halves. ``loss_probability``: how often that is negative out of sample.
-    ``slope``: of out-of-sample over in-sample score (negative: the better it looked, the worse it did; nan without
-    spread).
+    ``slope``: of out-of-sample over in-sample score (negative: the better in sample, the worse out of sample; nan
+    without spread).
     """
 
     probability: float
@@ -296,7 +287,7 @@ def walk_forward_steps(
     score: str | Callable[[Floats], Any] = "total",
     expanding: bool = False,
 ) -> list[WalkForwardStep]:
-    """Choose the best column on ``train`` periods, report on the next ``test`` periods, roll on by ``test``.
+    """Choose the best column on ``train`` periods, report on the next ``test`` periods, step on by ``test``.
 
     ``score``: "total", "sharpe", or a function from (periods, trials) to one number per trial, higher better.
     ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen.
@@ -335,3 +326,163 @@ def walk_forward_steps(
             )
         )
     return steps
+
+
+def every_ns(every: str | timedelta) -> int:
+    """Return nanoseconds of a period: a timedelta, or a string such as "30s", "5m", "1h", "1d"."""
+    if isinstance(every, timedelta):
+        length = (every // timedelta(microseconds=1)) * 1_000
+    else:
+        count, unit = str(every)[:-1], str(every)[-1:]
+        if not count.isdigit() or unit not in _UNITS:
+            raise SweepError(
+                f'a period is a timedelta or a string such as "30s", "5m", "1h", "1d", found {every!r}'
+            )
+        length = int(count) * _UNITS[unit] * 1_000_000_000
+    if length <= 0:
+        raise SweepError(f"a period must be longer than 0, found {every!r}")
+    return length
+
+
+def period_edges(span: tuple[int, int], length: int) -> Ints:
+    """Return the edges of periods that cover both ends of ``span``, aligned to whole periods since 1970 (UTC)."""
+    first, last = span[0] // length, span[1] // length
+    if last - first >= _MOST_PERIODS:
+        raise SweepError(f"{last - first + 1:,} periods are too many: take longer ones")
+    return np.arange(first, last + 2, dtype=np.int64) * length
+
+
+def period_pnl(trades: Callable[[int], pl.DataFrame], rows: Iterable[int], edges: Ints) -> Floats:
+    """Return (periods, rows): realised PnL by the time of the exit; a trade counts whole where it closes."""
+    columns = []
+    for row in rows:
+        frame = trades(row)
+        exits = frame["exit_time"].dt.timestamp("ns").to_numpy()
+        place = np.searchsorted(edges, exits, side="right") - 1
+        columns.append(np.bincount(place, weights=frame["realized_pnl"].to_numpy(), minlength=len(edges) - 1))
+    return np.column_stack(columns) if columns else np.empty((len(edges) - 1, 0))
+
+
+def plateaus(frame: pl.DataFrame, axes: Sequence[str], value: str) -> pl.DataFrame:
+    """Return ``frame`` with ``neighbours``, ``neighbour_mean``, ``neighbour_min`` and ``robustness``.
+
+    >>> grid = pl.DataFrame({"sl_pct": [0.1, 0.2, 0.3], "net_pnl": [5.0, 5.0, 5.0]})
+    >>> plateaus(grid, ["sl_pct"], "net_pnl")["robustness"].to_list()
+    [5.0, 5.0, 5.0]
+
+    Neighbours of a combination on a grid are those one step away on one axis, the others equal. Numbers are ordered;
+    categories, booleans and ``None`` ("rule off") are not: between them there is no step. Rows that lie on no grid
+    (random or Sobol samples) take the nearest rows instead, in ranks per axis scaled to 0..1.
+
+    ``neighbours`` counts them. ``robustness`` = mean − standard deviation (population) of ``value`` over the row and
+    its neighbours, in the unit of ``value``: it equals the value on a flat plateau and falls far below it on a lone
+    peak. A missing ``value`` counts as absent; a row without neighbours has null there. Raises SweepError.
+    """
+    for name in (*axes, value):
+        if name not in frame.columns:
+            raise SweepError(f"no column {name!r}.{did_you_mean(name, frame.columns)}")
+    values = frame[value].cast(pl.Float64).to_numpy()
+    steps, ordered = _steps(frame, axes)
+    pairs = _grid_pairs(steps, ordered)
+    # A grid of n rows and d axes has some n·d such pairs; a random sample hardly any.
+    if len(pairs) < frame.height // 2 and any(ordered):
+        pairs = _nearest_pairs(steps, ordered)
+    count, total, squares, lowest = _gather(pairs, values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / count
+        own = np.isfinite(values)
+        members = count + own
+        centre = (total + np.where(own, values, 0.0)) / members
+        spread = (squares + np.where(own, values**2, 0.0)) / members - centre**2
+        robustness = centre - np.sqrt(np.maximum(spread, 0.0))
+    alone = count == 0
+    return frame.with_columns(
+        pl.Series("neighbours", count.astype(np.int64)),
+        _nullable("neighbour_mean", mean, alone),
+        _nullable("neighbour_min", lowest, alone),
+        _nullable("robustness", robustness, alone | ~own),
+    )
+
+
+def _steps(frame: pl.DataFrame, axes: Sequence[str]) -> tuple[Ints, list[bool]]:
+    """Return the step number of each row on each axis (rows, axes), and which axes are ordered."""
+    steps = np.empty((frame.height, len(axes)), dtype=np.int64)
+    ordered = []
+    for column, name in enumerate(axes):
+        series = frame[name]
+        numeric = series.dtype.is_numeric()
+        if numeric:
+            rank = series.rank("dense")
+        else:
+            plain = series.map_elements(str, return_dtype=pl.String) if series.dtype == pl.Object else series
+            names = plain.hash() if plain.dtype.is_nested() else plain.cast(pl.String, strict=False)
+            rank = names.rank("dense")
+        steps[:, column] = rank.cast(pl.Int64).fill_null(0).to_numpy() - 1
+        ordered.append(numeric)
+    return steps, ordered
+
+
+def _grid_pairs(steps: Ints, ordered: list[bool]) -> Ints:
+    """Return pairs (row, neighbour one step up on one axis); each pair once."""
+    sizes = steps.max(axis=0, initial=0) + 2
+    if float(np.prod(sizes.astype(np.float64))) > 2**62:
+        return np.empty((0, 2), dtype=np.int64)
+    weights = np.concatenate([np.cumprod(sizes[::-1].astype(np.int64))[::-1][1:], [1]]).astype(np.int64)
+    keys = (steps + 1) @ weights
+    order = np.argsort(keys, kind="stable")
+    sorted_keys = keys[order]
+    found = []
+    for axis, is_ordered in enumerate(ordered):
+        if not is_ordered:
+            continue
+        rows = np.flatnonzero(steps[:, axis] >= 0)
+        wanted = keys[rows] + weights[axis]
+        rows, wanted = (part[steps[rows, axis] + 2 < sizes[axis]] for part in (rows, wanted))
+        place = np.searchsorted(sorted_keys, wanted)
+        hit = (place < len(keys)) & (sorted_keys[np.minimum(place, len(keys) - 1)] == wanted)
+        found.append(np.column_stack([rows[hit], order[place[hit]]]))
+    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+
+
+def _nearest_pairs(steps: Ints, ordered: list[bool]) -> Ints:
+    """Return pairs (row, near row) within rows of the same categories: twice as many as there are ordered axes."""
+    numeric = steps[:, ordered].astype(np.float64)
+    scale = np.maximum(numeric.max(axis=0, initial=0.0), 1.0)
+    off = numeric < 0  # None: as far from every number as the axis is long
+    points = np.where(off, 2.0, numeric / scale)
+    kind = np.column_stack([steps[:, [not flag for flag in ordered]], off.astype(np.int64)])
+    _, group = np.unique(kind, axis=0, return_inverse=True)
+    wanted = 2 * sum(ordered)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for number in range(int(group.max(initial=-1)) + 1):
+        rows = np.flatnonzero(group.ravel() == number)
+        take = min(wanted, len(rows) - 1)
+        if take < 1:
+            continue
+        _, near = KDTree(points[rows]).query(points[rows], k=take + 1)
+        # The row itself goes last. Where duplicates hide it among its neighbours, the furthest is last already.
+        itself = near == np.arange(len(rows))[:, None]
+        others = np.take_along_axis(near, np.argsort(itself, axis=1, kind="stable"), axis=1)
+        found.append(np.column_stack([np.repeat(rows, take), rows[others[:, :take].ravel()]]))
+    one_way = np.concatenate(found)
+    return np.unique(np.sort(one_way, axis=1), axis=0)
+
+
+def _gather(pairs: Ints, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return count, sum, sum of squares and minimum of the finite values of each row's neighbours."""
+    rows = np.concatenate([pairs[:, 0], pairs[:, 1]])
+    others = values[np.concatenate([pairs[:, 1], pairs[:, 0]])]
+    usable = np.isfinite(others)
+    rows, others = rows[usable], others[usable]
+    size = len(values)
+    lowest = np.full(size, np.inf)
+    np.minimum.at(lowest, rows, others)
+    count, total, squares = (
+        np.bincount(rows, weights=weights, minlength=size).astype(np.float64)
+        for weights in (np.ones(len(rows)), others, others**2)
+    )
+    return count, total, squares, lowest
+
+
+def _nullable(name: str, values: Floats, missing: npt.NDArray[np.bool_]) -> pl.Series:
+    return pl.Series(name, np.where(missing, np.nan, values)).fill_nan(None)

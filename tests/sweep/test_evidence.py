@@ -1,11 +1,12 @@
-"""Statistics against published and hand-worked numbers, and against the definition written as loops."""
+"""Statistics and plateau scores: published and hand-worked numbers, and the definitions written as loops."""
 
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +14,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import kurtosis, norm, skew
 
 from replaylab.errors import SweepError
-from replaylab.sweep import statistics
+from replaylab.sweep import evidence
 
 
 def test_moments_of_a_hand_worked_series() -> None:
     """1, 2, 3, 6: mean 3, sample variance 14/3, third moment 18/4, fourth 98/4, population variance 14/4."""
-    found = statistics.moments([1.0, 2.0, 3.0, 6.0])
+    found = evidence.moments([1.0, 2.0, 3.0, 6.0])
     assert found.count == 4
     assert found.sharpe == pytest.approx(3 / math.sqrt(14 / 3))
     assert found.skew == pytest.approx(4.5 / 3.5**1.5)
@@ -27,21 +28,21 @@ def test_moments_of_a_hand_worked_series() -> None:
 
 def test_moments_agree_with_scipy() -> None:
     values = np.random.default_rng(3).standard_t(5, 500)
-    found = statistics.moments(values)
+    found = evidence.moments(values)
     assert found.skew == pytest.approx(skew(values))
     assert found.kurtosis == pytest.approx(kurtosis(values, fisher=False))
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0, 2.0], [0.1] * 7])
 def test_no_spread_has_no_sharpe_ratio(values: list[float]) -> None:
-    assert math.isnan(statistics.moments(values).sharpe)
+    assert math.isnan(evidence.moments(values).sharpe)
 
 
 def test_probabilistic_sharpe_of_hand_worked_numbers() -> None:
     """SR 0.5, n 5, skew 0, kurtosis 3: Φ(0.5·2/√1.125)."""
-    assert statistics.probabilistic_sharpe_ratio(0.5, 5) == pytest.approx(norm.cdf(1 / math.sqrt(1.125)))
-    assert statistics.probabilistic_sharpe_ratio(0.5, 5, benchmark=0.5) == 0.5
-    assert math.isnan(statistics.probabilistic_sharpe_ratio(0.5, 1))
+    assert evidence.probabilistic_sharpe_ratio(0.5, 5) == pytest.approx(norm.cdf(1 / math.sqrt(1.125)))
+    assert evidence.probabilistic_sharpe_ratio(0.5, 5, benchmark=0.5) == 0.5
+    assert math.isnan(evidence.probabilistic_sharpe_ratio(0.5, 1))
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,10 @@ def test_deflated_sharpe_of_the_published_example(
     trials: int, skewness: float, tails: float, probability: float
 ) -> None:
     """Bailey & López de Prado 2014: annualised SR 2.5 of 1,250 days, trial variance 1/2 a year, 250 days a year."""
-    threshold = statistics.expected_max_sharpe(trials, 0.5 / 250)
+    threshold = evidence.expected_max_sharpe(trials, 0.5 / 250)
     if trials == 100:
         assert threshold == pytest.approx(0.1132, abs=5e-5)
-    found = statistics.probabilistic_sharpe_ratio(2.5 / math.sqrt(250), 1250, skewness, tails, threshold)
+    found = evidence.probabilistic_sharpe_ratio(2.5 / math.sqrt(250), 1250, skewness, tails, threshold)
     assert found == pytest.approx(probability, abs=5e-5)
 
 
@@ -63,25 +64,25 @@ def test_deflated_sharpe_from_trials() -> None:
     """The variance is that of the trials' ratios; trials without trades count as trials only."""
     returns = np.array([1.0, 2.0, 3.0, 6.0])
     trial_sharpes = [0.0, 1.0, 2.0, math.nan]
-    found = statistics.deflated_sharpe_ratio(returns, trial_sharpes)
+    found = evidence.deflated_sharpe_ratio(returns, trial_sharpes)
     assert (found.n_trials, found.variance) == (4, 1.0)
     gamma = 0.5772156649015329
     wanted = (1 - gamma) * norm.ppf(0.75) + gamma * norm.ppf(1 - 1 / (4 * math.e))
     assert found.threshold == pytest.approx(wanted)
     shape = found.moments
     assert found.probability == pytest.approx(
-        statistics.probabilistic_sharpe_ratio(shape.sharpe, 4, shape.skew, shape.kurtosis, wanted)
+        evidence.probabilistic_sharpe_ratio(shape.sharpe, 4, shape.skew, shape.kurtosis, wanted)
     )
-    assert statistics.deflated_sharpe_ratio(returns, [1.0]).threshold == 0.0
+    assert evidence.deflated_sharpe_ratio(returns, [1.0]).threshold == 0.0
 
 
 def test_trials_of_other_lengths_are_made_comparable() -> None:
     """Chosen n = 16: ratios of 64 and 16 observations scale by 2 and 1; one of 4 is left out."""
-    chosen = statistics.Moments(16, 1.0, 0.0, 3.0)
-    found = statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 9.0], trial_counts=[64, 16, 4])
+    chosen = evidence.Moments(16, 1.0, 0.0, 3.0)
+    found = evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 9.0], trial_counts=[64, 16, 4])
     assert (found.n_trials, found.variance) == (3, 0.5)
-    same = statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0], trial_counts=[16] * 3)
-    assert same == statistics.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0])
+    same = evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0], trial_counts=[16] * 3)
+    assert same == evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0])
 
 
 def test_noise_of_many_lengths_is_not_called_skill() -> None:
@@ -90,33 +91,31 @@ def test_noise_of_many_lengths_is_not_called_skill() -> None:
     called = 0
     for _ in range(60):
         trials = [rng.normal(size=int(count)) for count in rng.integers(10, 200, 300)]
-        shapes = [statistics.moments(trial) for trial in trials]
+        shapes = [evidence.moments(trial) for trial in trials]
         ratios, counts = [s.sharpe for s in shapes], [s.count for s in shapes]
         best = int(np.argmax([trial.sum() for trial in trials]))
         called += (
-            statistics.deflated_sharpe_ratio(trials[best], ratios, trial_counts=counts).probability >= 0.95
+            evidence.deflated_sharpe_ratio(trials[best], ratios, trial_counts=counts).probability >= 0.95
         )
     assert called <= 4
 
 
 def test_expected_maximum_is_that_of_simulated_noise() -> None:
     draws = np.random.default_rng(5).normal(size=(4000, 200)).max(axis=1).mean()
-    assert statistics.expected_max_sharpe(200, 1.0) == pytest.approx(draws, rel=0.02)
+    assert evidence.expected_max_sharpe(200, 1.0) == pytest.approx(draws, rel=0.02)
 
 
 def test_min_track_record_is_the_length_that_reaches_the_confidence() -> None:
-    length = statistics.min_track_record(0.1, skew=-0.5, kurtosis=5.0)
-    assert statistics.probabilistic_sharpe_ratio(0.1, round(length), -0.5, 5.0) == pytest.approx(
-        0.95, abs=1e-3
-    )
-    assert statistics.min_track_record(0.1, benchmark=0.1) == math.inf
+    length = evidence.min_track_record(0.1, skew=-0.5, kurtosis=5.0)
+    assert evidence.probabilistic_sharpe_ratio(0.1, round(length), -0.5, 5.0) == pytest.approx(0.95, abs=1e-3)
+    assert evidence.min_track_record(0.1, benchmark=0.1) == math.inf
 
 
 def test_overfitting_of_hand_worked_numbers() -> None:
     """A = 3 1 3 1, B = 2 2 2 2, C = 0: four splits choose A on a tie with B and end in a tie with it (rank 2.5 of 4);
     the two that see only A's good or bad blocks choose what comes second outside (rank 2 of 4, the median)."""
     returns = np.array([[3, 2, 0], [1, 2, 0], [3, 2, 0], [1, 2, 0]], dtype=float)
-    found = statistics.overfitting_probability(returns, n_blocks=4, score="mean")
+    found = evidence.overfitting_probability(returns, n_blocks=4, score="mean")
     high = math.log(2.5 / 1.5)
     np.testing.assert_allclose(found.logits, [high, 0, high, high, 0, high])
     np.testing.assert_array_equal(found.chosen, [0, 0, 0, 0, 1, 0])
@@ -135,7 +134,7 @@ def test_overfitting_of_hand_worked_numbers() -> None:
 )
 def test_overfitting_equals_its_definition(returns: np.ndarray, n_blocks: int) -> None:
     """Every split by loops, ranks by counting; whole numbers, so that sums in any order are the same."""
-    found = statistics.overfitting_probability(returns, n_blocks=n_blocks, score="mean")
+    found = evidence.overfitting_probability(returns, n_blocks=n_blocks, score="mean")
     size = len(returns) // n_blocks
     used = returns[len(returns) - size * n_blocks :]
     logits = []
@@ -152,7 +151,7 @@ def test_overfitting_equals_its_definition(returns: np.ndarray, n_blocks: int) -
 
 @given(arrays(np.float64, (9, 3), elements=st.integers(-3, 3).map(float)))
 def test_sharpe_from_sums_is_the_plain_one(returns: np.ndarray) -> None:
-    found = statistics.sharpe(returns.sum(axis=0), (returns**2).sum(axis=0), 9)
+    found = evidence.sharpe(returns.sum(axis=0), (returns**2).sum(axis=0), 9)
     spread = returns.std(axis=0, ddof=1)
     for column in range(3):
         if returns[:, column].sum() == 0:
@@ -166,13 +165,13 @@ def test_sharpe_from_sums_is_the_plain_one(returns: np.ndarray) -> None:
 def test_noise_overfits_and_skill_does_not() -> None:
     rng = np.random.default_rng(7)
     noise = rng.normal(size=(160, 50))
-    assert statistics.overfitting_probability(noise, n_blocks=8).probability > 0.3
+    assert evidence.overfitting_probability(noise, n_blocks=8).probability > 0.3
     noise[:, 7] += 1.0
-    assert statistics.overfitting_probability(noise, n_blocks=8).probability < 0.01
+    assert evidence.overfitting_probability(noise, n_blocks=8).probability < 0.01
 
 
 def test_fewer_splits_are_spread_over_all() -> None:
-    found = statistics.overfitting_probability(
+    found = evidence.overfitting_probability(
         np.random.default_rng(1).normal(size=(64, 5)), 12, max_splits=100
     )
     assert 80 <= len(found.logits) <= 100
@@ -190,19 +189,19 @@ def test_fewer_splits_are_spread_over_all() -> None:
 )
 def test_nonsense_is_refused(returns: np.ndarray, options: dict[str, object], message: str) -> None:
     with pytest.raises(SweepError, match=message):
-        statistics.overfitting_probability(returns, **options)  # type: ignore[arg-type]
+        evidence.overfitting_probability(returns, **options)  # type: ignore[arg-type]
 
 
 def test_walk_forward_of_hand_worked_numbers() -> None:
     """Train 2, test 1: the first step takes column 0 (3 > 2) and earns 0, the second column 1 (3 > 1), and so on."""
     returns = np.array([[2, 1], [1, 1], [0, 2], [5, -1], [0, 4]], dtype=float)
-    steps = statistics.walk_forward_steps(returns, train=2, test=1)
+    steps = evidence.walk_forward_steps(returns, train=2, test=1)
     assert [(s.train_from, s.train_to, s.test_to) for s in steps] == [(0, 2, 3), (1, 3, 4), (2, 4, 5)]
     assert [s.chosen for s in steps] == [0, 1, 0]
     assert [s.in_sample for s in steps] == [3, 3, 5]
     assert [s.out_of_sample for s in steps] == [0, -1, 0]
     assert [s.rank for s in steps] == [0.25, 0.25, 0.25]
-    grown = statistics.walk_forward_steps(returns, train=2, test=1, expanding=True)
+    grown = evidence.walk_forward_steps(returns, train=2, test=1, expanding=True)
     assert [s.train_from for s in grown] == [0, 0, 0]
     assert grown[2].chosen == 0
 
@@ -213,11 +212,106 @@ def test_walk_forward_never_sees_what_it_reports_on() -> None:
     returns = rng.normal(size=(12, 6))
     changed = returns.copy()
     changed[9:] = rng.normal(size=(3, 6)) * 100
-    before = statistics.walk_forward_steps(returns, 6, 3, score="sharpe")
-    after = statistics.walk_forward_steps(changed, 6, 3, score="sharpe")
+    before = evidence.walk_forward_steps(returns, 6, 3, score="sharpe")
+    after = evidence.walk_forward_steps(changed, 6, 3, score="sharpe")
     assert [s.chosen for s in before] == [s.chosen for s in after]
 
 
 def test_walk_forward_needs_enough_periods() -> None:
     with pytest.raises(SweepError, match="too few"):
-        statistics.walk_forward_steps(np.zeros((3, 2)), 3, 1)
+        evidence.walk_forward_steps(np.zeros((3, 2)), 3, 1)
+
+
+def test_a_plateau_beats_a_lone_peak() -> None:
+    """On a line 5 5 5 0 20 0: the middle of the plateau keeps 5; the peak falls to 20/3 − √(800/9)."""
+    frame = pl.DataFrame({"sl_pct": [1.0, 2, 3, 4, 5, 6], "net_pnl": [5.0, 5, 5, 0, 20, 0]})
+    found = evidence.plateaus(frame, ["sl_pct"], "net_pnl")
+    assert found["neighbours"].to_list() == [1, 2, 2, 2, 2, 1]
+    assert found["neighbour_mean"].to_list() == [5, 5, 2.5, 12.5, 0, 20]
+    assert found["neighbour_min"].to_list() == [5, 5, 0, 5, 0, 20]
+    assert found["robustness"][1] == 5
+    assert found["robustness"][4] == pytest.approx(20 / 3 - (800 / 9) ** 0.5)
+    assert found.sort("robustness", descending=True)["sl_pct"][0] in (1.0, 2.0)
+
+
+@given(st.data())
+def test_neighbours_equal_brute_force(data: st.DataObject) -> None:
+    """A neighbour differs by one step of the sorted values on one ordered axis, and in nothing else."""
+    first = data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.9]), min_size=1, unique=True))
+    second = data.draw(st.lists(st.sampled_from([1, 2, 7, None]), min_size=1, unique=True))
+    rows = list(product(first, second, ["calm", "wild"]))
+    kept = data.draw(st.lists(st.sampled_from(rows), min_size=1, unique=True))
+    values = data.draw(st.lists(st.integers(-9, 9), min_size=len(kept), max_size=len(kept)))
+    frame = pl.DataFrame(
+        {
+            "a": [row[0] for row in kept],
+            "b": pl.Series([row[1] for row in kept], dtype=pl.Int64),
+            "regime": [row[2] for row in kept],
+            "v": [float(v) for v in values],
+        }
+    )
+    places = [sorted({row[0] for row in kept}), sorted({row[1] for row in kept} - {None})]
+
+    def step(row: tuple[object, ...], axis: int) -> int | None:
+        return None if row[axis] is None else places[axis].index(row[axis])
+
+    def near(x: tuple[object, ...], y: tuple[object, ...]) -> bool:
+        for axis in (0, 1):
+            others_equal = all(x[k] == y[k] for k in range(3) if k != axis)
+            a, b = step(x, axis), step(y, axis)
+            if others_equal and a is not None and b is not None and abs(a - b) == 1:
+                return True
+        return False
+
+    counts = [sum(near(x, y) for y in kept) for x in kept]
+    if sum(counts) // 2 < len(kept) // 2:
+        return  # too sparse for a grid: the nearest rows are taken
+    found = evidence.plateaus(frame, ["a", "b", "regime"], "v")
+    assert found["neighbours"].to_list() == counts
+    for row, x in enumerate(kept):
+        around = [v for v, y in zip(values, kept, strict=True) if near(x, y)]
+        if around:
+            assert found["neighbour_mean"][row] == pytest.approx(np.mean(around))
+            assert found["neighbour_min"][row] == min(around)
+            members = [*around, values[row]]
+            assert found["robustness"][row] == pytest.approx(np.mean(members) - np.std(members), abs=1e-6)
+        else:
+            assert found["robustness"][row] is None
+
+
+def test_random_samples_take_the_nearest_rows() -> None:
+    """Off the grid, the rows of a broad hill outrank a single high row among losses."""
+    rng = np.random.default_rng(4)
+    x, y = rng.random(300), rng.random(300)
+    value = 10 * np.exp(-((x - 0.3) ** 2 + (y - 0.3) ** 2) / 0.05)
+    lone = int(np.argmax(x + y))
+    value[lone] = 30.0
+    frame = pl.DataFrame({"x": x, "y": y, "v": value})
+    found = evidence.plateaus(frame, ["x", "y"], "v").with_row_index()
+    assert found["neighbours"].min() >= 4
+    best = found.sort("robustness", descending=True, nulls_last=True)
+    assert best["index"][0] != lone
+    assert abs(best["x"][0] - 0.3) < 0.15
+
+
+def test_missing_values_and_categories_have_no_neighbours() -> None:
+    frame = pl.DataFrame({"regime": ["a", "b"], "v": [1.0, None]})
+    found = evidence.plateaus(frame, ["regime"], "v")
+    assert found["neighbours"].to_list() == [0, 0]
+    assert found["robustness"].to_list() == [None, None]
+
+
+def test_a_misspelt_column_is_named() -> None:
+    with pytest.raises(SweepError, match="Did you mean 'net_pnl'"):
+        evidence.plateaus(pl.DataFrame({"a": [1], "net_pnl": [1.0]}), ["a"], "net_pln")
+
+
+@pytest.mark.parametrize("every", ["1w", "h", "0m", "1.5h", ""])
+def test_a_period_is_a_length_of_time(every: str) -> None:
+    with pytest.raises(SweepError, match="period"):
+        evidence.every_ns(every)
+
+
+def test_too_many_periods_are_refused() -> None:
+    with pytest.raises(SweepError, match="too many"):
+        evidence.period_edges((0, 10**18), 10**9)

@@ -1,0 +1,159 @@
+"""``sweep`` and ``backtest``: from a session and parameters to metrics and trades."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm.auto import tqdm
+
+from replaylab.errors import SweepError
+from replaylab.params import TradingParams, resolve_params
+from replaylab.sweep.grid import make_grid
+from replaylab.sweep.rescoring import Rescored, Rescorer, rescored
+from replaylab.sweep.result import Backtest, SweepResult, assumptions, metrics
+from replaylab.sweep.run import parts, run_on, run_rows, trades_of
+from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
+
+
+def sweep(
+    session: SessionLike | pl.DataFrame,
+    grid: Any,
+    params: TradingParams | Mapping[str, Any] | None = None,
+    *,
+    price_source: PriceSource = "auto",
+    progress: bool = True,
+    executor: Executor | None = None,
+    scoring: Any = None,
+    default: TradingParams | None = None,
+    method: str = "auto",
+    threads: int | None = None,
+    table_memory: float = 1e9,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> SweepResult:
+    """Run every combination of ``grid`` over a session and return their metrics.
+
+    >>> sweep(session, {"entry_threshold": [0.5, 0.6], "sl_pct": [0.2, 0.3]}).best()             # doctest: +SKIP
+    >>> sweep(session, {"scoring.gain": [1.0, 2.0], "sl_pct": [0.2, 0.3]}, {"tp1_pct": 0.1})      # doctest: +SKIP
+
+    ``grid``: a mapping of fields to values (all combinations; the last axis varies fastest), a DataFrame with a row per
+    combination, or a ``Grid``. ``params``: the parameters that are no axis: None for those that the session recorded
+    (``default`` where it has none), a dict of changes to them, or a TradingParams. ``price_source``: "auto", "trade",
+    "book", "score", or one of these per symbol.
+
+    ``scoring`` computes the scores from the market data instead of taking the recorded ones: ScoringParams, a dict of
+    changes to the recorded ones, a list of ScoringParams to compare, or a model with ``predict``; an axis
+    ``scoring.<field>`` of a mapping does so with each of its values. These axes vary slowest, and positions in
+    ``result.trades(row)`` are still those of the session.
+
+    ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
+    ``docs/scaling.md``); None runs them on ``threads`` here (default: the machine's cores). ``method``: "auto", or
+    "tables", "index", "loop" (same results, other speed; see ``docs/sweep.md``). ``table_memory``: bytes that
+    first-touch tables may take. ``cache_dir``: keeps packed sessions (see ``open_tape``).
+
+    Raises SweepError for a grid, session or option that cannot be used, ConfigError for a wrong parameter.
+    """
+    if executor is not None and not hasattr(executor, "submit"):
+        raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
+    ran = resolve_params(params, session, default)
+    base = ran.params
+    rescorer, axes = Rescorer.of(session, grid, scoring, price_source)
+    combinations = make_grid(axes, base)
+
+    @lru_cache(maxsize=2)
+    def opened(number: int) -> tuple[SessionLike | pl.DataFrame, Tape, TapeRef]:
+        events = rescorer.session(number)
+        return events, *open_tape(events, price_source, cache_dir)
+
+    frames, used = [], set()
+    total = combinations.rows * rescorer.count
+    with tqdm(total=total, unit="comb", unit_scale=True, disable=not progress) as bar:
+        for number in range(rescorer.count):
+            _, tape, ref = opened(number)
+            swept = []
+            for start, stop in parts(combinations.rows):
+                part = combinations.part(start, stop)
+                if executor is not None:
+                    raw, how = run_on(executor, tape, ref, part, base, method, table_memory, bar.update)
+                else:
+                    raw, how = run_rows(
+                        tape,
+                        part,
+                        base,
+                        method,
+                        threads=threads or os.cpu_count() or 1,
+                        memory=table_memory,
+                        done=bar.update,
+                        say=bar.set_description,
+                    )
+                swept.append(metrics(raw))
+                used.add(how)
+            columns = [*rescorer.columns(number, combinations.rows), *combinations.columns().values()]
+            frames.append(pl.DataFrame([*columns, *pl.concat(swept)]))
+
+    def trades_of_row(row: int, chosen: TradingParams) -> pl.DataFrame:
+        events, tape, _ = opened(row // combinations.rows)
+        trades = trades_of(tape, chosen)[0]
+        return events.in_session(trades) if isinstance(events, Rescored) else trades
+
+    return SweepResult(
+        frame=pl.concat(frames),
+        axes={**rescorer.axes, **combinations.axes},
+        params=base,
+        params_source=ran.source,
+        changes=ran.changes,
+        session_id=_session_id(session),
+        assume=lambda: assumptions(opened(0)[1], ran),
+        digest=getattr(session, "digest", None),
+        trades_of=trades_of_row,
+        left_out=combinations.left_out,
+        method=", ".join(sorted(used)),
+        span=opened(0)[1].span,
+    )
+
+
+def backtest(
+    session: SessionLike | pl.DataFrame,
+    params: TradingParams | Mapping[str, Any] | None = None,
+    *,
+    price_source: PriceSource = "auto",
+    scoring: Any = None,
+    default: TradingParams | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Backtest:
+    """Run one combination: ``.trades``, ``.metrics`` (as in a sweep's frame) and ``.equity``.
+
+    >>> backtest(session, {"sl_pct": 0.5}).metrics["net_pnl"]                                     # doctest: +SKIP
+
+    ``equity`` has a row per closed trade: its exit's ``timestamp`` and the realised PnL (USD) up to and including it.
+    Arguments and errors: those of ``sweep``.
+    """
+    ran = resolve_params(params, session, default)
+    events = session if scoring is None else rescored(session, scoring)
+    tape, _ = open_tape(events, price_source, cache_dir)
+    trades, numbers = trades_of(tape, ran.params)
+    if scoring is not None and isinstance(events, Rescored):
+        trades = events.in_session(trades)
+    equity = trades.select(
+        timestamp=pl.col("exit_time"), equity=pl.Series(np.cumsum(trades["realized_pnl"].to_numpy()))
+    )
+    return Backtest(
+        trades=trades,
+        metrics=numbers,
+        equity=equity,
+        params=ran.params,
+        params_source=ran.source,
+        changes=ran.changes,
+        session_id=_session_id(session),
+        assume=lambda: assumptions(tape, ran),
+    )
+
+
+def _session_id(session: Any) -> str | None:
+    name = getattr(session, "id", None)
+    return name if isinstance(name, str) else None
