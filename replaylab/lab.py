@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from replaylab.config import Config
 from replaylab.errors import ConfigError, ReplaylabError
@@ -37,6 +37,7 @@ __all__ = ["Lab"]
 
 Moment = str | datetime | None
 Symbols = Sequence[str] | str | None
+_Result = TypeVar("_Result")
 Frame = Any  # a polars or pandas DataFrame, as the Lab was asked for
 
 
@@ -379,8 +380,8 @@ class Lab:
             self._rejects.append(loaded.rejects)
         return self._give(loaded.frame)
 
-    def _shown(self, result: Any) -> Any:
-        return result if self.frame == "polars" else _InPandas(result)
+    def _shown(self, result: _Result) -> _Result:
+        return result if self.frame == "polars" else cast("_Result", _InPandas(result))
 
     def _give(self, frame: pl.DataFrame) -> pl.DataFrame | pd.DataFrame:
         return frame if self.frame == "polars" else frame.to_pandas()
