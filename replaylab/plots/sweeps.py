@@ -182,7 +182,7 @@ def parallel_coordinates(
 def overfitting(report: Any, title: str | None = None) -> Picture:
     """Return the two pictures of CSCV: the logits, and out-of-sample against in-sample score.
 
-    ``report``: what ````result.overfitting()```` returned.
+    ``report``: what ``result.overfitting()`` returned.
     """
     figure = Picture(10, 4.2)
     left, right = figure.panel(1, 2, 1), figure.panel(1, 2, 2)
