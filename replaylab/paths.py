@@ -64,6 +64,7 @@ _PATTERNS = {
     "snapshot": "system/{snapshot}_snapshot.json",
     "replay_sessions_index": "system/replay_sessions.json",
     "trading_params": "system/trading_params.jsonl",
+    "instruments": "system/instruments.json",
     "replay_status": "system/replay_status.json",
     "retention_report": "system/retention_report.json",
 }
@@ -73,7 +74,7 @@ _FORMS = {
     "symbol": "[^/]+",
     "day": r"\d{4}-\d\d-\d\d",
     "part": r"(?:\.\d+)?",
-    "tape": "trades|book",
+    "tape": "trades|book|funding",
     "snapshot": "|".join(SNAPSHOTS),
 }
 
@@ -288,6 +289,10 @@ class DataRoot:
         return self._of("trading_params")
 
     @property
+    def instruments(self) -> Path:
+        return self._of("instruments")
+
+    @property
     def replay_status(self) -> Path:
         return self._of("replay_status")
 
@@ -323,7 +328,7 @@ class DataRoot:
 
     # Additions to the specification's tree.
     def history_dir(self, tape: str, symbol: str) -> Path:
-        """``tape`` is "trades" or "book"; one Parquet file per UTC day inside."""
+        """``tape`` is "trades", "book" or "funding"; one Parquet file per UTC day inside."""
         return self._of("history", tape=tape, symbol=symbol, day="2000-01-01").parent
 
     def history(self, tape: str, symbol: str, day: str) -> Path:

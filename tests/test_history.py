@@ -226,3 +226,27 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
         added = list(pool.map(lambda part: history.write_trades(tmp_path, "X", part).added, parts))
     assert added == [50] * 6
     assert stored(tmp_path, "X").height == 300
+
+
+def funding(*rows: tuple[str, float, float | None]) -> pl.DataFrame:
+    times, rates, marks = zip(*rows, strict=True)
+    return pl.DataFrame(
+        {
+            "timestamp": pl.Series(times).str.to_datetime(time_unit="ns", time_zone="UTC"),
+            "funding_rate": pl.Series(rates, dtype=pl.Float64),
+            "mark_price": pl.Series(marks, dtype=pl.Float64),
+        }
+    )
+
+
+def test_funding_is_kept_once_and_a_second_rate_is_refused(tmp_path: Path) -> None:
+    rows = funding(("2025-11-18T08:00:00Z", 0.0001, None), ("2025-11-18T16:00:00Z", -0.0002, 91_500.0))
+    assert history.write_funding(tmp_path, "BTC/USDT:USDT", rows) == (2, 2, 0)
+    assert history.write_funding(tmp_path, "BTC/USDT:USDT", rows) == (2, 0, 2)
+    assert history.symbols(tmp_path, "funding") == ["BTC/USDT:USDT"]
+    kept = history.scan_funding(tmp_path, "BTC/USDT:USDT", "2025-11-18T10:00").collect()
+    assert kept.select("funding_rate", "mark_price").rows() == [(-0.0002, 91_500.0)]
+    with pytest.raises(HistoryError, match="two rates"):
+        history.write_funding(tmp_path, "BTC/USDT:USDT", funding(("2025-11-18T08:00:00Z", 0.0002, None)))
+    with pytest.raises(HistoryError, match="finite funding rate"):
+        history.write_funding(tmp_path, "A", funding(("2025-11-18T08:00:00Z", float("nan"), None)))

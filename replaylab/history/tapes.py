@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -18,22 +17,7 @@ from replaylab.errors import HistoryError
 from replaylab.paths import DataRoot
 from replaylab.timestamps import date_key, to_ns
 
-__all__ = [
-    "BOOK_SCHEMA",
-    "TRADES_SCHEMA",
-    "Coverage",
-    "Kind",
-    "coverage",
-    "day_file",
-    "days",
-    "level_lists",
-    "require_schema",
-    "scan_book",
-    "scan_trades",
-    "symbols",
-]
-
-Kind = Literal["trades", "book"]
+Kind = Literal["trades", "book", "funding"]
 Time = str | datetime | date | int | None
 
 _TIME = pl.Datetime("ns", "UTC")
@@ -60,10 +44,23 @@ _BOOK: dict[str, _Type] = {
     "seq": pl.Int64,
     "exchange_at": _TIME,
 }
+_FUNDING: dict[str, _Type] = {
+    "timestamp": _TIME,  # of the settlement
+    "received_at": _TIME,
+    "funding_rate": pl.Float64,  # 0.0001 is 0.01 %; longs pay a positive rate to shorts
+    "mark_price": pl.Float64,  # at the settlement, null where the source has none
+    "seq": pl.Int64,
+    "exchange_at": _TIME,
+}
 TRADES_SCHEMA = pl.Schema(_TRADES)
 BOOK_SCHEMA = pl.Schema(_BOOK)
-SCHEMAS: dict[Kind, pl.Schema] = {"trades": TRADES_SCHEMA, "book": BOOK_SCHEMA}
-_DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.parquet", re.ASCII)
+FUNDING_SCHEMA = pl.Schema(_FUNDING)
+SCHEMAS: dict[Kind, pl.Schema] = {
+    "trades": TRADES_SCHEMA,
+    "book": BOOK_SCHEMA,
+    "funding": FUNDING_SCHEMA,
+}
+KINDS: tuple[Kind, ...] = ("trades", "book", "funding")
 
 
 class Coverage(NamedTuple):
@@ -81,10 +78,10 @@ def scan_trades(
 
     >>> scan_trades("data", "BTCUSDT", "2025-11-18", "2025-11-19").collect()          # doctest: +SKIP
 
-    Columns: :data:`TRADES_SCHEMA`. Times are ISO texts, datetimes or integer ns; None is no bound. A symbol without
+    Columns: :data:`TRADES_SCHEMA`. Times are ISO strings, datetimes or integer ns; None is no bound. A symbol without
     history gives an empty frame.
     """
-    return _scan(DataRoot(root), "trades", symbol, start, end)
+    return scan(DataRoot(root), "trades", symbol, start, end)
 
 
 def scan_book(
@@ -94,28 +91,33 @@ def scan_book(
 
     Columns: :data:`BOOK_SCHEMA`. Levels come best first in snapshots, in the source's order in deltas.
     """
-    return _scan(DataRoot(root), "book", symbol, start, end)
+    return scan(DataRoot(root), "book", symbol, start, end)
+
+
+def scan_funding(
+    root: str | os.PathLike[str] | DataRoot, symbol: str, start: Time = None, end: Time = None
+) -> pl.LazyFrame:
+    """Return the funding settlements of ``symbol``, as :func:`scan_trades` returns trades.
+
+    Columns: :data:`FUNDING_SCHEMA`.
+    """
+    return scan(DataRoot(root), "funding", symbol, start, end)
 
 
 def symbols(root: str | os.PathLike[str] | DataRoot, kind: Kind | None = None) -> list[str]:
-    """Return the symbols that have history of ``kind`` ("trades", "book"; None: either), sorted."""
-    base = DataRoot(root).path / "history"
-    found: set[str] = set()
-    for one in ("trades", "book") if kind is None else (_kind(kind),):
-        folder = base / one
-        if folder.is_dir():
-            found |= {child.name for child in folder.iterdir() if child.is_dir() and _day_files(child)}
-    return sorted(found)
+    """Return the symbols that have history of ``kind`` ("trades", "book", "funding"; None: any of them), sorted."""
+    kinds = KINDS if kind is None else (_kind(kind),)
+    return sorted({symbol for one in kinds for symbol in DataRoot(root).symbols("history", tape=one)})
 
 
 def days(root: str | os.PathLike[str] | DataRoot, kind: Kind, symbol: str) -> list[str]:
     """Return the UTC days ("YYYY-MM-DD") of which there is history, sorted."""
-    return list(_day_files(DataRoot(root).history_dir(_kind(kind), symbol)))
+    return list(day_files(DataRoot(root), _kind(kind), symbol))
 
 
 def coverage(root: str | os.PathLike[str] | DataRoot, kind: Kind, symbol: str) -> Coverage | None:
     """Return first and last time (ns) and the rows of a tape, or None where there is none. Reads no column whole."""
-    files = list(_day_files(DataRoot(root).history_dir(_kind(kind), symbol)).values())
+    files = list(day_files(DataRoot(root), _kind(kind), symbol).values())
     if not files:
         return None
     rows = sum(int(pl.scan_parquet(file).select(pl.len()).collect().item()) for file in files)
@@ -140,9 +142,9 @@ def level_lists(values: Sequence[float] | npt.NDArray[np.float64], counts: npt.A
     return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pairs)), dtype=_LEVELS)
 
 
-def day_file(root: DataRoot, kind: Kind, symbol: str, day: str) -> Path:
-    """Return where the history of one UTC day lives."""
-    return root.history_dir(kind, symbol) / f"day-{day}.parquet"
+def day_files(root: DataRoot, kind: Kind, symbol: str) -> dict[str, Path]:
+    """Return the existing file of each UTC day, in order of days."""
+    return {place.day or "": path for place, path in root.files("history", tape=kind, symbol=symbol)}
 
 
 def require_schema(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
@@ -155,7 +157,7 @@ def require_schema(frame: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     unknown = [name for name in frame.columns if name not in schema]
     if unknown:
         raise HistoryError(f"no column {unknown[0]!r} in {kind} history: there are {', '.join(schema)}")
-    optional = {"received_at", "exchange_at", "side", "trade_id", "off_market", "seq"}
+    optional = {"received_at", "exchange_at", "side", "trade_id", "off_market", "seq", "mark_price"}
     missing = [name for name in schema if name not in frame.columns and name not in optional]
     if missing:
         raise HistoryError(
@@ -186,6 +188,13 @@ def _require_values(frame: pl.DataFrame, kind: Kind) -> None:
             "the side BUY, SELL or null": ~pl.col("side").is_in(["BUY", "SELL"]).fill_null(True),
             "off_market true or false": pl.col("off_market").is_null(),
         }
+    elif kind == "funding":
+        mark = pl.col("mark_price")
+        bad = {
+            "a timestamp": pl.col("timestamp").is_null(),
+            "a finite funding rate": ~pl.col("funding_rate").is_finite().fill_null(False),
+            "a finite mark price above 0, or null": ~(mark.is_finite() & (mark > 0)).fill_null(True),
+        }
     else:
         bad = {
             "a timestamp": pl.col("timestamp").is_null(),
@@ -199,12 +208,12 @@ def _require_values(frame: pl.DataFrame, kind: Kind) -> None:
             raise HistoryError(f"{kind} history: {count} rows lack {name}; the first: {row}")
 
 
-def _scan(root: DataRoot, kind: Kind, symbol: str, start: Time, end: Time) -> pl.LazyFrame:
+def scan(root: DataRoot, kind: Kind, symbol: str, start: Time, end: Time) -> pl.LazyFrame:
+    """Return the rows of one tape with ``start <= timestamp < end``."""
     low, high = _ns(start), _ns(end)
-    files = _day_files(root.history_dir(kind, symbol))
     first_day = "" if low is None else date_key(low)
     last_day = "9" if high is None else date_key(high)
-    wanted = [file for day, file in files.items() if first_day <= day <= last_day]
+    wanted = [path for day, path in day_files(root, kind, symbol).items() if first_day <= day <= last_day]
     if not wanted:
         return pl.LazyFrame(schema=SCHEMAS[kind])
     frame = pl.scan_parquet(wanted)
@@ -215,17 +224,9 @@ def _scan(root: DataRoot, kind: Kind, symbol: str, start: Time, end: Time) -> pl
     return frame
 
 
-def _day_files(folder: Path) -> dict[str, Path]:
-    """The files of each day, in order of days."""
-    if not folder.is_dir():
-        return {}
-    matches = ((_DAY_FILE.fullmatch(file.name), file) for file in sorted(folder.iterdir()))
-    return {match[1]: file for match, file in matches if match is not None}
-
-
 def _kind(kind: Kind) -> Kind:
     if kind not in SCHEMAS:
-        raise HistoryError(f'expected "trades" or "book", found {kind!r}')
+        raise HistoryError(f'expected "trades", "book" or "funding", found {kind!r}')
     return kind
 
 

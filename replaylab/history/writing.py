@@ -7,12 +7,9 @@ overlapping sources stays once. Importing a file again therefore changes nothing
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,20 +19,20 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from replaylab.errors import HistoryError
-from replaylab.history.tapes import SCHEMAS, Kind, day_file, require_schema
-from replaylab.paths import DataRoot, safe_name
+from replaylab.fsio import Lock, lock, sync_folder
+from replaylab.history.tapes import SCHEMAS, Kind, require_schema
+from replaylab.paths import DataRoot, safe_symbol
 from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
 
-__all__ = ["Staging", "Written", "write_book", "write_trades"]
-
 # Rows that are merged at once; a day with more is merged in slices of time, so that memory stays bounded.
-_SLICE_ROWS: dict[Kind, int] = {"trades": 1_000_000, "book": 50_000}
-_ROW_GROUP: dict[Kind, int] = {"trades": 262_144, "book": 16_384}
+_SLICE_ROWS: dict[Kind, int] = {"trades": 1_000_000, "book": 50_000, "funding": 1_000_000}
+_ROW_GROUP: dict[Kind, int] = {"trades": 262_144, "book": 16_384, "funding": 262_144}
 _SOURCE = "_source"
 _EXISTING = -1  # the source of what is in the history already; it comes first, and what is there stays
 _CONTENT: dict[Kind, list[str]] = {
     "trades": ["timestamp", "price", "qty", "side", "off_market"],
     "book": ["timestamp", "kind", "seq"],
+    "funding": ["timestamp"],
 }
 
 
@@ -65,6 +62,15 @@ def write_book(root: str | os.PathLike[str] | DataRoot, symbol: str, frame: pl.D
     Rows are the same where timestamp, kind and seq are.
     """
     return _write(DataRoot(root), "book", symbol, frame)
+
+
+def write_funding(root: str | os.PathLike[str] | DataRoot, symbol: str, frame: pl.DataFrame) -> Written:
+    """Merge funding settlements into the history of ``symbol``, as :func:`write_trades` does.
+
+    Columns: ``timestamp``, ``funding_rate`` (0.0001 is 0.01 %), optionally ``mark_price``. A second rate for a
+    settlement that the history has raises HistoryError.
+    """
+    return _write(DataRoot(root), "funding", symbol, frame)
 
 
 def _write(root: DataRoot, kind: Kind, symbol: str, frame: pl.DataFrame) -> Written:
@@ -99,7 +105,7 @@ class Staging:
 
     root: DataRoot
     _folder: Path | None = None
-    _lock: int | None = None
+    _lock: Lock | None = None
     _parts: dict[tuple[Kind, str, str], list[_Part]] = field(default_factory=dict)
     _count: int = 0
 
@@ -113,7 +119,7 @@ class Staging:
 
     def add(self, kind: Kind, symbol: str, frame: pl.DataFrame, source: int = 0) -> None:
         """Stage rows. Raises HistoryError for rows that are not usable, UnsafeNameError for the symbol."""
-        safe_name(symbol, "symbol")
+        safe_symbol(symbol)
         frame = require_schema(frame, kind)
         if frame.is_empty():
             return
@@ -141,10 +147,10 @@ class Staging:
         done: dict[tuple[Kind, str], Written] = {}
         if not self._parts:
             return _Everything(done)
-        with _exclusive(self.root):
+        with lock(self.root.path / "history" / ".lock"):
             ready: list[tuple[Path, Path]] = []
             for (kind, symbol, day), parts in sorted(self._parts.items()):
-                target = day_file(self.root, kind, symbol, day)
+                target = self.root.history(kind, symbol, day)
                 merged = self._open() / f"{kind}-{len(ready)}.parquet"
                 old = done.get((kind, symbol), Written(0, 0, 0))
                 new = _merge_day(kind, symbol, day, parts, target, merged)
@@ -155,7 +161,7 @@ class Staging:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 merged.replace(target)
             for folder in {target.parent for _, target in ready}:
-                _sync(folder)
+                sync_folder(folder)
         return _Everything(done)
 
     def discard(self) -> None:
@@ -165,18 +171,17 @@ class Staging:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def _open(self) -> Path:
         if self._folder is None:
             base = self.root.path / "history" / ".staging"
             base.mkdir(parents=True, exist_ok=True)
-            with _exclusive(self.root):
-                _sweep_abandoned(base)
+            with lock(self.root.path / "history" / ".lock"):
+                _delete_abandoned(base)
                 self._folder = Path(tempfile.mkdtemp(dir=base))
-                self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._lock = lock(self._folder / "lock")
         return self._folder
 
 
@@ -295,9 +300,21 @@ def _unique_content(kind: Kind, rows: pl.DataFrame, several: bool) -> pl.DataFra
     if not several:
         return rows
     key = _CONTENT[kind]
+    if kind == "funding":
+        _refuse_two_rates(rows)
     occurrence = pl.int_range(pl.len()).over([_SOURCE, *key])
     first = rows.select(pl.struct(*key, occurrence.alias("occurrence")).is_first_distinct().alias("first"))
     return rows.filter(first["first"])
+
+
+def _refuse_two_rates(rows: pl.DataFrame) -> None:
+    rates = rows.group_by("timestamp").agg(pl.col("funding_rate").unique())
+    double = rates.filter(pl.col("funding_rate").list.len() > 1)
+    if not double.is_empty():
+        ts, found = double.sort("timestamp").row(0)
+        raise HistoryError(
+            f"funding at {ts} has two rates, {found}: quoted or predicted rates are not settlements"
+        )
 
 
 def _in_order(rows: pl.DataFrame, *, strictly: bool) -> bool:
@@ -307,39 +324,19 @@ def _in_order(rows: pl.DataFrame, *, strictly: bool) -> bool:
     return bool(rows.select(((step > 0) | ((step == 0) & tied)).all()).item())
 
 
-@contextmanager
-def _exclusive(root: DataRoot) -> Iterator[None]:
-    """Hold the history's lock: two imports must not merge into the same day at once."""
-    path = root.path / "history" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _sweep_abandoned(base: Path) -> None:
-    """Delete what imports that died have left: their locks are free."""
+def _delete_abandoned(base: Path) -> None:
+    """Delete the folders of imports whose process died: their locks are free."""
     for folder in base.iterdir():
+        if not (folder / "lock").is_file():
+            continue  # not made here: every staging folder has its lock from the start
         try:
-            handle = os.open(folder / "lock", os.O_RDWR)
-        except OSError:
-            continue  # not one of ours: every staging folder has its lock from the start
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held = lock(folder / "lock", timeout=0)
+        except TimeoutError:
             continue
-        else:
+        with held:
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(handle)
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -362,14 +362,14 @@ def _with_progress(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
 
 
 def market_rows(root: DataRoot, start: int, end: int, symbols: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """Yield MARKET_TRADE and MARKET_BOOK rows (columns ``ROW_SCHEMA``), a bounded piece at a time.
+    """Yield MARKET_TRADE, MARKET_BOOK and FUNDING rows (columns ``ROW_SCHEMA``), a bounded piece at a time.
 
     >>> for rows in market_rows(root, start_ns, end_ns, ["BTCUSDT"]): ...        # doctest: +SKIP
 
     The order is that of a session over the same range, so what a simulation decides on these rows a replay of the
     session decides again.
     """
-    options = BuildOptions.check(iso(start), iso(end), symbols, ["MARKET_*"], None)
+    options = BuildOptions.check(iso(start), iso(end), symbols, ["MARKET_*", "FUNDING"], None)
     with tempfile.TemporaryDirectory(prefix="replaylab-sort-") as folder:
         sorter = RowSorter(Path(folder))
         for rows in Sources(root, options).market_rows():

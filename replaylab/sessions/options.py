@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from replaylab.errors import SessionError, TimeError, did_you_mean
-from replaylab.paths import safe_name
+from replaylab.paths import safe_symbol
 from replaylab.timestamps import NS_PER_DAY, iso, to_ns
 
 DEFAULT_TYPES = ("SCORING*", "REGIME*", "RISK*", "EXECUTION*", "MARKET_*", "FUNDING")
@@ -108,7 +109,7 @@ class BuildOptions:
         if not names:
             raise SessionError("name at least one symbol to build a session of")
         for name in names:
-            safe_name(name, "symbol")
+            safe_symbol(name)
         if max_events is not None and (
             isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 0
         ):
@@ -155,9 +156,10 @@ def generated_id(options: BuildOptions) -> str:
     if start // NS_PER_DAY != end // NS_PER_DAY:
         last = f"{iso(end)[:10]}T{last}"
     name = f"{iso(start)[:10]}T{first}{joint}{last}"
-    shown = list(options.symbols[:_SYMBOLS_IN_ID])
+    symbols = [re.sub("[/:]", "-", symbol) for symbol in options.symbols]
+    shown = symbols[:_SYMBOLS_IN_ID]
     while True:
-        left = len(options.symbols) - len(shown)
+        left = len(symbols) - len(shown)
         found = "-".join([name, *shown]) + (f"-and-{left}-more" if left else "")
         if len(found.encode()) <= _LONGEST_ID or not shown:
             return found

@@ -19,18 +19,19 @@ import polars as pl
 from replaylab import frames, history
 from replaylab.errors import LogReadError
 from replaylab.fsio import sha256_of
-from replaylab.history.tapes import Kind
+from replaylab.history import Kind
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, TradeLogRecord
 from replaylab.sessions.options import BuildOptions, TypeFilter
 from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
 _HOUR = 3_600_000_000_000
+_ROLLING = ("market_trades", "order_book", "metrics")
 
 
 @dataclass
 class Source:
-    """One file that was read, and what was in it."""
+    """One file that was read, and what it contained."""
 
     path: Path
     kind: str
@@ -51,13 +52,13 @@ class Source:
         self.size, self.inode = state.st_size, state.st_ino
 
     def add(self, loaded: frames.Loaded) -> None:
-        """Count what one piece of the file held."""
+        """Add the counts of one piece of the file."""
         self.lines += loaded.lines
         self.rows += loaded.rows
         self.rejects += loaded.rejects.height
 
     def to_dict(self, root: DataRoot) -> dict[str, Any]:
-        """Return the account as ``meta.json`` holds it.
+        """Return the account as ``meta.json`` stores it.
 
         The hash is of the bytes there were when reading began; None where another file has taken their place.
         """
@@ -84,11 +85,11 @@ class Sources:
 
     def rows(self, on_events: Callable[[str, pl.DataFrame], None]) -> Iterator[pl.DataFrame]:
         """Yield rows of all sources; ``on_events(symbol, frame)`` sees every state event before the end, also
-        those before the range, for what stood at its start."""
+        those before the range, for the state at its start."""
         for symbol in self.options.symbols:
             yield from self._state_events(symbol, on_events)
-            if self.types.wants("FEATURE_SNAPSHOT"):
-                yield from self._features(symbol)
+            if wanted := [kind for kind in _METRICS if self.types.wants(kind)]:
+                yield from self._metrics(symbol, wanted)
         yield from self.market_rows()
         if self.types.wants("EXECUTION_ORDER"):
             yield from self._day_log("orders", "EXECUTION_ORDER", OrderLogRecord)
@@ -96,12 +97,16 @@ class Sources:
             yield from self._day_log("trades_log", "EXECUTION_TRADE", TradeLogRecord)
 
     def market_rows(self) -> Iterator[pl.DataFrame]:
-        """Yield the rows of tapes and books alone."""
+        """Yield the rows of tapes, books and funding alone."""
         for symbol in self.options.symbols:
-            if self.types.wants("MARKET_TRADE"):
-                yield from self._tape(symbol)
-            if self.types.wants("MARKET_BOOK"):
-                yield from self._books(symbol)
+            for kind, (event_type, payloads) in _MARKET.items():
+                if not self.types.wants(event_type):
+                    continue
+                for frame, source in self._market(kind, symbol):
+                    source.taken += frame.height
+                    yield rows_frame(
+                        _times(frame), SOURCE_RANK[kind], symbol, frame["seq"], event_type, payloads(frame)
+                    )
 
     def _state_events(
         self, symbol: str, on_events: Callable[[str, pl.DataFrame], None]
@@ -134,55 +139,38 @@ class Sources:
             source.taken += rows.height
             yield rows
 
-    def _tape(self, symbol: str) -> Iterator[pl.DataFrame]:
-        rank = SOURCE_RANK["trades"]
-        for frame, source in self._market("trades", symbol):
-            rows = rows_frame(
-                _times(frame), rank, symbol, frame["seq"], "MARKET_TRADE", trade_payloads(frame)
-            )
-            source.taken += rows.height
-            yield rows
-
-    def _books(self, symbol: str) -> Iterator[pl.DataFrame]:
-        rank = SOURCE_RANK["book"]
-        for frame, source in self._market("book", symbol):
-            rows = rows_frame(_times(frame), rank, symbol, frame["seq"], "MARKET_BOOK", book_payloads(frame))
-            source.taken += rows.height
-            yield rows
-
     def _market(self, kind: Kind, symbol: str) -> Iterator[tuple[pl.DataFrame, Source]]:
         """Yield imported history, and the rolling file for the time that history does not cover."""
         start, end = self.options.start, self.options.end
-        scan = history.scan_trades if kind == "trades" else history.scan_book
-        for day in history.days(self.root, kind, symbol):
+        for day, path in history.day_files(self.root, kind, symbol).items():
             first = max(start, parse_ns(day))
             last = min(end, parse_ns(day) + NS_PER_DAY)
             if first >= last:
                 continue
-            path = self.root.history_dir(kind, symbol) / f"day-{day}.parquet"
             source = self._account(path, f"history {kind}")
             source.rows = source.lines = int(pl.scan_parquet(path).select(pl.len()).collect().item())
             # An hour at a time: a busy day of a liquid market does not fit into the memory that is promised.
             for low in range(first, last, _HOUR):
-                frame = scan(self.root, symbol, low, min(low + _HOUR, last)).collect()
+                frame = history.scan(self.root, kind, symbol, low, min(low + _HOUR, last)).collect()
                 if frame.height:
                     yield frame, source
+        if kind == "funding":
+            return
         path = self.root.market_trades(symbol) if kind == "trades" else self.root.order_book(symbol)
         if path.is_file():
-            load = frames.load_market_trades_json if kind == "trades" else frames.load_order_book_json
-            loaded = load(self.root, [symbol], iso(start), iso(end))
+            loaded = _load_rolling(self.root, kind, symbol, iso(start), iso(end))
             source = self._account(path, f"rolling {kind}", loaded)
             frame = uncovered(self.root, kind, symbol, loaded.frame)
             if frame.height:
                 yield frame.with_columns(pl.col("line").alias("seq")), source
 
-    def _features(self, symbol: str) -> Iterator[pl.DataFrame]:
+    def _metrics(self, symbol: str, wanted: list[str]) -> Iterator[pl.DataFrame]:
         path = self.root.metrics(symbol)
         if not path.is_file():
             return
         loaded = frames.load_metrics(self.root, [symbol], iso(self.options.start), iso(self.options.end))
         source = self._account(path, "metrics", loaded)
-        frame = loaded.frame.filter(pl.col("type") == "FEATURE_SNAPSHOT")
+        frame = loaded.frame.filter(pl.col("type").is_in(wanted))
         if frame.height:
             rank = SOURCE_RANK["metrics"]
             rows = rows_frame(_times(frame), rank, symbol, frame["line"], frame["type"], frame["payload"])
@@ -216,11 +204,9 @@ class Sources:
 
 
 def known_symbols(root: DataRoot) -> list[str]:
-    """Return every symbol of which the data root holds anything: logs, tape or book."""
-    found = {*frames.list_symbols(root), *history.symbols(root)}
-    for folder in ("trades", "orderbook", "metrics"):
-        found |= {file.stem for file in (root.path / folder).glob("*.json") if not file.name.startswith(".")}
-    return sorted(found)
+    """Return every symbol of which the data root has logs, tape, book, funding or metrics, sorted."""
+    rolling = (symbol for kind in _ROLLING for symbol in root.symbols(kind))
+    return sorted({*frames.list_symbols(root), *history.symbols(root), *rolling})
 
 
 def in_day_logs(root: DataRoot, symbol: str) -> bool:
@@ -286,7 +272,7 @@ def _iso_or_null(moments: pl.Series) -> pl.Series:
 
 
 def _stamps(frame: pl.DataFrame) -> pl.Series:
-    return frame["timestamp_text"] if "timestamp_text" in frame.columns else iso_texts(_times(frame))
+    return frame["timestamp_text"] if "timestamp_text" in frame.columns else iso_strings(_times(frame))
 
 
 def _times(frame: pl.DataFrame) -> pl.Series:
@@ -319,7 +305,10 @@ ROW_SCHEMA: Mapping[str, pl.DataType] = {
 }
 SORT_KEYS = ("ts", "rank", "symbol", "seq")
 # What causes comes before what it caused: prices, then signals, then orders, then the closed trade.
-SOURCE_RANK = {"book": 0, "trades": 1, "metrics": 2, "events": 3, "orders": 4, "trades_log": 5}
+SOURCE_RANK = {
+    name: rank
+    for rank, name in enumerate(("book", "trades", "funding", "metrics", "events", "orders", "trades_log"))
+}
 
 
 def rows_frame(
@@ -338,12 +327,12 @@ def rows_frame(
         (pl.lit(symbol) if isinstance(symbol, str) else symbol).alias("symbol"),
         "seq",
         (pl.lit(event_type) if isinstance(event_type, str) else event_type).alias("type"),
-        (iso_texts(ts) if stamp is None else stamp).alias("stamp"),
+        (iso_strings(ts) if stamp is None else stamp).alias("stamp"),
         "payload",
     )
 
 
-def iso_texts(ts: pl.Series) -> pl.Series:
+def iso_strings(ts: pl.Series) -> pl.Series:
     """Return the ISO texts of nanoseconds since 1970, the same as ``timestamps.iso`` gives one by one."""
     ns = ts.cast(pl.Int64)
     if len(ns) < 64:
@@ -368,39 +357,47 @@ def trade_payloads(frame: pl.DataFrame) -> pl.Series:
     """Return MARKET_TRADE payloads of a frame with price, qty, side, trade_id and optionally off_market."""
     texts = pl.DataFrame(
         {
-            "price": _number_texts(frame["price"]),
-            "qty": _number_texts(frame["qty"]),
-            "side": _json_texts(frame["side"]),
-            "id": _json_texts(frame["trade_id"]),
+            "price": _numbers(frame["price"]),
+            "qty": _numbers(frame["qty"]),
+            "side": _quoted(frame["side"]),
+            "id": _quoted(frame["trade_id"]),
         }
     )
-    end = pl.lit("}")
-    if "off_market" in frame.columns:
-        off = frame["off_market"].fill_null(False)
-        end = pl.when(off).then(pl.lit(',"offMarket":true}')).otherwise(pl.lit("}"))
-    parts = [
-        pl.lit('{"price":'),
-        pl.col("price"),
-        pl.lit(',"qty":'),
-        pl.col("qty"),
-        pl.lit(',"side":'),
-        pl.col("side"),
-        pl.lit(',"tradeId":'),
-        pl.col("id"),
-        end,
-    ]
-    return texts.select(pl.concat_str(parts).alias("payload")).to_series()
+    off = frame["off_market"].fill_null(False) if "off_market" in frame.columns else pl.lit(False)
+    end = pl.when(off).then(pl.lit(',"offMarket":true}')).otherwise(pl.lit("}"))
+    whole = pl.format(
+        '{}{},"qty":{},"side":{},"tradeId":{}{}', pl.lit('{"price":'), "price", "qty", "side", "id", end
+    )
+    return texts.select(whole.alias("payload")).to_series()
 
 
 def book_payloads(frame: pl.DataFrame) -> pl.Series:
     """Return MARKET_BOOK payloads of a frame with bids and asks (pairs, or JSON text) and optionally kind."""
     kinds = frame["kind"].to_list() if "kind" in frame.columns else ["snapshot"] * frame.height
-    bids, asks = (_level_texts(frame[side]) for side in ("bids", "asks"))
+    bids, asks = (_levels_json(frame[side]) for side in ("bids", "asks"))
     texts = [
         f'{{"bids":{bid},"asks":{ask},"kind":"{kind}"}}'
         for bid, ask, kind in zip(bids, asks, kinds, strict=True)
     ]
     return pl.Series("payload", texts, dtype=pl.String)
+
+
+def funding_payloads(frame: pl.DataFrame) -> pl.Series:
+    """Return FUNDING payloads of a frame with funding_rate and mark_price (left out where null)."""
+    rate, mark = _numbers(frame["funding_rate"]), _numbers(frame["mark_price"])
+    texts = [
+        f'{{"fundingRate":{one}}}' if other == "null" else f'{{"fundingRate":{one},"markPrice":{other}}}'
+        for one, other in zip(rate, mark, strict=True)
+    ]
+    return pl.Series("payload", texts, dtype=pl.String)
+
+
+_MARKET: dict[Kind, tuple[str, Callable[[pl.DataFrame], pl.Series]]] = {
+    "trades": ("MARKET_TRADE", trade_payloads),
+    "book": ("MARKET_BOOK", book_payloads),
+    "funding": ("FUNDING", funding_payloads),
+}
+_METRICS = ("FEATURE_SNAPSHOT", "SCORING_SNAPSHOT", "REGIME_SNAPSHOT")
 
 
 def json_lines(rows: pl.DataFrame) -> bytes:
@@ -427,7 +424,7 @@ def json_lines(rows: pl.DataFrame) -> bytes:
     return "".join(lines.to_list()).encode()
 
 
-def _number_texts(values: pl.Series) -> pl.Series:
+def _numbers(values: pl.Series) -> pl.Series:
     if values.is_empty():
         return pl.Series([], dtype=pl.String)
     data: Any = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
@@ -435,7 +432,7 @@ def _number_texts(values: pl.Series) -> pl.Series:
     return pl.Series(text[1:-1].decode().split(","), dtype=pl.String)
 
 
-def _json_texts(values: pl.Series) -> pl.Series:
+def _quoted(values: pl.Series) -> pl.Series:
     """Return each text as JSON; most hold nothing to escape, and need no encoder one by one."""
     texts = values.cast(pl.String)
     odd = texts.str.contains(r'["\\\x00-\x1f]').fill_null(False)
@@ -456,7 +453,7 @@ def _json_texts(values: pl.Series) -> pl.Series:
     )
 
 
-def _level_texts(levels: pl.Series) -> list[str]:
+def _levels_json(levels: pl.Series) -> list[str]:
     if levels.dtype == pl.String:
         return levels.to_list()
     return [orjson.dumps(pairs).decode() for pairs in levels.to_list()]
@@ -503,20 +500,17 @@ def _load(
     start: Moment,
     end: Moment,
 ) -> frames.Loaded:
-    folder = "trades" if kind == "trades" else "orderbook"
     if symbols is None:
-        rolling_names = {file.stem for file in (root.path / folder).glob("*.json") if file.stem[:1] != "."}
-        names = sorted({*history.symbols(root, kind), *rolling_names})
+        rolling_kind = "market_trades" if kind == "trades" else "order_book"
+        names = sorted({*history.symbols(root, kind), *root.symbols(rolling_kind)})
     else:
         names = sorted(set(symbols))
-    scan = history.scan_trades if kind == "trades" else history.scan_book
-    read = frames.load_market_trades_json if kind == "trades" else frames.load_order_book_json
     low, high = (None if moment is None else to_ns(moment) for moment in (start, end))
     pieces, rejects = [pl.DataFrame(schema=schema)], []
     lines = blank = rows = 0
     for name in names:
-        tape = scan(root, name, low, high).collect()
-        rolling = read(root, [name], start, end)
+        tape = history.scan(root, kind, name, low, high).collect()
+        rolling = _load_rolling(root, kind, name, start, end)
         lines, blank, rows = lines + rolling.lines, blank + rolling.blank, rows + rolling.rows
         rejects.append(rolling.rejects)
         extra = uncovered(root, kind, name, rolling.frame)
@@ -525,6 +519,11 @@ def _load(
     frame = pl.concat(pieces).sort("symbol", "timestamp", maintain_order=True)
     bad = pl.concat(rejects) if rejects else frames.Loaded(frame).rejects
     return frames.Loaded(frame, bad, lines, blank, rows)
+
+
+def _load_rolling(root: DataRoot, kind: Kind, symbol: str, start: Moment, end: Moment) -> frames.Loaded:
+    load = frames.load_market_trades_json if kind == "trades" else frames.load_order_book_json
+    return load(root, [symbol], start, end)
 
 
 def uncovered(root: DataRoot, kind: Kind, symbol: str, rolling: pl.DataFrame) -> pl.DataFrame:

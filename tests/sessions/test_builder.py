@@ -13,7 +13,7 @@ import pytest
 
 from replaylab import buildReplaySession
 from replaylab.errors import RecordError, SessionError, SessionExistsError, TimeError, UnsafeNameError
-from replaylab.history import write_book, write_trades
+from replaylab.history import write_book, write_funding, write_trades
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.sessions import SessionStore, build_replay_session
@@ -466,3 +466,37 @@ def test_an_option_may_not_be_given_twice(root: Path) -> None:
     options = {"from": TEN, "to": ELEVEN, "symbols": ["BTCUSDT"], "notes": "a"}
     with pytest.raises(SessionError, match="notes is given twice"):
         build_replay_session(root, options, notes="b")
+
+
+def test_funding_settlements_enter_a_session_after_the_prices_of_their_time(root: Path) -> None:
+    """FUNDING events have fundingRate, and markPrice where the history has one."""
+    times = pl.Series(["2025-11-18T10:10:00Z", "2025-11-18T10:50:00Z"])
+    write_funding(
+        DataRoot(root),
+        "BTCUSDT",
+        pl.DataFrame(
+            {
+                "timestamp": times.str.to_datetime(time_unit="ns", time_zone="UTC"),
+                "funding_rate": [0.0001, -2e-5],
+                "mark_price": [None, 100.5],
+            }
+        ),
+    )
+    manifest = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", ["MARKET_*", "FUNDING", "REGIME_UPDATE"])
+    found = [(event["type"], event["payload"]) for event in lines_of(root, manifest.session_id)]
+    assert [kind for kind, _ in found] == [
+        "MARKET_TRADE",
+        "MARKET_TRADE",
+        "FUNDING",
+        "REGIME_UPDATE",
+        "FUNDING",
+    ]
+    assert found[2][1] == {"fundingRate": 0.0001}
+    assert found[4][1] == {"fundingRate": -2e-05, "markPrice": 100.5}
+
+
+def test_snapshots_of_metrics_enter_a_session_when_asked_for(root: Path) -> None:
+    manifest = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", ["REGIME_SNAPSHOT"])
+    assert [(e["type"], e["payload"]) for e in lines_of(root, manifest.session_id)] == [
+        ("REGIME_SNAPSHOT", {"regime": "CALM"})
+    ]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaylab.sessions.build import RowSorter
-from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, iso_texts, json_lines
+from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, iso_strings, json_lines
 from replaylab.timestamps import iso
 
 ROWS = st.lists(
@@ -51,7 +51,7 @@ def test_parts_on_disk_change_nothing(rows: list[tuple[int, int, str, int]], siz
 
 @given(st.lists(st.integers(-(10**17), 10**18), min_size=64, max_size=80))
 def test_columns_of_times_are_written_like_single_times(values: list[int]) -> None:
-    assert iso_texts(pl.Series(values, dtype=pl.Int64)).to_list() == [iso(value) for value in values]
+    assert iso_strings(pl.Series(values, dtype=pl.Int64)).to_list() == [iso(value) for value in values]
 
 
 def test_types_are_escaped() -> None:
