@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,16 +17,15 @@ import orjson
 import polars as pl
 
 from replaylab.errors import RecordError, RetentionError
-from replaylab.frames.jsonl import Block, Loaded, blocks, decode_block, is_day
+from replaylab.frames.jsonl import Block, Loaded, blocks, decode_block
 from replaylab.frames.logs import EVENTS, ORDERS, PARAMS, REPLAY_EVENTS, TRADES
 from replaylab.frames.schema import LogSchema
 from replaylab.fsio import after_last_newline
-from replaylab.paths import DataRoot, is_safe_name
+from replaylab.paths import DataRoot, classify, is_safe_name
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.timestamps import parse_ns
 
 DAY_LOGS = ("trades_log", "orders")
-_DAY_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
 _PACKAGE = Path(__file__).parents[1]
 _LINK = "a symbolic link; it is not followed and left alone"
 Int64s = npt.NDArray[np.int64]
@@ -117,20 +115,20 @@ def day_files(root: DataRoot, log: str) -> tuple[list[DayFile], list[Problem]]:
     paths, problems = files_in(root.path / log, ".jsonl")
     found = []
     for path in paths:
-        match = _DAY_NAME.fullmatch(path.name)
-        if match and is_day(match[1]):
-            found.append(DayFile(path, log, match[1]))
+        place = classify(path)
+        if place is not None and place.day is not None:
+            found.append(DayFile(path, log, place.day))
     return sorted(found, key=lambda file: file.day), problems
 
 
 def symbol_files(folder: Path, suffix: str) -> tuple[list[Path], list[Problem]]:
     """Return the files of symbols in a folder, and what is left alone."""
     paths, problems = files_in(folder, suffix)
-    return [path for path in paths if is_safe_name(path.name.removesuffix(suffix))], problems
+    return [path for path in paths if classify(path) is not None], problems
 
 
 def sessions(root: DataRoot) -> tuple[list[SessionFolder], list[Problem]]:
-    """Return the session folders that have a manifest, and what is left alone."""
+    """Return the session folders, and what is left alone."""
     folder = root.sessions_dir
     if folder.is_symlink() or folder.parent.is_symlink():
         return [], [(folder, _LINK)]
@@ -145,25 +143,23 @@ def sessions(root: DataRoot) -> tuple[list[SessionFolder], list[Problem]]:
             continue
         if path.is_symlink():
             problems.append((path, _LINK))
-        elif path.is_dir() and (session := session_folder(path)) is not None:
-            found.append(session)
+        elif path.is_dir():
+            found.append(session_folder(path))
     return found, problems
 
 
 def archived_parts(root: DataRoot) -> list[tuple[str, Path]]:
     """Return day and path of every archived part, oldest day first."""
-    found = []
     folder = root.archive_dir
     if folder.is_symlink() or not folder.is_dir():
         return []
-    for log in DAY_LOGS:
-        found += [(path.name[4:14], path) for path in files_in(folder / log, ".parquet")[0]]
+    folders = [folder / log for log in DAY_LOGS]
     events = folder / "events"
     if events.is_dir() and not events.is_symlink():
-        for symbol in sorted(events.iterdir()):
-            if is_safe_name(symbol.name):
-                found += [(path.name[4:14], path) for path in files_in(symbol, ".parquet")[0]]
-    return sorted((day, path) for day, path in found if is_day(day))
+        folders += sorted(events.iterdir())
+    paths = [path for inside in folders for path in files_in(inside, ".parquet")[0]]
+    places = [(classify(path), path) for path in paths]
+    return sorted((place.day, path) for place, path in places if place is not None and place.day is not None)
 
 
 def tree_bytes(path: Path) -> int:
@@ -196,14 +192,14 @@ def running_session(root: DataRoot) -> str | None:
     return None
 
 
-def session_folder(path: Path) -> SessionFolder | None:
-    """Return what is known of a session folder, or None for one without a manifest."""
+def session_folder(path: Path) -> SessionFolder:
+    """Return what is known of a session folder; one without a manifest is as old as its last change."""
     pinned, created, problem = False, None, None
     try:
         manifest = decode_record(ReplayManifest, (path / "manifest.json").read_bytes())
         created = parse_ns(manifest.created_at)
-    except (FileNotFoundError, IsADirectoryError):
-        return None
+    except FileNotFoundError:
+        created = _last_change_ns(path)
     except (OSError, RecordError) as error:
         problem = f"its manifest cannot be read: {error}"
     # Where it cannot be known whether it is pinned, it is kept.
@@ -220,30 +216,31 @@ def session_folder(path: Path) -> SessionFolder | None:
     return SessionFolder(path, path.name, created, pinned, problem)
 
 
-# Sessions come first: one may have the name of a log's folder.
-_PLACES: tuple[tuple[str, LogSchema], ...] = (
-    (r"replay/sessions/[^/]+/events\.jsonl", REPLAY_EVENTS),
-    (r"events/[^/]+\.jsonl", EVENTS),
-    (r"trades_log/[^/]+\.jsonl", TRADES),
-    (r"orders/[^/]+\.jsonl", ORDERS),
-    (r"system/trading_params\.jsonl", PARAMS),
-    (r"events\.jsonl", REPLAY_EVENTS),
-)
+def _last_change_ns(folder: Path) -> int | None:
+    """Return the newest time of change of a folder and of what is directly inside; None where it is gone."""
+    with suppress(OSError):
+        return max(path.lstat().st_mtime_ns for path in (folder, *folder.iterdir()))
+    return None
+
+
 _BLOCKS = 16
 
 
-def at_place(path: Path, pattern: str) -> bool:
-    """Return whether the last parts of a path match ``pattern``.
-
-    >>> at_place(Path("data/events/B.jsonl"), r"events/[^/]+[.]jsonl")
-    True
-    """
-    return re.search(f"(?:^|/)(?:{pattern})$", path.as_posix()) is not None
+_SCHEMAS = {
+    "events": EVENTS,
+    "trades_log": TRADES,
+    "orders": ORDERS,
+    "session_events": REPLAY_EVENTS,
+    "trading_params": PARAMS,
+}
 
 
 def schema_by_place(path: Path) -> LogSchema | None:
-    """Return the kind of a log that lies where logs of that kind lie."""
-    return next((schema for pattern, schema in _PLACES if at_place(path, pattern)), None)
+    """Return the schema of a log from its place; also of a file with a wrong name in the folder of a log."""
+    place = classify(path)
+    if place is not None:
+        return _SCHEMAS.get(place.kind)
+    return REPLAY_EVENTS if path.name == "events.jsonl" else _SCHEMAS.get(path.parent.name)
 
 
 def schema_by_lines(path: Path) -> LogSchema | None:

@@ -47,7 +47,7 @@ from replaylab.frames.jsonl import Loaded
 from replaylab.frames.logs import CHUNK_BYTES, ORDERS, TRADES
 from replaylab.fsio import lock, sync_folder, write_atomic
 from replaylab.logging import rotate_lock
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, symbol_of
 from replaylab.records import FileError, RetentionReport, decode_record
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, now_ns, parse_ns, to_ns
 
@@ -373,7 +373,7 @@ def _plan_market(root: DataRoot, cutoff_ns: int, made: Plan) -> None:
             try:
                 state = file_state(path)
                 # The age is that of the newest entry; without one, that of the file.
-                newest = load(root, path.stem).frame["timestamp"].to_physical().max()
+                newest = load(root, str(symbol_of(path.stem))).frame["timestamp"].to_physical().max()
             except OSError as error:
                 problems.append((path, str(error)))
                 made.kept.append(path)
@@ -393,7 +393,7 @@ def take(root: DataRoot, step: Step, *, archive: bool) -> bool:
     """Take one step; return whether the file is gone. Raises OSError, ValueError, RetentionError; then it is kept."""
     refuse_links(root, step.path.parent)
     if step.kind == "events":
-        return rotate_events(root, step.path.stem, step.cutoff_ns, archive=archive)
+        return rotate_events(root, str(symbol_of(step.path.stem)), step.cutoff_ns, archive=archive)
     if step.kind == "day":
         _retire_day(root, step, archive=archive)
     elif step.kind == "session":
@@ -428,7 +428,7 @@ def _retire_day(root: DataRoot, step: Step, *, archive: bool) -> None:
 
 def _remove_session(root: DataRoot, path: Path) -> None:
     session = session_folder(path)
-    if session is None or session.problem is not None or session.pinned:
+    if session.problem is not None or session.pinned:
         raise RetentionError("this session was changed or pinned meanwhile; it is kept")
     if running_session(root) == path.name:
         raise RetentionError("this session is being replayed; it is kept until the next clean-up")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,15 @@ import orjson
 import polars as pl
 
 from replaylab import frames
-from replaylab.archive.listing import at_place, schema_by_lines, schema_by_place
+from replaylab.archive.listing import schema_by_lines, schema_by_place
 from replaylab.archive.summary import read_summary
 from replaylab.errors import RecordError, ReplaylabError
 from replaylab.frames.archived import part_info, read_part
 from replaylab.frames.files import chunks_of
-from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded, is_day
+from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded
 from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import SNAPSHOTS, DataRoot, is_safe_name
+from replaylab.paths import SNAPSHOTS, DataRoot, classify, symbol_of
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
 
@@ -136,14 +135,13 @@ Finding = dict[str, object]
 # Yields the findings of a file piece by piece, each with the number of lines checked.
 Check = Callable[[Path], Iterator[tuple[int, list[Finding]]]]
 
-_DAY_FILE = re.compile(r"day-(\d{4}-\d\d-\d\d)\.jsonl", re.ASCII)
 _CHUNK_BYTES = 1 << 20
 # So many findings of a file are listed.
 MOST_FINDINGS = 1000
 _ROLLING: dict[str, Callable[..., Loaded]] = {
     "metrics": frames.load_metrics,
-    "trades": frames.load_market_trades_json,
-    "orderbook": frames.load_order_book_json,
+    "market_trades": frames.load_market_trades_json,
+    "order_book": frames.load_order_book_json,
 }
 
 
@@ -153,21 +151,21 @@ def finding(reason: str, line: int | None = None) -> Finding:
 
 
 def check_for(path: Path) -> Check | None:
-    """Return what a file is checked by; None for files of other kinds."""
+    """Return the check of a file by its place; None for a file that replaylab does not write."""
+    place = classify(path)
     if path.suffix == ".jsonl":
         return _log
-    # A session may have the name of any other folder, so its files come first.
-    for pattern, check in _PLACES:
-        if at_place(path, pattern):
-            return check
-    if path.suffix == ".json" and path.parent.name in _ROLLING and is_safe_name(path.stem):
-        return _rolling
-    return None
+    if place is not None:
+        return _SNAPSHOTS[place.snapshot] if place.snapshot is not None else _CHECKS.get(place.kind)
+    if path.name == "manifest.json":
+        return _record(ReplayManifest)
+    # Other parts of a trading system keep files there too.
+    return _json() if path.parent.name == "system" and path.suffix == ".json" else None
 
 
 def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
     """Check each line; its symbol or day must be that of the file name, and a session must not go back in time."""
-    schema = schema_by_place(path)
+    place, schema = classify(path), schema_by_place(path)
     if schema is None:
         schema = schema_by_lines(path)
         if schema is None:
@@ -175,18 +173,15 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
             return
         wrong = None
     elif schema in (TRADES, ORDERS):
-        day = _DAY_FILE.fullmatch(path.name)
-        if day is None or not is_day(day[1]):
+        if place is None or place.day is None:
             yield 0, [finding(_NO_DAY)]
             return
         held = pl.col("date_key") if schema is TRADES else pl.col("timestamp").dt.date().cast(pl.String)
-        wrong = ("dateKey" if schema is TRADES else "timestamp", held, day[1])
+        wrong = ("dateKey" if schema is TRADES else "timestamp", held, place.day)
     else:
-        wrong = ("symbol", pl.col("symbol"), path.stem) if schema is EVENTS else None
-    if (
-        at_place(path, r"replay/sessions/[^/]+/events\.jsonl")
-        and not path.with_name("manifest.json").exists()
-    ):
+        symbol = symbol_of(path.stem) or path.stem
+        wrong = ("symbol", pl.col("symbol"), symbol) if schema is EVENTS else None
+    if place is not None and place.kind == "session_events" and not path.with_name("manifest.json").exists():
         yield (
             0,
             [
@@ -299,7 +294,10 @@ def _json(kind: type = object) -> Check:
 
 
 def _rolling(path: Path) -> Iterator[tuple[int, list[Finding]]]:
-    loaded = _ROLLING[path.parent.name](DataRoot(path.parent.parent), path.stem)
+    place = classify(path)
+    if place is None:
+        return
+    loaded = _ROLLING[place.kind](DataRoot(path.parent.parent), place.symbol)
     yield loaded.lines, _rejects(loaded)
 
 
@@ -317,20 +315,13 @@ def _part(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         yield 0, [finding(f"cannot be read: {error}")]
 
 
-_SYSTEM: dict[str, type[Record]] = {
-    **{f"{name}_snapshot": frames.SNAPSHOT_RECORDS[name] for name in SNAPSHOTS},
-    "replay_status": ReplayStatus,
-    "retention_report": RetentionReport,
+_SNAPSHOTS = {name: _record(frames.SNAPSHOT_RECORDS[name]) for name in SNAPSHOTS}
+_CHECKS: dict[str, Check] = {
+    "manifest": _manifest,
+    **dict.fromkeys(("session_meta", "bookmarks", "run", "replay_sessions_index"), _json(dict)),
+    **dict.fromkeys(("summary_events", "summary_trades_log", "summary_orders"), _summary),
+    **dict.fromkeys(("archived_events", "archived_trades_log", "archived_orders"), _part),
+    **dict.fromkeys(_ROLLING, _rolling),
+    "replay_status": _record(ReplayStatus),
+    "retention_report": _record(RetentionReport),
 }
-_PLACES: tuple[tuple[str, Check], ...] = (
-    (r"replay/sessions/[^/]+/manifest\.json", _manifest),
-    (r"replay/sessions/[^/]+/(meta|bookmarks)\.json", _json(dict)),
-    (r"replay/sessions/[^/]+/runs/[^/]+/run\.json", _json(dict)),
-    (r"summary/((trades_log|orders)|events/[^/]+)/[^/]+\.json", _summary),
-    (r"archive/((trades_log|orders)|events/[^/]+)/[^/]+\.parquet", _part),
-    *((rf"system/{name}\.json", _record(kind)) for name, kind in _SYSTEM.items()),
-    (r"system/replay_sessions\.json", _json(dict)),
-    # Other parts of a trading system keep files there too.
-    (r"system/[^/]+\.json", _json()),
-    (r"manifest\.json", _record(ReplayManifest)),
-)

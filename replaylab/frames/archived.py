@@ -9,7 +9,6 @@ deleted from that log, a marker file ``<part>.pending`` exists: a marked part is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,9 @@ import pyarrow.parquet as pq
 from replaylab.errors import LogReadError
 from replaylab.frames.files import Fingerprint, begins_with
 from replaylab.frames.jsonl import Loaded, Reject, reject_frame
-from replaylab.paths import DataRoot, is_safe_name
+from replaylab.paths import DataRoot, classify
 
 METADATA_KEY = b"replaylab"
-_NAME = re.compile(r"day-(\d{4}-\d\d-\d\d)(?:\.(\d+))?\.parquet", re.ASCII)
 
 
 class PartInfo(msgspec.Struct, frozen=True, rename="camel"):
@@ -51,32 +49,17 @@ def archive_folder(root: DataRoot, live: Path) -> Path:
 
 def parts_of(root: DataRoot, live: Path) -> list[Path]:
     """Return the archived parts of the log whose live file is ``live``, by day and number."""
-    folder = archive_folder(root, live)
-    if not folder.is_dir():
+    log = classify(live)
+    if log is None:
         return []
-    found = []
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and (live.parent == root.events_dir or live.stem == f"day-{match[1]}"):
-            found.append((match[1], int(match[2] or 1), path))
-    return [path for _, _, path in sorted(found)]
+    known = {"symbol": log.symbol} if log.symbol is not None else {}
+    found = root.files(f"archived_{log.kind}", **known)
+    return [path for place, path in found if log.day in (None, place.day)]
 
 
 def archived_days(root: DataRoot, log: str) -> set[str]:
     """Return the days of which ``log`` ("trades_log", "orders") has archived parts."""
-    folder = root.archive_dir / log
-    if not folder.is_dir():
-        return set()
-    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return {match[1] for match in matches if match}
-
-
-def archived_symbols(root: DataRoot) -> set[str]:
-    """Return the symbols that have archived state events."""
-    folder = root.archive_dir / "events"
-    if not folder.is_dir():
-        return set()
-    return {path.name for path in folder.iterdir() if path.is_dir() and is_safe_name(path.name)}
+    return {str(place.day) for place, _ in root.files(f"archived_{log}")}
 
 
 def part_info(path: Path) -> PartInfo:

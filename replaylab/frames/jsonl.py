@@ -18,7 +18,7 @@ import pyarrow as pa
 from replaylab.errors import RecordError, TimeError, did_you_mean
 from replaylab.frames.schema import TIMESTAMP, Column, LogSchema
 from replaylab.records import decode_record
-from replaylab.timestamps import parse_ns
+from replaylab.timestamps import is_day, parse_ns
 
 BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -204,13 +204,6 @@ _MARKS = ((4, ord("-")), (7, ord("-")), (10, ord("T")), (13, ord(":")), (16, ord
 _NS = 1_000_000_000
 
 
-def parse_time(text: str) -> int:
-    """Return nanoseconds of a record's timestamp: as ``parse_ns``, but a date without a clock is a TimeError."""
-    if len(text) < 16:
-        raise TimeError(f"expected an ISO time such as 2025-11-18T10:00:00.123Z, found {text!r}")
-    return parse_ns(text)
-
-
 def parse_times(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return nanoseconds since 1970 of each text, and a mask of those that are no times (their value is 0).
 
@@ -233,7 +226,7 @@ def parse_times(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArra
         rest = np.arange(count)
     for place in rest.tolist():
         try:
-            values[place] = parse_time(texts[place])
+            values[place] = parse_ns(texts[place], clock=True)
         except TimeError:
             values[place] = 0
             bad[place] = True
@@ -285,7 +278,6 @@ def _columns(
     return values, sure
 
 
-_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # JSON that no double can hold: JavaScript never writes it, and later readers of the JSON would fail on it.
 _HUGE = r"\d[eE]\+?0*[1-9]\d\d|\d{309}"
 _HUGE_BYTES = re.compile(_HUGE.encode())
@@ -412,7 +404,7 @@ def _check(column: Column, value: Any) -> None:
         return
     if column.kind == "time":
         try:
-            parse_time(value)
+            parse_ns(value, clock=True)
         except TimeError as error:
             raise ValueError(f"{column.disk}: {error}") from None
     elif column.kind == "day" and not is_day(value):
@@ -425,17 +417,6 @@ def _check(column: Column, value: Any) -> None:
             orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise ValueError(f"{column.disk}: not usable JSON: {error}") from None
-
-
-def is_day(text: str) -> bool:
-    """Return whether a string is a calendar day as YYYY-MM-DD."""
-    if not _DAY.fullmatch(text):
-        return False
-    try:
-        parse_ns(text)
-    except TimeError:
-        return False
-    return True
 
 
 def _join(raw: dict[str, msgspec.Raw]) -> str:

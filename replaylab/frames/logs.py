@@ -26,7 +26,6 @@ from replaylab.errors import ConfigError, LogReadError, RecordError
 from replaylab.frames.archived import (
     PartInfo,
     archived_days,
-    archived_symbols,
     is_superseded,
     part_info,
     parts_of,
@@ -47,11 +46,10 @@ from replaylab.frames.jsonl import (
     concat,
     foreign_symbol,
     has_foreign_symbol,
-    is_day,
     reject_frame,
 )
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import DataRoot, is_safe_name
+from replaylab.paths import DataRoot
 from replaylab.records import (
     ExecutionSnapshot,
     HealthSnapshot,
@@ -322,15 +320,13 @@ def load_trading_params(root: RootLike) -> Loaded:
 def list_symbols(root: RootLike) -> list[str]:
     """Return the symbols that have state events, archived ones too, sorted."""
     root = DataRoot(root)
-    return sorted({*_stems(root.events_dir, ".jsonl"), *archived_symbols(root)})
+    return sorted({*root.symbols("events"), *root.symbols("archived_events")})
 
 
 def list_days(root: RootLike, log: str) -> list[str]:
     """Return the days ("YYYY-MM-DD") of ``log`` ("trades_log" or "orders"), archived ones too, sorted."""
     root = DataRoot(root)
-    names = _stems(root.path / log, ".jsonl")
-    live = {name.removeprefix("day-") for name in names if name.startswith("day-")}
-    return sorted({day for day in live if is_day(day)} | archived_days(root, log))
+    return sorted({str(place.day) for place, _ in root.files(log)} | archived_days(root, log))
 
 
 def _days(
@@ -358,16 +354,6 @@ def _symbols(root: DataRoot, symbols: str | Iterable[str] | None) -> list[str]:
 
 def _listed(symbols: str | Iterable[str]) -> list[str]:
     return [symbols] if isinstance(symbols, str) else sorted(set(symbols))
-
-
-def _stems(folder: Path, suffix: str) -> list[str]:
-    """Return the stems of the files of a folder that end in ``suffix`` and have a safe name."""
-    if not folder.is_dir():
-        return []
-    # A folder of such a name is no log.
-    paths = (path for path in folder.iterdir() if path.name.endswith(suffix) and not path.is_dir())
-    stems = (path.name.removesuffix(suffix) for path in paths)
-    return sorted(stem for stem in stems if is_safe_name(stem))
 
 
 SNAPSHOT_RECORDS: dict[str, type[Record]] = {

@@ -20,14 +20,13 @@ from replaylab.frames.jsonl import (
     concat,
     foreign_symbol,
     is_blank,
-    parse_time,
     preview,
     reject_frame,
     whole,
     without_mark,
 )
 from replaylab.frames.schema import TIMESTAMP
-from replaylab.paths import DataRoot, is_safe_name
+from replaylab.paths import DataRoot
 from replaylab.records import (
     FeatureSnapshot,
     MarketTrade,
@@ -37,6 +36,7 @@ from replaylab.records import (
     ScoringSnapshot,
     decode_record,
 )
+from replaylab.timestamps import parse_ns
 
 RootLike = DataRoot | str | os.PathLike[str]
 Row = dict[str, Any]
@@ -96,7 +96,7 @@ def load_market_trades_json(
 
     Columns: timestamp, symbol, price, qty, side (the taker's), trade_id, unknown_fields, line.
     """
-    return _load(DataRoot(root), "trades", _TRADES, _trade, symbols, start, end)
+    return _load(DataRoot(root), "market_trades", _TRADES, _trade, symbols, start, end)
 
 
 def load_order_book_json(
@@ -106,23 +106,22 @@ def load_order_book_json(
 
     Columns: timestamp, symbol, bids and asks (JSON text of [price, qty] pairs, best first), unknown_fields, line.
     """
-    return _load(DataRoot(root), "orderbook", _BOOKS, _book, symbols, start, end)
+    return _load(DataRoot(root), "order_book", _BOOKS, _book, symbols, start, end)
 
 
 def _load(
     root: DataRoot,
-    folder: str,
+    kind: str,
     schema: pl.Schema,
     make: Callable[[bytes, str], Row],
     symbols: str | Iterable[str] | None,
     start: Time,
     end: Time,
 ) -> Loaded:
-    place = {"metrics": root.metrics, "trades": root.market_trades, "orderbook": root.order_book}[folder]
-    known = sorted(path.stem for path in (root.path / folder).glob("*.json") if is_safe_name(path.stem))
+    known = root.symbols(kind)
     names = known if symbols is None else [symbols] if isinstance(symbols, str) else sorted(set(symbols))
     span = window(start, end)
-    loads = (in_window(_read(place(name), root, name, schema, make), span) for name in names)
+    loads = (in_window(_read(getattr(root, kind)(name), root, name, schema, make), span) for name in names)
     return replace(concat(loads, schema), symbols=frozenset(known))
 
 
@@ -184,7 +183,7 @@ def _plain(text: bytes) -> dict[str, Any]:
 
 def _ns(text: str) -> int:
     try:
-        return parse_time(text)
+        return parse_ns(text, clock=True)
     except TimeError as error:
         raise RecordError(f"timestamp: {error}", field="timestamp") from None
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -384,3 +385,18 @@ def test_late_lines_of_a_day_that_is_gone_add_to_its_summary(tmp_path: Path) -> 
     write_lines(path, trade("2025-01-01", 2), trade("2025-01-01", 3))
     run_retention(tmp_path, now=NOW)
     assert daily_summary(tmp_path)["rows"].to_list() == [3]
+
+
+def test_a_session_folder_without_a_manifest_ages_by_its_last_change(tmp_path: Path) -> None:
+    """Such a folder cannot be played; it is deleted once it is as old as sessions may be, and kept until then."""
+    old, new = (tmp_path / f"replay/sessions/{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "events.jsonl").write_text("")
+    for path in (old / "events.jsonl", old):
+        os.utime(path, (0, 0))
+    report = run_retention(tmp_path)
+    assert report.deleted_files == ["replay/sessions/old"]
+    assert report.kept_files == ["replay/sessions/new"]
+    assert not old.exists()
+    assert new.exists()

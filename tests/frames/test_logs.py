@@ -355,3 +355,25 @@ def test_symbols_without_rows_are_named_with_the_closest_one(tmp_path: Path) -> 
     assert frames.load_trades(tmp_path).missing("XYZ") == [
         "there is nothing of symbol 'XYZ'. Symbols: BTCUSDT."
     ]
+
+
+def test_symbols_as_ccxt_writes_them_come_back_as_logged(tmp_path: Path) -> None:
+    """The file of BTC/USDT:USDT has an encoded name; loaders, lists, the archive and verify give the symbol itself."""
+    from replaylab.archive import daily_summary, run_retention, verify
+    from replaylab.config import RetentionConfig
+    from replaylab.paths import DataRoot
+
+    symbol = "BTC/USDT:USDT"
+    root = DataRoot(tmp_path)
+    write(root.events(symbol), event(symbol, 1), event(symbol, 2))
+    write(root.market_trades(symbol), "[]")
+    assert frames.list_symbols(tmp_path) == [symbol]
+    assert frames.load_events(tmp_path, symbol).frame["symbol"].to_list() == [symbol, symbol]
+    assert frames.load_market_trades_json(tmp_path).symbols == {symbol}
+    assert verify(tmp_path).findings.is_empty()
+    run_retention(tmp_path, now="2025-12-18", config=RetentionConfig(archive=True))
+    assert not root.events(symbol).exists()
+    assert frames.list_symbols(tmp_path) == [symbol]
+    assert frames.load_events(tmp_path).frame["symbol"].to_list() == [symbol, symbol]
+    assert daily_summary(tmp_path)["symbol"].to_list() == [symbol]
+    assert verify(tmp_path).findings.is_empty()
