@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,11 @@ import numpy as np
 import polars as pl
 from sweep_loops import full_loop, simple_loop
 
-from replaylab import TradingParams
+from replaylab import Config, Lab, TradingParams
 from replaylab.sweep import make_grid, pack, sweep, warm_up
 from replaylab.sweep.result import metrics
 from replaylab.sweep.run import run_rows
+from replaylab.testing import SessionBuilder
 
 SECOND = 1_000_000_000
 OFF = {"tp1_fraction": 0.0, "break_even_offset_pct": None}
@@ -225,6 +227,35 @@ def run_scaling(args: argparse.Namespace) -> None:
         )
 
 
+def run_call(args: argparse.Namespace) -> None:
+    """``lab.sweep("session-id", grid)`` beside the call with an open Session, also for a large file of events."""
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(folder, config=Config(cache_dir=f"{folder}/cache"))
+        manifest = SessionBuilder().build(folder, "benchmark").manifest
+        line = pl.concat_str(
+            pl.lit('{"timestamp":"'),
+            pl.col("timestamp").dt.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"),
+            pl.lit('","type":"'),
+            "type",
+            pl.lit('","symbol":"BTCUSDT","payload":'),
+            "payload",
+            pl.lit("}"),
+        )
+        path = lab.sessions.open("benchmark").root.session_events("benchmark")
+        lines = make_events(args.ticks, 50, 0.5).select(line).to_series()
+        path.write_text("\n".join(lines.to_list()) + "\n")
+        size = path.stat().st_size
+        time.sleep(2.5)
+        grid = {"entry_threshold": np.linspace(0.80, 0.92, 5), "sl_pct": np.linspace(0.2, 1.0, 5)}
+        opened = lab.session(manifest)
+        with_session, _ = median(args.repeat, lambda: lab.sweep(opened, grid, progress=False))
+        by_id, _ = median(args.repeat, lambda: lab.sweep("benchmark", grid, progress=False))
+        print(
+            f"\none call of 25 combinations on {args.ticks:,} ticks ({size / 1e6:,.0f} MB): open Session "
+            f"{with_session:.4f} s, by id {by_id:.4f} s ({by_id / with_session:.2f} ×)"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -233,7 +264,7 @@ def main() -> None:
     parser.add_argument("--combinations", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--method", default="auto")
-    parser.add_argument("--only", choices=["sparse", "full", "dense", "scaling", "million"])
+    parser.add_argument("--only", choices=["sparse", "full", "dense", "scaling", "million", "call"])
     parser.add_argument("--vectorbt-part", type=int, default=16, help="rows that vectorbt runs")
     parser.add_argument("--scratch", default=".benchmark-scratch", help="folder for what vectorbt reads")
     args = parser.parse_args()
@@ -245,6 +276,8 @@ def main() -> None:
             run_regime(regime, args)
     if args.only in (None, "scaling"):
         run_scaling(args)
+    if args.only in (None, "call"):
+        run_call(args)
     if args.only in (None, "million"):
         events = make_events(args.ticks, 50, 0.5)
         axes, base = grids("sparse", 100 * args.combinations)

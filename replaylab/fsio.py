@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -35,6 +36,7 @@ __all__ = [
     "lock",
     "process_alive",
     "process_started",
+    "remembered_sha256",
     "remove_leftovers",
     "sha256_of",
     "sync_folder",
@@ -265,6 +267,35 @@ def sha256_of(file: _Path | int, size: int | None = None) -> str:
         digest.update(data)
         place += len(data)
     return digest.hexdigest()
+
+
+def remembered_sha256(file: _Path, note: _Path) -> str:
+    """Return ``sha256_of(file)``, from ``note`` (a small JSON file) where the file has not changed since.
+
+    The file is known by size, inode, time of change of its content (mtime) and of its entry (ctime, which no program
+    sets). A digest is only remembered if both times lay at least two seconds back when it was computed: within the
+    resolution of a file system's clock, a later edit could keep the same time. A note that cannot be written is done
+    without: within this process the digest is remembered all the same.
+    """
+    state = Path(file).stat()
+    identity = [state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns]
+    key = os.path.abspath(file)  # noqa: PTH100 - resolving links costs a system call for each part
+    with suppress(OSError, ValueError):
+        if key not in _digests:
+            _digests[key] = json.loads(Path(note).read_bytes())
+    with suppress(KeyError, TypeError):
+        if _digests[key]["identity"] == identity:
+            return str(_digests[key]["sha256"])
+    settled = time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) >= 2_000_000_000
+    digest = sha256_of(file)
+    if settled:
+        _digests[key] = {"identity": identity, "sha256": digest}
+        with suppress(OSError):
+            write_atomic(note, json.dumps(_digests[key]).encode())
+    return digest
+
+
+_digests: dict[str, dict[str, Any]] = {}
 
 
 def process_started(pid: int | None = None) -> float | None:

@@ -47,6 +47,7 @@ _PATTERNS = {
     "manifest": "replay/sessions/{session}/manifest.json",
     "session_meta": "replay/sessions/{session}/meta.json",
     "bookmarks": "replay/sessions/{session}/bookmarks.json",
+    "session_digest": "replay/sessions/{session}/digest.json",
     "run": "replay/sessions/{session}/runs/{run}/run.json",
     "archived_events": "archive/events/{symbol}/day-{day}{part}.parquet",
     "archived_trades_log": "archive/trades_log/day-{day}{part}.parquet",
@@ -319,6 +320,9 @@ class DataRoot:
 
     def bookmarks(self, session_id: str) -> Path:
         return self._of("bookmarks", session=session_id)
+
+    def session_digest(self, session_id: str) -> Path:
+        return self._of("session_digest", session=session_id)
 
     def runs_dir(self, session_id: str) -> Path:
         return self.session_dir(session_id) / "runs"

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from replaylab import fsio
 from replaylab.fsio import (
     Disk,
     after_last_newline,
@@ -19,6 +20,7 @@ from replaylab.fsio import (
     lock,
     process_alive,
     process_started,
+    remembered_sha256,
     remove_leftovers,
     sha256_of,
     write_atomic,
@@ -151,3 +153,28 @@ def test_a_process_is_known_by_id_and_start():
     assert not process_alive(child.pid)
     assert process_started() == pytest.approx(process_started(os.getpid()))
     assert not any(process_alive(pid) for pid in (0, -1, 2**31, 2**70))
+
+
+def test_a_remembered_digest_follows_every_edit(tmp_path, monkeypatch):
+    """Also one that keeps size and mtime; an unchanged file is read once, also by later processes."""
+    path, note = tmp_path / "events.jsonl", tmp_path / "digest.json"
+    path.write_bytes(b"one")
+    read = []
+    monkeypatch.setattr(fsio, "sha256_of", lambda file, *size: read.append(file) or sha256_of(file, *size))
+    assert remembered_sha256(path, note) == hashlib.sha256(b"one").hexdigest()
+    assert not note.exists(), "just written: a later edit could have the same time"
+    time.sleep(2.1)
+    for _ in range(3):
+        assert remembered_sha256(path, note) == hashlib.sha256(b"one").hexdigest()
+    fsio._digests.clear()
+    assert remembered_sha256(path, note) == hashlib.sha256(b"one").hexdigest()
+    assert read.count(path) == 2
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_mtime_ns == times.st_mtime_ns
+    assert remembered_sha256(path, note) == hashlib.sha256(b"two").hexdigest()
+    note.write_text("[1]")
+    fsio._digests.clear()
+    assert remembered_sha256(path, note) == hashlib.sha256(b"two").hexdigest()

@@ -14,7 +14,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import ConfigError, RecordError, SessionError, SessionNotFoundError
-from replaylab.fsio import sha256_of, write_atomic
+from replaylab.fsio import remembered_sha256, write_atomic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
@@ -98,15 +98,11 @@ class Session:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of ``events.jsonl`` in hex, as the build wrote it down; computed where that no longer holds."""
+        """SHA-256 of ``events.jsonl`` in hex; the file is read again only after a change (``remembered_sha256``)."""
         path = self.root.session_events(self.id)
         if not path.is_file():
             return hashlib.sha256().hexdigest()
-        known = self.meta.get("eventsSha256")
-        # Events may have been appended since.
-        if isinstance(known, str) and self.meta.get("eventsBytes") == path.stat().st_size:
-            return known
-        return sha256_of(path)
+        return remembered_sha256(path, self.root.session_digest(self.id))
 
     @property
     def initial_state(self) -> dict[str, Any] | None:

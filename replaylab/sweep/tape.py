@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -32,6 +31,7 @@ from replaylab.barriers import build_levels
 from replaylab.compiled import compiled
 from replaylab.errors import SweepError
 from replaylab.features import InitialState, book_mids, regime_names, risk_flags, scores, trade_columns
+from replaylab.fsio import atomic_path
 from replaylab.trading import resolve_prices
 
 __all__ = [
@@ -227,15 +227,12 @@ def _write(ref: TapeRef, tape: Tape) -> None:
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _KEPT_S:
                 old.unlink()
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".tape-")
-    os.close(handle)
-    try:
-        with pa.OSFile(temporary, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        Path(temporary).replace(ref.path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with (
+        atomic_path(ref.path) as part,
+        pa.OSFile(os.fspath(part), "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 def pack(
