@@ -1,36 +1,36 @@
-"""ReplayEngine: plays a session to the trading system, or to yours, in its own time or as fast as it can."""
+"""ReplayEngine: plays a session to the reference trading system or to a handler, timed or as fast as possible."""
 
 from __future__ import annotations
 
 import asyncio
-import operator
+import atexit
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import polars as pl
 
+import replaylab
+from replaylab import frames, fsio
 from replaylab.errors import ReplayError, SessionError, UnsafeNameError
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.records import ReplayEvent, ReplayManifest, ReplayStatus
-from replaylab.replay.clock import check_speed
-from replaylab.replay.feed import EventFeed
-from replaylab.replay.player import Player
-from replaylab.replay.run import ReplayRun
-from replaylab.replay.running import Running
-from replaylab.replay.status import ReplayLock, clear_stop_request, publish_failure, read_status, stop_replay
-from replaylab.replay.targets import HandlerTarget, SystemTarget, Target, check_inject_mode, price_sources
+from replaylab.records import ReplayManifest, ReplayStatus
+from replaylab.replay.control import Publisher, ReplayControl, ReplayLock, publish_failure, read_status
+from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
+from replaylab.replay.targets import HandlerTarget, SystemTarget, check_inject_mode
 from replaylab.sessions import Session, SessionStore
-from replaylab.timestamps import to_ns
-
-__all__ = ["ReplayEngine"]
+from replaylab.timestamps import iso, now_ns
+from replaylab.trading import resolve_prices
 
 SessionLike = str | Session | ReplayManifest
-Subscriber = Callable[[ReplayEvent], None]
 
 
 class ReplayEngine:
@@ -56,7 +56,6 @@ class ReplayEngine:
         scoring: ScoringParams | Any | None = None,
         run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
         root: str | os.PathLike[str] | DataRoot | None = None,
-        give: Callable[[pl.DataFrame], Any] | None = None,
     ) -> None:
         self.store = store if isinstance(store, SessionStore) else SessionStore(store)
         self.root = self.store.root if root is None else DataRoot(root)
@@ -64,11 +63,10 @@ class ReplayEngine:
         self.scoring = ScoringParams() if scoring is None else scoring
         self.run_mode = run_mode
         self._handler = handler
-        self._give = give
         self._subscribers: list[Subscriber] = []
         self._session: Session | None = None
         self._feed: tuple[tuple[int, int], EventFeed] | None = None
-        self._run: Running | None = None
+        self._run: ActiveRun | None = None
         self._last: ReplayRun | None = None
 
     def __repr__(self) -> str:
@@ -78,7 +76,7 @@ class ReplayEngine:
     # Playing
 
     def load_session(self, session_id: SessionLike) -> ReplayManifest:
-        """Make a session the one to play, and return its manifest. Raises SessionNotFoundError, SessionError."""
+        """Open a session for ``start_session`` and return its manifest. Raises SessionNotFoundError, SessionError."""
         session = self.store.open(session_id)
         if self._session is None or self._session.path != session.path:
             self._feed = None
@@ -91,47 +89,52 @@ class ReplayEngine:
         speed_factor: float | None = None,
         loop: bool = False,
         inject_mode: str = "SCORING_ONLY",
-        **options: Any,
+        *,
+        price_source: str | Mapping[str, str] = "auto",
+        overload: Literal["stretch", "skip"] = "stretch",
+        paused: bool = False,
     ) -> ReplayRun:
-        """Play a session to its end and return the run; takes what ``start_session`` takes.
+        """Play a session to its end and return the run; the options are those of ``start_session``.
 
         The event loop stays free: handlers run in the replay's thread. Cancelling stops the replay. Raises
         ReplayError when the handler fails.
         """
         caller = asyncio.get_running_loop()
-        ended = caller.create_future()
-
-        def tell() -> None:
-            if not ended.done():
-                ended.set_result(None)
+        ended = asyncio.Event()
+        cancelled = threading.Event()
+        started: list[ActiveRun] = []
 
         def when_over() -> None:
             if not caller.is_closed():
-                caller.call_soon_threadsafe(tell)
-
-        # Loading a large session takes a while, too.
-        options |= {"speed_factor": speed_factor, "loop": loop, "inject_mode": inject_mode}
-        given_up = threading.Event()
-        started: list[Running] = []
+                caller.call_soon_threadsafe(ended.set)
 
         def start() -> None:
-            self.start_session(session_id, _when_over=when_over, **options)
-            started.append(self._require_run())
-            if given_up.is_set():
-                started[0].player.stop()
+            run = self._start(
+                session_id,
+                speed_factor,
+                loop=loop,
+                inject_mode=inject_mode,
+                price_source=price_source,
+                overload=overload,
+                paused=paused,
+                when_over=when_over,
+            )
+            started.append(run)
+            if cancelled.is_set():
+                run.player.stop()
 
         try:
+            # In a thread: loading a large session takes seconds.
             await asyncio.to_thread(start)
-            await ended
+            await ended.wait()
         except asyncio.CancelledError:
-            # Starting goes on in its thread when nobody waits for it any more.
-            given_up.set()
+            # Cancelling does not end the thread that starts the replay.
+            cancelled.set()
             for run in started:
                 run.player.stop()
             raise
-        run = started[0]
-        run.raise_failure()
-        return run.result
+        started[0].raise_failure()
+        return started[0].result
 
     def start_session(
         self,
@@ -143,18 +146,39 @@ class ReplayEngine:
         price_source: str | Mapping[str, str] = "auto",
         overload: Literal["stretch", "skip"] = "stretch",
         paused: bool = False,
-        _when_over: Callable[[], None] | None = None,
     ) -> None:
         """Start playing a session and return at once.
 
         ``session_id``: None plays the loaded one. ``speed_factor``: None takes the manifest's, ``inf`` plays as fast
-        as it can. ``inject_mode``: SCORING_ONLY feeds recorded signals, FULL_DECISION lets raw market events make
-        them anew. ``overload``: what happens when the handler is too slow; "stretch" keeps every event and is late,
+        as possible. ``inject_mode``: SCORING_ONLY feeds recorded signals, FULL_DECISION computes them from raw market
+        events. ``overload``: what happens when the handler is too slow; "stretch" keeps every event and is late,
         "skip" leaves out market data that newer market data replaces, and never a signal. ``paused`` waits before the
         first event. Raises SessionNotFoundError, ReplayRunningError, ReplayError, ConfigError.
         """
+        self._start(
+            session_id,
+            speed_factor,
+            loop=loop,
+            inject_mode=inject_mode,
+            price_source=price_source,
+            overload=overload,
+            paused=paused,
+        )
+
+    def _start(
+        self,
+        session_id: SessionLike | None,
+        speed_factor: float | None,
+        *,
+        loop: bool,
+        inject_mode: str,
+        price_source: str | Mapping[str, str],
+        overload: Literal["stretch", "skip"],
+        paused: bool,
+        when_over: Callable[[], None] | None = None,
+    ) -> ActiveRun:
         if self._run is not None and not self._run.over.is_set():
-            raise ReplayError("this engine is playing already; stop() it first")
+            raise ReplayError("this engine already plays a session; stop() it first")
         if session_id is not None:
             try:
                 self.load_session(session_id)
@@ -162,7 +186,7 @@ class ReplayEngine:
                 publish_failure(self.root, str(session_id), error)
                 raise
         if self._session is None:
-            raise SessionError("no session is loaded: name one")
+            raise SessionError("no session is loaded: pass session_id")
         if overload not in ("stretch", "skip"):
             raise ReplayError(f'overload is "stretch" or "skip", found {overload!r}')
         session = self._session
@@ -171,13 +195,12 @@ class ReplayEngine:
         lock = ReplayLock(self.root)
         try:
             lock.acquire()
-            clear_stop_request(self.root)
             feed = self._feed_of(session)
             run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             run_root = self.root.run(session.id, run_id)
             target: Target
             if self._handler is None:
-                sources = price_sources(feed, price_source)
+                sources = resolve_prices(session, price_source).sources
                 target = SystemTarget(run_root, feed, self.params, self.scoring, inject_mode, sources)
             else:
                 target = HandlerTarget(self._handler, feed, inject_mode)
@@ -190,8 +213,9 @@ class ReplayEngine:
                 paused=paused,
                 subscribers=self._subscribers,
             )
-            run = Running(self.root, run_root, session, player, lock, inject_mode, self._give, _when_over)
-            self._start(run)
+            run = ActiveRun(self.root, run_root, session, player, lock, inject_mode=inject_mode, when_over=when_over)
+            self._begin(run)
+            return run
         except OSError as error:
             lock.release()
             failure = ReplayError(f"a replay records into {self.root}, which cannot be written: {error}")
@@ -217,7 +241,7 @@ class ReplayEngine:
         """
         run = self._run
         if run is None or run.over.is_set():
-            return stop_replay(self.root, timeout)[0]
+            return ReplayControl(self.root).stop(timeout)
         run.player.stop()
         if threading.current_thread() is not run.thread and not run.over.wait(timeout):
             raise ReplayError(
@@ -229,62 +253,35 @@ class ReplayEngine:
 
     def pause(self) -> None:
         """Hold before the next event."""
-        player = self._playing()
-        player.ask(player.pause)
+        self._order("pause")
 
     def resume(self) -> None:
-        """Go on after a pause, with what was left of the wait for the next event."""
-        player = self._playing()
-        player.ask(player.resume)
+        """Continue after a pause, with the remaining wait for the next event."""
+        self._order("resume")
 
     def step(self, n: int = 1) -> int | None:
         """Pause, emit the next ``n`` events at once, and return how many there were."""
-        events = _whole(n)
-        if events is None or events < 1:
-            raise ReplayError(f"a step is one event or more, found {n!r}")
-        player = self._playing()
-        done: int | None = player.ask(lambda: player.step(events))
-        return done
+        return self._order("step", n)
 
     def seek(self, to: int | str | datetime) -> int | None:
         """Go to an event's index, or a time; returns the index of the event that is next.
 
-        What lies between is played without waiting, so that the system's state is right; going back, it is played
-        from the start: what follows is the same as without the seek. Subscribers do not see those events.
+        The events between are played without waiting, so that the system's state is right; seeking back plays from
+        the start: what follows is the same as without the seek. Subscribers do not see those events.
         """
-        player = self._playing()
-        feed = player.feed
-        index = _whole(to)
-        if index is not None:
-            if not 0 <= index <= feed.total:
-                raise ReplayError(f"an index from 0 to {feed.total}, found {to!r}")
-            return self._go(player, index)
-        if not isinstance(to, (str, date)):
-            raise ReplayError(f"expected the index of an event, or a time, found {to!r}")
-        ts = to_ns(to)
-        return self._go(player, feed.index_of_time(ts), ts)
+        return self._order("seek", to)
 
     def next_event(self, type: str) -> int | None:  # noqa: A002
         """Go to the next event of a type (``"RISK*"``: of a prefix); returns its index, or raises ReplayError."""
-        player = self._playing()
-        index = player.feed.next_of_type(type, player.index)
-        if index is None:
-            raise ReplayError(f"there is no event of type {type} from here on")
-        return self._go(player, index)
+        return self._order("next_event", type)
 
     def next_gap(self, seconds: float = 60.0) -> int | None:
-        """Go to the event after the next silence of more than ``seconds``; returns its index."""
-        player = self._playing()
-        index = player.feed.next_gap(seconds, player.index)
-        if index is None:
-            raise ReplayError(f"there is no gap of more than {seconds:g} s from here on")
-        return self._go(player, index)
+        """Go to the event after the next pause of more than ``seconds`` between two events; returns its index."""
+        return self._order("next_gap", seconds)
 
     def set_speed(self, factor: float) -> None:
         """Change the speed factor from now on."""
-        speed = check_speed(factor)
-        player = self._playing()
-        player.ask(lambda: player.set_speed(speed))
+        self._order("set_speed", factor)
 
     def add_bookmark(self, name: str, index: int | None = None) -> int:
         """Name the next event (or the one at ``index``); kept with the session. Returns the index."""
@@ -308,12 +305,12 @@ class ReplayEngine:
     # Watching
 
     def get_status(self) -> ReplayStatus:
-        """Return what is played now: by this engine, else by whichever process plays on this data root."""
+        """Return the status of this engine's replay, else of the replay of this data root, in any process."""
         run = self._run
         return run.status() if run is not None and not run.over.is_set() else read_status(self.root)
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Have ``callback(event)`` called for every emitted event, in the replay's thread; returns an unsubscribe."""
+        """Call ``callback(event)`` for every emitted event, in the replay's thread; returns an unsubscribe function."""
         self._subscribers.append(callback)
 
         def unsubscribe() -> None:
@@ -329,7 +326,7 @@ class ReplayEngine:
 
     @property
     def last_run(self) -> ReplayRun | None:
-        """The run that ended last, or None."""
+        """The run of this engine that ended last, or None."""
         run = self._run
         return self._last if run is None or not run.over.is_set() else run.result
 
@@ -354,9 +351,13 @@ class ReplayEngine:
             raise SessionError("no session is loaded")
         return self._session
 
-    def _start(self, run: Running) -> None:
+    def _order(self, command: str, *arguments: Any) -> Any:
+        player = self._playing()
+        return player.result_of(player.order(command, *arguments))
+
+    def _begin(self, run: ActiveRun) -> None:
         before = self._run, self._last
-        # Before its thread begins: the first event may already be answered with a command.
+        # Before its thread begins: a handler may send a command at the first event.
         self._run, self._last = run, self.last_run
         try:
             run.start()
@@ -364,18 +365,8 @@ class ReplayEngine:
             self._run, self._last = before
             raise
 
-    def _require_run(self) -> Running:
-        if self._run is None:
-            raise ReplayError("no run")
-        return self._run
-
-    @staticmethod
-    def _go(player: Player, index: int, ts: int | None = None) -> int | None:
-        found: int | None = player.ask(lambda: player.seek(index, ts))
-        return found
-
     def _feed_of(self, session: Session) -> EventFeed:
-        """Return the session's events; those of the last run again, if the file is still the same."""
+        """Return the session's events; those of the last run where the file has not changed since."""
         path = self.root.session_events(session.id)
         about = path.stat() if path.is_file() else None
         mark = (about.st_mtime_ns, about.st_size) if about else (0, 0)
@@ -384,9 +375,186 @@ class ReplayEngine:
         return self._feed[1]
 
 
-def _whole(value: Any) -> int | None:
-    """Return a whole number as an int, numpy's too; None for anything else. True is not meant as 1."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+class ReplayRun:
+    """One run of a session, finished or under way.
+
+    >>> run = engine.last_run                       # doctest: +SKIP
+    >>> run.trades, run.orders, run.events          # doctest: +SKIP
+    >>> run.digest                                  # doctest: +SKIP
+
+    The tables are read from the run's own logs when asked for. ``record`` is ``run.json``: parameters, outcome,
+    counts, unusable events, lateness, digest. ``root`` is the run's folder as a data root, for every loader.
+    """
+
+    def __init__(self, root: DataRoot, record: dict[str, Any]) -> None:
+        self.root = root
+        self.record = record
+
+    @classmethod
+    def open(cls, root: DataRoot, session_id: str, run_id: str) -> ReplayRun:
+        """Return an earlier run of a session. Raises FileNotFoundError."""
+        home = root.run(session_id, run_id)
+        return cls(home, orjson.loads((home.path / "run.json").read_bytes()))
+
+    def __repr__(self) -> str:
+        counts = self.record.get("counts", {})
+        return (
+            f"ReplayRun({self.id!r}, {self.record['outcome']}, {self.record['eventsEmitted']} events, "
+            f"{counts.get('trades', 0)} trades)"
+        )
+
+    @property
+    def id(self) -> str:
+        return str(self.record["runId"])
+
+    @property
+    def path(self) -> Path:
+        return self.root.path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that the run emitted: equal for equal sessions and parameters, at any speed."""
+        return str(self.record["digest"])
+
+    @property
+    def unusable(self) -> dict[str, int]:
+        """Events by type whose payload lacked what the model needs."""
+        return dict(self.record["unusable"])
+
+    @cached_property
+    def trades(self) -> pl.DataFrame:
+        """Closed trades: the columns of ``frames.load_trades``."""
+        return frames.load_trades(self.root).frame
+
+    @cached_property
+    def orders(self) -> pl.DataFrame:
+        """Every order with each of its statuses: the columns of ``frames.load_orders``."""
+        return frames.load_orders(self.root).frame
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        """State events, by symbol: the columns of ``frames.load_events``."""
+        return frames.load_events(self.root).frame
+
+
+class ActiveRun:
+    """One run that is being played: the player, its thread, ``run.json``, the published status and the lock."""
+
+    def __init__(
+        self,
+        root: DataRoot,
+        run_root: DataRoot,
+        session: Session,
+        player: Player,
+        lock: ReplayLock,
+        *,
+        inject_mode: str,
+        when_over: Callable[[], None] | None,
+    ) -> None:
+        self.player = player
+        self.over = threading.Event()
+        self.result = ReplayRun(run_root, {})
+        self._root = root
+        self._session = session
+        self._lock = lock
+        self._inject_mode = inject_mode
+        self._when_over = when_over
+        self._run_id = run_root.path.name
+        self._started_at = iso(now_ns())
+        self.thread = threading.Thread(target=self._play, name="replaylab-replay", daemon=True)
+        self._publisher = Publisher(root, self._run_id, self.status, player)
+
+    def start(self) -> None:
+        self._write_record()
+        self._publisher.start()
+        _running.add(self)
+        self.thread.start()
+
+    def status(self) -> ReplayStatus:
+        player = self.player
+        index, total = player.index, player.feed.total
+        running = not self.over.is_set() and player.outcome is None
+        return ReplayStatus(
+            session_id=self._session.id,
+            running=running,
+            current_event_index=index,
+            total_events=total,
+            started_at=self._started_at,
+            last_event_timestamp=iso(int(player.feed.times[index - 1])) if index else None,
+            speed_factor=player.speed,
+            paused=running and player.paused,
+            inject_mode=self._inject_mode,
+            run_id=self._run_id,
+            lateness=player.lateness(exact=not running),
+            rejects=self._session.rejects.height,
+            error=self._error_text(),
+        )
+
+    def raise_failure(self) -> None:
+        if self.player.error is not None:
+            raise ReplayError(self._error_text()) from self.player.error
+
+    def _play(self) -> None:
+        try:
+            self.player.run()
+        finally:
+            self._publisher.stop()
+            for finish in (self._write_record, self._publisher.publish_end):
+                try:
+                    finish()
+                except OSError as error:
+                    self.player.error = self.player.error or error
+            # Last: the next replay publishes after this one.
+            self._lock.release()
+            self.over.set()
+            if self._when_over is not None:
+                self._when_over()
+
+    def _error_text(self) -> str | None:
+        error = self.player.error
+        if error is None:
+            return None
+        return f"the replay failed at event {max(0, self.player.index - 1)}: {type(error).__name__}: {error}"
+
+    def _write_record(self) -> None:
+        """Write ``run.json``: at the start with what is known, at the end with everything."""
+        player = self.player
+        achieved, per_second = player.achieved()
+        lateness = player.lateness(exact=True)
+        record = {
+            "runId": self._run_id,
+            "sessionId": self._session.id,
+            "sessionDigest": self._session.digest,
+            "replaylabVersion": replaylab.__version__,
+            "startedAt": self._started_at,
+            "endedAt": None if player.outcome is None else iso(now_ns()),
+            "outcome": player.outcome or "running",
+            "error": self._error_text(),
+            "injectMode": self._inject_mode,
+            "speedFactor": player.speed,  # null: as fast as possible
+            "loop": player.loop,
+            "loops": player.loops,
+            "overload": player.overload,
+            "totalEvents": player.feed.total,
+            "eventsEmitted": player.index,
+            "eventsSkipped": player.skipped,
+            "lateness": None if lateness is None else lateness.to_dict(),
+            "achievedSpeed": achieved,
+            "eventsPerSecond": per_second,
+            **player.target.report(player.index),
+        }
+        self.result.record = record
+        path = self.result.path / "run.json"
+        fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+_running: weakref.WeakSet[ActiveRun] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop replays when the process ends normally, so that their status does not look like that of a crash."""
+    for run in list(_running):
+        if not run.over.is_set():
+            run.player.stop()
+            run.over.wait(2.0)

@@ -1,37 +1,324 @@
-"""The thread that plays a session: waits for each event's time, emits it, and obeys between events."""
+"""The thread that plays a session: waits for the time of each event, emits it, and carries out commands in between.
+
+Also what it is made of: ``EventFeed`` (the session's events in blocks), ``Pacer`` (deadlines), ``Meter`` (lateness),
+``coalesce`` (what ``overload="skip"`` leaves out) and ``Target`` (what it plays to).
+"""
 
 from __future__ import annotations
 
+import math
+import operator
 import queue
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Literal
+from datetime import date
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import polars as pl
 
 from replaylab.errors import ReplayError
 from replaylab.records import Lateness, ReplayEvent
-from replaylab.replay.clock import Pacer
-from replaylab.replay.feed import Block, EventFeed
-from replaylab.replay.meter import Meter
-from replaylab.replay.overload import Late, coalesce
-from replaylab.replay.targets import Target
+from replaylab.sessions import Session
+from replaylab.timestamps import to_ns
 
-__all__ = ["Player"]
+Outcome = Literal["finished", "stopped", "failed"]
+Subscriber = Callable[[ReplayEvent], None]
+OnEvent = Callable[[int, int, str, str | None, dict[str, Any]], None]  # index, ns since 1970, type, symbol, payload
 
+_BLOCK_BYTES = 1 << 20
+_MOST_ROWS = 4_096
+
+
+class PlayedEvent(ReplayEvent, kw_only=True):
+    """A ReplayEvent that was checked when its session was loaded, and is not checked again."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class Block:
+    """A few events: parallel lists; ``start`` is the index of the first."""
+
+    __slots__ = ("_stamps", "due", "frame", "payload_texts", "start", "stop", "symbols", "times", "types")
+
+    def __init__(self, frame: pl.DataFrame, start: int, times: list[int], due: list[int]) -> None:
+        self.frame = frame
+        self.start = start
+        self.stop = start + frame.height
+        self.times = times
+        self.due = due
+        self.types: list[str] = frame["type"].to_list()
+        self.symbols: list[str | None] = frame["symbol"].to_list()
+        self.payload_texts: list[str] = frame["payload"].to_list()
+        self._stamps: list[str] | None = None
+
+    def payload(self, place: int) -> dict[str, Any]:
+        """Decode one payload into a new dict: a handler may change it."""
+        found: dict[str, Any] = orjson.loads(self.payload_texts[place])
+        return found
+
+    def payloads(self) -> list[dict[str, Any]]:
+        """Decode all payloads at once."""
+        found: list[dict[str, Any]] = orjson.loads("[" + ",".join(self.payload_texts) + "]")
+        return found
+
+    def event(self, place: int, payload: dict[str, Any]) -> ReplayEvent:
+        """Return one event as a record."""
+        if self._stamps is None:
+            self._stamps = self.frame["timestamp_text"].to_list()
+        return PlayedEvent(
+            timestamp=self._stamps[place],
+            type=self.types[place],
+            symbol=self.symbols[place],
+            payload=payload,
+        )
+
+
+class EventFeed:
+    """All events of a session by index; ``times`` in ns since 1970, ``due`` never going back."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.frame = session.events.with_columns(session.timestamp_texts)
+        self.total = self.frame.height
+        self.times: npt.NDArray[np.int64] = (
+            self.frame["timestamp"].dt.timestamp("ns").to_numpy().astype(np.int64, copy=False)
+        )
+        # Files made by other programs may be out of order; an event is never due before the one it follows.
+        self.due: npt.NDArray[np.int64] = np.maximum.accumulate(self.times) if self.total else self.times
+        size = self.frame["payload"].str.len_bytes().sum() or 0
+        average = max(1, int(size) // max(1, self.total))
+        self._rows = max(16, min(_MOST_ROWS, _BLOCK_BYTES // average))
+
+    def block(self, index: int) -> Block:
+        """Return the block that begins with an event."""
+        frame = self.frame.slice(index, self._rows)
+        part = slice(index, index + frame.height)
+        return Block(frame, index, self.times[part].tolist(), self.due[part].tolist())
+
+    def index_of_time(self, ts: int) -> int:
+        """Return the index of the first event at or after a time."""
+        return int(np.searchsorted(self.due, ts, side="left"))
+
+    def next_of_type(self, pattern: str, index: int) -> int | None:
+        """Return the first event from ``index`` on whose type is ``pattern``, or begins with it before a ``*``."""
+        kinds = self.frame["type"].slice(index)
+        hits = kinds.str.starts_with(pattern[:-1]) if pattern.endswith("*") else kinds == pattern
+        found = hits.arg_true()
+        return index + int(found[0]) if len(found) else None
+
+    def next_gap(self, seconds: float, index: int) -> int | None:
+        """Return the first event after ``index`` that comes more than ``seconds`` after the one before it."""
+        wide = np.flatnonzero(np.diff(self.due[index:]) > round(seconds * 1e9))
+        return index + int(wide[0]) + 1 if len(wide) else None
+
+
+# How long before a deadline sleeping ends and spinning begins: longer than the kernel is late in waking a thread.
+SPIN_NS = 250_000
+
+
+def check_speed(factor: float) -> float:
+    """Return a speed factor as a float; raises ReplayError unless it is above 0 (infinity is allowed)."""
+    try:
+        value = math.nan if isinstance(factor, bool) else float(factor)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not value > 0:
+        raise ReplayError(f"a speed factor is a number above 0, or inf, found {factor!r}")
+    return value
+
+
+class Pacer:
+    """Maps times of events to times of the monotonic clock.
+
+    >>> pacer = Pacer(speed=10.0)
+    >>> pacer.begin(event_ts=0)
+    >>> pacer.due(5_000_000_000) - pacer.due(0)      # five seconds at ten times the speed
+    500000000
+
+    A change of speed and a pause move the origin; between them every deadline is computed from the same origin.
+    """
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        self._origin = 0
+        self._event_origin = 0
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether events are emitted as fast as possible, without deadlines."""
+        return self.speed == math.inf
+
+    def begin(self, event_ts: int) -> None:
+        """Make an event of time ``event_ts`` due now."""
+        self._event_origin = event_ts
+        self._origin = time.monotonic_ns()
+
+    def due(self, event_ts: int) -> int:
+        """Return the deadline of an event, in ns of the monotonic clock."""
+        return self._origin + round((event_ts - self._event_origin) / self.speed)
+
+    def position(self) -> int:
+        """Return the present event time."""
+        return self._event_origin + round((time.monotonic_ns() - self._origin) * self.speed)
+
+    @staticmethod
+    def wait_until(deadline: int, wake: threading.Event) -> bool:
+        """Sleep, then spin, until ``deadline``; returns False at once when ``wake`` is set."""
+        while True:
+            left = deadline - time.monotonic_ns()
+            if left <= SPIN_NS:
+                break
+            # A thread cannot sleep for centuries: long waits are split.
+            if wake.wait(min((left - SPIN_NS) / 1e9, 3_600.0)):
+                return False
+        while time.monotonic_ns() < deadline:
+            if wake.is_set():
+                return False
+        return not wake.is_set()
+
+
+_LATEST = 20_000
+
+
+class Meter:
+    """Measures one run. Written by the playing thread, read by any.
+
+    Lateness is the time of emission minus the time an event was due, in ns. The last ``size`` values are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._late = np.zeros(max(size, 1_024), np.int64)
+        self._count = 0
+        self._most = 0
+        # Event time and wall time played in closed stretches, and where the open one began.
+        self._event_ns = 0
+        self._wall_ns = 0
+        self._open: tuple[int, int] | None = None
+
+    def note(self, late: int) -> None:
+        """Add the lateness of one event."""
+        self._late[self._count % len(self._late)] = late
+        self._count += 1
+        self._most = max(self._most, late)
+
+    def begin(self, event_ts: int) -> None:
+        """Start a stretch of playing at event time ``event_ts``."""
+        self._open = (event_ts, time.monotonic_ns())
+
+    def end(self, event_ts: int) -> None:
+        """End the stretch at event time ``event_ts``; without effect where none is open."""
+        if self._open is not None:
+            self._event_ns += event_ts - self._open[0]
+            self._wall_ns += time.monotonic_ns() - self._open[1]
+            self._open = None
+
+    def lateness(self, *, exact: bool = False) -> Lateness | None:
+        """Return p50, p99 and max in ms, of the latest events unless ``exact``; None before the first."""
+        if not self._count:
+            return None
+        size = len(self._late)
+        if exact or self._count <= _LATEST:
+            values = self._late[: min(self._count, size)]
+        else:
+            end = self._count % size
+            values = self._late[max(0, end - _LATEST) : end] if end else self._late[-_LATEST:]
+        p50, p99 = (float(value) / 1e6 for value in np.percentile(values, [50, 99]))
+        return Lateness(p50=p50, p99=p99, max=self._most / 1e6)
+
+    def achieved(self, events: int, reached: int) -> tuple[float | None, float | None]:
+        """Return the speed reached, and events per second, over the time in which it played."""
+        event_ns, wall_ns = self._event_ns, self._wall_ns
+        if self._open is not None:
+            event_ns += reached - self._open[0]
+            wall_ns += time.monotonic_ns() - self._open[1]
+        if wall_ns <= 0:
+            return None, None
+        return event_ns / wall_ns, events / (wall_ns / 1e9)
+
+
+Late = tuple[int, str, str | None, dict[str, Any]]  # index, type, symbol, payload
+
+
+def coalesce(late: list[Late]) -> list[Late]:
+    """Return the newest event of each symbol and type out of a run of late MARKET_* events, in order.
+
+    A book delta is merged into the book event before it, so the book that a handler keeps stays right; of trades the
+    last one is kept, an off-market print beside it. What cannot be merged, because it is malformed, is kept.
+    """
+    kept: dict[Any, Late] = {}
+    for event in late:
+        index, kind, symbol, payload = event
+        key: Any = (kind, symbol, payload.get("offMarket") is True)
+        if kind == "MARKET_BOOK" and payload.get("kind") == "delta" and key in kept:
+            merged = _merge(kept[key][3], payload)
+            if merged is None:
+                # The earlier one stays under a key of its own, and merging goes on from here.
+                kept[index, "malformed"] = kept.pop(key)
+            else:
+                event = (index, kind, symbol, merged)
+        kept.pop(key, None)
+        kept[key] = event
+    return sorted(kept.values(), key=lambda event: event[0])
+
+
+def _merge(earlier: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any] | None:
+    """Return one book event that does what two do; None when either is malformed."""
+    whole = earlier.get("kind", "snapshot") == "snapshot"
+    merged: dict[str, Any] = {"kind": "snapshot" if whole else "delta"}
+    for side in ("bids", "asks"):
+        try:
+            levels = {price: qty for price, qty in earlier[side]}  # noqa: C416 - pairs, or it raises
+            levels |= {price: qty for price, qty in delta[side]}  # noqa: C416
+            rows = [[price, qty] for price, qty in levels.items() if not whole or qty > 0]
+            merged[side] = sorted(rows, key=lambda row: row[0], reverse=side == "bids")
+        except (KeyError, TypeError, ValueError):
+            return None
+    return merged
+
+
+class Target(Protocol):
+    """What a player plays to. It receives events through ``on_event`` (decoded fields) or ``handle`` (a record)."""
+
+    on_event: OnEvent | None
+    handle: Callable[[ReplayEvent], Any] | None
+
+    def settle(self, result: Any) -> None:
+        """Await what ``handle`` returned, where that is not None."""
+
+    def begin(self, *, rewinding: bool = False) -> None:
+        """Start from the session's initial state; ``rewinding`` where the same events follow again."""
+
+    def finish(self) -> None:
+        """End the session: its last event was played."""
+
+    def flush(self) -> None:
+        """Write what was recorded."""
+
+    def close(self) -> None:
+        """Release all resources; called once, after a failure too."""
+
+    def report(self, emitted: int) -> dict[str, Any]:
+        """Return digest, counts and unusable events for ``run.json``, after ``emitted`` events."""
+
+
+COMMANDS = ("pause", "resume", "step", "seek", "set_speed", "next_event", "next_gap")
 _FLUSH_NS = 200_000_000
 _ROOM_NS = 2_000_000
 _SKIP_AFTER_NS = 20_000_000
 _MOST_COALESCED = 10_000
-Outcome = Literal["finished", "stopped", "failed"]
-Subscriber = Callable[[ReplayEvent], None]
 
 
 class Player:
-    """Plays one run. ``run`` is the body of its thread; every other method may be called from any thread.
+    """Plays one run. ``run`` is the body of its thread; ``stop``, ``order`` and the properties are for all threads.
 
-    ``index`` is the next event's. Commands are carried out between two events, by the playing thread.
+    ``index`` is that of the next event. Commands run between two events, in the playing thread.
     """
 
     def __init__(
@@ -71,7 +358,7 @@ class Player:
         self._flushed = 0
         self.emitted = 0
 
-    # For other threads.
+    # For all threads.
 
     @property
     def speed(self) -> float:
@@ -83,11 +370,18 @@ class Player:
         self._attention = True
         self._wake.set()
 
-    def ask(self, command: Callable[[], Any]) -> Any:
-        """Have the playing thread carry out a command and return its result; raises what it raises.
+    def order(self, name: str, *arguments: Any) -> Future[Any]:
+        """Queue a command for the playing thread; the future holds its result, or the error that it raised.
 
-        From within a handler or subscriber, the command is carried out after it has returned, and None is returned.
+        Commands: ``pause``, ``resume``, ``step`` n, ``seek`` index or time, ``set_speed`` factor, ``next_event`` type,
+        ``next_gap`` seconds. Raises ReplayError or TimeError for a wrong argument and after the end of the replay.
         """
+        if name not in COMMANDS:
+            raise ReplayError(f"command {name!r}: expected one of {', '.join(COMMANDS)}")
+        try:
+            command = getattr(self, f"_plan_{name}")(*arguments)
+        except TypeError as error:
+            raise ReplayError(f"command {name}: wrong arguments {list(arguments)!r}: {error}") from None
         future: Future[Any] = Future()
         with self._over:
             if self.outcome is not None:
@@ -95,6 +389,13 @@ class Player:
             self._commands.put((future, command))
             self._attention = True
             self._wake.set()
+        return future
+
+    def result_of(self, future: Future[Any]) -> Any:
+        """Wait for a command and return its result, or raise its error.
+
+        From within a handler or subscriber a command runs after that has returned: None is returned at once.
+        """
         return None if threading.get_ident() == self._thread else future.result()
 
     def lateness(self, *, exact: bool = False) -> Lateness | None:
@@ -130,7 +431,7 @@ class Player:
         self._start_at(self._time_of(0))
         while True:
             if self._attention:
-                self._obey()
+                self._run_commands()
                 if self._stopping:
                     return "stopped"
             if self.index >= self.feed.total:
@@ -147,7 +448,7 @@ class Player:
                 self._next_in_time()
 
     def _burst(self, limit: int, *, quiet: bool = False, only_stop: bool = False) -> None:
-        """Emit events up to index ``limit`` without waiting; leaves early when there is something to obey."""
+        """Emit events up to index ``limit`` without waiting; returns early when a command waits."""
         feed, target = self.feed, self.target
         on_event, handle = target.on_event, target.handle
         while self.index < limit:
@@ -177,7 +478,7 @@ class Player:
                         if result is not None:
                             target.settle(result)
                     if subscribers:
-                        self._tell(event)
+                        self._notify(event)
                     index += 1
             if not quiet:
                 self.emitted += index - block.start
@@ -185,7 +486,7 @@ class Player:
                 return
 
     def _next_in_time(self) -> None:
-        """Wait for the next event and emit it; returns without it when there is something to obey."""
+        """Wait for the next event and emit it; returns without it when a command arrives."""
         index = self.index
         block, place = self._at(index)
         # Decoded before the wait, so that it costs no lateness.
@@ -194,7 +495,7 @@ class Player:
         if self.target.handle is not None or self.subscribers:
             event = block.event(place, payload)
         due = self._pacer.due(block.due[place])
-        self._use_the_time(due, block, place)
+        self._prepare(due, block, place)
         if not self._pacer.wait_until(due, self._wake):
             return
         late = time.monotonic_ns() - due
@@ -223,19 +524,19 @@ class Player:
             if result is not None:
                 target.settle(result)
         if event is not None and self.subscribers:
-            self._tell(event)
+            self._notify(event)
 
-    def _tell(self, event: ReplayEvent) -> None:
+    def _notify(self, event: ReplayEvent) -> None:
         for subscriber in list(self.subscribers):
             try:
                 subscriber(event)
             except Exception as error:
-                # A screen that cannot draw is no reason to end a run.
+                # A screen that cannot draw must not end a run.
                 self.subscribers.remove(subscriber)
                 warnings.warn(f"a subscriber failed and is not called again: {error!r}", stacklevel=2)
 
     def _skip_late(self) -> None:
-        """Emit what is left of a run of late market data once newer data has replaced older."""
+        """Emit a run of late market data without the events that newer ones in it replace."""
         now = time.monotonic_ns()
         late: list[Late] = []
         index = self.index
@@ -266,8 +567,8 @@ class Player:
             self._block, self._next_block = block, None
         return block, index - block.start
 
-    def _use_the_time(self, due: int, block: Block, place: int) -> None:
-        """Do before a wait what would make an event late: write records, decode the next block."""
+    def _prepare(self, due: int, block: Block, place: int) -> None:
+        """Do before a wait what would delay an event: write records, decode the next block."""
         now = time.monotonic_ns()
         since = now - self._flushed
         if since > _FLUSH_NS and (due - now > _ROOM_NS or since > 5 * _FLUSH_NS):
@@ -277,7 +578,7 @@ class Player:
         if half_way and self._next_block is None and due - now > _ROOM_NS:
             self._next_block = self.feed.block(block.stop)
 
-    # Time.
+    # Event time.
 
     def _time_of(self, index: int) -> int:
         """Return an event's time; past the end, the last event's."""
@@ -288,7 +589,7 @@ class Player:
         return self._time_of(max(0, self.index - 1))
 
     def _start_at(self, ts: int) -> None:
-        """Let time run from ``ts``, or hold it there while paused."""
+        """Start the clock at event time ``ts``, or hold it there while paused."""
         if self.paused:
             self._held = ts
             return
@@ -301,7 +602,7 @@ class Player:
         self._meter.begin(ts)
 
     def _now(self) -> int:
-        """Return the event time that it is, never past the next event: what is overdue is due now."""
+        """Return the present event time, at most that of the next event: an overdue event is due now."""
         if self._held is not None:
             return self._held
         if self._pacer.unlimited:
@@ -311,9 +612,48 @@ class Player:
     def _close_stretch(self) -> None:
         self._meter.end(self._reached())
 
-    # Commands: called by the playing thread alone.
+    # Commands. A _plan_ method checks the arguments in the caller's thread and returns what the playing thread runs.
 
-    def _obey(self) -> None:
+    def _plan_pause(self) -> Callable[[], None]:
+        return self._pause
+
+    def _plan_resume(self) -> Callable[[], None]:
+        return self._resume
+
+    def _plan_step(self, n: Any = 1) -> Callable[[], int]:
+        events = _whole(n)
+        if events is None or events < 1:
+            raise ReplayError(f"step: expected a number of events ≥ 1, found {n!r}")
+        return lambda: self._step(events)
+
+    def _plan_set_speed(self, factor: Any) -> Callable[[], None]:
+        speed = check_speed(factor)
+        return lambda: self._set_speed(speed)
+
+    def _plan_seek(self, to: Any) -> Callable[[], int]:
+        index, ts = _whole(to), None
+        if index is None:
+            if not isinstance(to, str | date):
+                raise ReplayError(f"seek: expected the index of an event, or a time, found {to!r}")
+            ts = to_ns(to)
+            index = self.feed.index_of_time(ts)
+        elif not 0 <= index <= self.feed.total:
+            raise ReplayError(f"seek: expected an index from 0 to {self.feed.total}, found {to!r}")
+        return lambda: self._seek(index, ts)
+
+    def _plan_next_event(self, pattern: Any) -> Callable[[], int]:
+        index = self.feed.next_of_type(str(pattern), self.index)
+        if index is None:
+            raise ReplayError(f"there is no event of type {pattern} from event {self.index} on")
+        return lambda: self._seek(index)
+
+    def _plan_next_gap(self, seconds: Any) -> Callable[[], int]:
+        index = self.feed.next_gap(float(seconds), self.index)
+        if index is None:
+            raise ReplayError(f"there is no gap of more than {seconds:g} s from event {self.index} on")
+        return lambda: self._seek(index)
+
+    def _run_commands(self) -> None:
         while True:
             self._attention = False
             self._wake.clear()
@@ -327,7 +667,7 @@ class Player:
                 except ReplayError as refusal:
                     future.set_exception(refusal)
                 except Exception as error:
-                    # The handler failed while it was played to: that ends the run, whoever asked.
+                    # The handler failed at an event of this command: that ends the run.
                     future.set_exception(error)
                     raise
             if self._stopping or not self.paused:
@@ -344,34 +684,34 @@ class Player:
                 return
             future.set_exception(ReplayError("the replay has ended"))
 
-    def pause(self) -> None:
+    def _pause(self) -> None:
         if not self.paused:
             self._held = self._now()
             self._close_stretch()
             self.paused = True
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         if self.paused:
             held = self._now()
             self.paused = False
             self._start_at(held)
 
-    def step(self, n: int) -> int:
+    def _step(self, n: int) -> int:
         """Pause, emit the next ``n`` events, and return how many there were."""
-        self.pause()
+        self._pause()
         before = self.index
         self._burst(min(self.feed.total, before + n), only_stop=True)
         self._held = self._reached()
         return self.index - before
 
-    def set_speed(self, speed: float) -> None:
+    def _set_speed(self, speed: float) -> None:
         now = self._now()
         self._close_stretch()
         self._pacer.speed = speed
         self._start_at(now)
 
-    def seek(self, index: int, ts: int | None = None) -> int:
-        """Make ``index`` the next event; ``ts`` is the time to be at. Returns the index."""
+    def _seek(self, index: int, ts: int | None = None) -> int:
+        """Make ``index`` the next event, at event time ``ts`` (None: its own). Returns the index."""
         self._close_stretch()
         if index < self.index:
             self._go_back(rewinding=True)
@@ -383,3 +723,11 @@ class Player:
         self.target.begin(rewinding=rewinding)
         self.index = 0
         self._block = None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number as an int, numpy's too; None for anything else, also for True."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
