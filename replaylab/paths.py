@@ -301,6 +301,14 @@ class DataRoot:
     def retention_report(self) -> Path:
         return self._of("retention_report")
 
+    @property
+    def replay_commands(self) -> Path:
+        return self.system_dir / "replay_commands.jsonl"
+
+    @property
+    def replay_lock(self) -> Path:
+        return self.system_dir / "replay.lock"
+
     # Replay sessions and their runs.
     @property
     def sessions_dir(self) -> Path:

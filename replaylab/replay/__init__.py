@@ -1,22 +1,25 @@
-"""Play sessions again: timed or as fast as possible, to the reference trading system or to yours.
+"""Replay sessions, timed or as fast as possible, to the reference trading system or to a handler.
 
->>> from replaylab.replay import ReplayEngine
+>>> from replaylab.replay import ReplayControl, ReplayEngine
 """
 
-from replaylab.replay.engine import ReplayEngine
+from replaylab.replay.child_process import ReplayProcess
+from replaylab.replay.control import ReplayControl, read_status
+from replaylab.replay.engine import ReplayEngine, ReplayRun
 from replaylab.replay.fidelity import Fidelity, fidelity
-from replaylab.replay.run import ReplayRun
+from replaylab.replay.follow import News, RunFollower
 from replaylab.replay.sim import SimRun, run_sim
-from replaylab.replay.status import read_status, request_stop, stop_replay
 
 __all__ = [
     "Fidelity",
+    "News",
+    "ReplayControl",
     "ReplayEngine",
+    "ReplayProcess",
     "ReplayRun",
+    "RunFollower",
     "SimRun",
     "fidelity",
     "read_status",
-    "request_stop",
     "run_sim",
-    "stop_replay",
 ]

@@ -138,7 +138,9 @@ class ReplayControl:
     def _write(self, run_id: str, command: str, *arguments: Any) -> str:
         """Append a command to the list and return its id."""
         number = secrets.token_hex(8)
-        line = orjson.dumps({"id": number, "runId": run_id, "command": command, "arguments": arguments}) + b"\n"
+        line = (
+            orjson.dumps({"id": number, "runId": run_id, "command": command, "arguments": arguments}) + b"\n"
+        )
         # One write call on a file opened for appending: lines of several processes do not mix.
         fd = os.open(self.root.replay_commands, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -24,6 +24,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, ReplayStatus
 from replaylab.replay.control import Publisher, ReplayControl, ReplayLock, publish_failure, read_status
+from replaylab.replay.fidelity import signal_agreement
 from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
 from replaylab.replay.targets import HandlerTarget, SystemTarget, check_inject_mode
 from replaylab.sessions import Session, SessionStore
@@ -213,7 +214,9 @@ class ReplayEngine:
                 paused=paused,
                 subscribers=self._subscribers,
             )
-            run = ActiveRun(self.root, run_root, session, player, lock, inject_mode=inject_mode, when_over=when_over)
+            run = ActiveRun(
+                self.root, run_root, session, player, lock, inject_mode=inject_mode, when_over=when_over
+            )
             self._begin(run)
             return run
         except OSError as error:
@@ -543,6 +546,9 @@ class ActiveRun:
             "eventsPerSecond": per_second,
             **player.target.report(player.index),
         }
+        if player.outcome is not None and self._inject_mode == "FULL_DECISION" and "params" in record:
+            logged = frames.load_events(self.result.root).frame.rename({"event_type": "type", "extra": "payload"})
+            record["agreement"] = signal_agreement(player.feed.frame.head(player.index), logged)
         self.result.record = record
         path = self.result.path / "run.json"
         fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")

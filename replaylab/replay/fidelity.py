@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -25,16 +25,14 @@ from replaylab.features import usable_number
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
-from replaylab.replay.feed import EventFeed
-from replaylab.replay.targets import check_inject_mode, price_sources
+from replaylab.replay.player import EventFeed
+from replaylab.replay.targets import check_inject_mode
 from replaylab.sessions import Session, initial_state, market_rows
 from replaylab.timestamps import parse_ns
-from replaylab.trading import TradingSystem
+from replaylab.trading import TradingSystem, resolve_prices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["STATUSES", "Fidelity", "compare_decisions", "fidelity"]
 
 STATUSES = ("identical", "different", "missing", "added", "carried_in", "cut_off")
 _COUNTED = STATUSES[:4]
@@ -45,10 +43,6 @@ _KEY = ("timestamp", "symbol", "event_type", "nth")
 _CLOSE = 1e-9
 _EVENTS = ("SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "EXECUTION_FILL", "EXECUTION_PARTIAL")
 _ENDINGS = ("EXECUTION_EXIT", "EXECUTION_CANCEL")
-
-
-def _same(frame: pl.DataFrame) -> Any:
-    return frame
 
 
 @dataclass(repr=False)
@@ -65,14 +59,13 @@ class Fidelity:
     session_id: str
     inject_mode: str
     params: TradingParams
-    give: Callable[[pl.DataFrame], Any] = _same
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self.counts.items() if count)
         return f"<Fidelity {self.session_id} {self.inject_mode}: {self._percent}; {counts or 'no decisions'}>"
 
     def _repr_html_(self) -> str:
-        by_type = self._summary()
+        by_type = self.summary
         head = "".join(f"<th>{escape(name)}</th>" for name in by_type.columns)
         rows = "".join(
             "<tr>"
@@ -103,22 +96,23 @@ class Fidelity:
         return not any(self.counts[name] for name in _COUNTED[1:])
 
     @property
-    def decisions(self) -> Any:
-        """All decisions by time: status, what differs, states, outcome, numbers of both, inputs (JSON text)."""
-        return self.give(self.table)
+    def decisions(self) -> pl.DataFrame:
+        """All decisions by time: status, what differs, states, outcome, numbers of both, inputs (JSON string)."""
+        return self.table
 
     @property
-    def differences(self) -> Any:
+    def differences(self) -> pl.DataFrame:
         """The decisions that are different, missing or added."""
-        return self.give(self.table.filter(pl.col("status").is_in(_COUNTED[1:])))
+        return self.table.filter(pl.col("status").is_in(_COUNTED[1:]))
 
     @property
-    def summary(self) -> Any:
+    def summary(self) -> pl.DataFrame:
         """Counts by type of event and status."""
-        return self.give(self._summary())
+        counts = [(pl.col("status") == name).sum().alias(name) for name in STATUSES]
+        return self.table.group_by("event_type").agg(counts).sort("event_type")
 
     def plot(self) -> Figure:
-        """Return the picture: decisions over time, by symbol and status."""
+        """Plot decisions over time, by symbol and status."""
         from replaylab import plots
 
         return plots.fidelity(self.table, f"{self.session_id}, {self.inject_mode}: {self._percent}")
@@ -131,10 +125,6 @@ class Fidelity:
         exact = "100 %" if self.share == 1.0 else f"{min(self.share * 100, 99.99):.2f} %"
         return f"{exact} identical"
 
-    def _summary(self) -> pl.DataFrame:
-        counts = [(pl.col("status") == name).sum().alias(name) for name in STATUSES]
-        return self.table.group_by("event_type").agg(counts).sort("event_type")
-
 
 def fidelity(
     session: Session,
@@ -143,7 +133,6 @@ def fidelity(
     params: TradingParams | None = None,
     scoring: Any = None,
     price_source: str | Mapping[str, str] = "auto",
-    give: Callable[[pl.DataFrame], Any] = _same,
 ) -> Fidelity:
     """Replay a session under its recorded parameters and compare every decision with the logs of its data root.
 
@@ -177,7 +166,7 @@ def fidelity(
         recorder=kept,
         scoring=scoring,
         inject_mode=inject_mode,
-        price_sources=price_sources(feed, price_source),
+        price_sources=resolve_prices(session, price_source).sources,
         initial_state=session.initial_state if warm_up is None else warm_up.initial_state,
         run_mode="REPLAY",
     )
@@ -185,7 +174,7 @@ def fidelity(
         warm_up.feed(system)
     _play(system, feed, carried)
     table = compare_decisions(logged, _decisions(kept.rows), carried)
-    return Fidelity(table, session.id, inject_mode, chosen, give)
+    return Fidelity(table, session.id, inject_mode, chosen)
 
 
 @dataclass(frozen=True)
@@ -313,6 +302,51 @@ def compare_decisions(
         table = table.with_columns(status=_mark_carried_in(symbol, what_carried))
     inputs = pl.coalesce("inputs", "inputs_replayed").alias("inputs")
     return table.select("timestamp", "symbol", "event_type", "status", "what", *pairs, inputs)
+
+
+def signal_agreement(recorded: pl.DataFrame, recomputed: pl.DataFrame) -> dict[str, Any]:
+    """Compare recorded scores and regimes with recomputed ones: counts, and the first 20 differences.
+
+    Both frames: timestamp, type, symbol, payload (JSON string).
+    """
+    table = compare_decisions(_signals(recorded), _signals(recomputed))
+    counts = dict(table["status"].value_counts().iter_rows())
+    gap = (table["score"] - table["score_replayed"]).abs().max()
+    differing = table.filter(pl.col("status") != "identical").head(20)
+    return {
+        "recorded": table.height - counts.get("added", 0),
+        **{name: counts.get(name, 0) for name in _COUNTED},
+        "maxDifference": gap if isinstance(gap, float) else 0.0,
+        "differences": [
+            {
+                "ts": int(row["timestamp"]),
+                "symbol": row["symbol"],
+                "type": row["event_type"],
+                "recorded": row["outcome"] if row["score"] is None else row["score"],
+                "recomputed": row["outcome_replayed"] if row["score_replayed"] is None else row["score_replayed"],
+            }
+            for row in differing.with_columns(pl.col("timestamp").dt.timestamp("ns")).iter_rows(named=True)
+        ],
+    }
+
+
+def _signals(events: pl.DataFrame) -> pl.DataFrame:
+    """Return the usable scores and regimes of session events as decisions without states."""
+    rows: list[tuple[Any, ...]] = []
+    chosen = events.filter(pl.col("type").is_in(["SCORING_UPDATE", "REGIME_UPDATE"]))
+    columns = (pl.col("timestamp").dt.timestamp("ns"), "symbol", "type", "payload")
+    for ts, symbol, kind, text in chosen.select(columns).iter_rows():
+        payload = orjson.loads(text)
+        regime, score, side = payload.get("regime"), usable_number(payload.get("score")), payload.get("side")
+        if kind == "REGIME_UPDATE":
+            value = {"regime": regime} if isinstance(regime, str) else None
+        elif score is None:
+            value = None
+        else:
+            value = {"score": {"LONG": abs(score), "SHORT": -abs(score)}.get(side, score)}
+        if value is not None:
+            rows.append((ts, symbol, kind, None, None, None, value))
+    return _decisions(rows)
 
 
 def _mark_carried_in(symbol: str, carried: _Carried) -> pl.Expr:

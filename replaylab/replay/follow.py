@@ -1,10 +1,10 @@
-"""Watch the replay of a data root from outside, whichever process runs it.
+"""Follow the replay of a data root through its files, whichever process runs it.
 
 >>> follower = RunFollower("data")                               # doctest: +SKIP
 >>> for name, value in follower.poll().messages(): ...           # doctest: +SKIP
 
-What a replay emits is the session's own events up to its published position; what it decides is in the logs of its
-run. So a screen needs no connection to the replay and cannot slow it.
+A replay emits the session's own events up to its published position; its decisions are in the logs of its run. So a
+screen needs no connection to the replay and cannot slow it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import orjson
 
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
-from replaylab.replay.status import read_status
-
-__all__ = ["News", "RunFollower"]
+from replaylab.replay.control import read_status
 
 _MOST_EVENTS = 500
 _MOST_BYTES = 1 << 20
@@ -30,11 +28,11 @@ Kind = Literal["state", "order", "trade"]
 
 @dataclass
 class News:
-    """What happened since the last poll.
+    """Everything that is new since the last poll.
 
-    ``events``: emitted session events (plain dicts), the newest of them where there were too many; ``skipped`` says
-    how many were left out. ``records``: ``(kind, record)`` that the run logged. ``began``: a run was found that the
-    follower had not seen, or it went back: what is known of earlier ones no longer holds.
+    ``events``: emitted session events (plain dicts), the newest of them where there were too many; ``skipped`` counts
+    the others. ``records``: ``(kind, record)`` that the run logged. ``began``: a run that the follower had not seen
+    yet, or the run went back: discard the state of the earlier one.
     """
 
     status: ReplayStatus
@@ -55,7 +53,7 @@ class News:
 
 
 class _Tail:
-    """New complete lines of a file that grows; begins again where the file was made anew or cut."""
+    """New complete lines of a file that grows; starts again where the file was replaced or truncated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +77,7 @@ class _Tail:
 
 
 class RunFollower:
-    """Follows the replay of one data root; ``poll`` as often as a screen is drawn. Not for several threads."""
+    """Follows the replay of one data root: call ``poll`` as often as a screen is drawn, from one thread."""
 
     def __init__(self, root: str | os.PathLike[str] | DataRoot, *, events: bool = True) -> None:
         self.root = DataRoot(root)
@@ -91,7 +89,7 @@ class RunFollower:
         self._index = 0
 
     def poll(self) -> News:
-        """Return what is new. Reads at most about a megabyte per log, so a poll is short."""
+        """Return everything new. Reads at most about a megabyte per log, so a poll is short."""
         status = read_status(self.root)
         plain = status.to_dict()
         news = News(status, changed=plain != self._last)

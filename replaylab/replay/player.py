@@ -29,7 +29,9 @@ from replaylab.timestamps import to_ns
 
 Outcome = Literal["finished", "stopped", "failed"]
 Subscriber = Callable[[ReplayEvent], None]
-OnEvent = Callable[[int, int, str, str | None, dict[str, Any]], None]  # index, ns since 1970, type, symbol, payload
+OnEvent = Callable[
+    [int, int, str, str | None, dict[str, Any]], None
+]  # index, ns since 1970, type, symbol, payload
 
 _BLOCK_BYTES = 1 << 20
 _MOST_ROWS = 4_096

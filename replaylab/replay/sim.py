@@ -1,8 +1,8 @@
-"""SIM mode: the trading system over imported market data, logging as though it were live."""
+"""SIM mode: run the trading system over imported market data and write the logs that a live system would write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -21,13 +21,7 @@ from replaylab.sessions import initial_state, load_books, load_tape, market_rows
 from replaylab.timestamps import iso, to_ns
 from replaylab.trading import TradingSystem
 
-__all__ = ["SimRun", "run_sim"]
-
 Moment = str | datetime
-
-
-def _as_it_is(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame
 
 
 @dataclass(frozen=True)
@@ -40,22 +34,21 @@ class SimRun:
     end: str
     n_market_events: int
     unusable: dict[str, int]
-    give: Callable[[pl.DataFrame], Any] = _as_it_is
 
     @cached_property
-    def trades(self) -> Any:
+    def trades(self) -> pl.DataFrame:
         """Closed trades."""
-        return self.give(frames.load_trades(self.root, self.start, self.end, self.symbols).frame)
+        return frames.load_trades(self.root, self.start, self.end, self.symbols).frame
 
     @cached_property
-    def orders(self) -> Any:
-        """Orders, sent and come back."""
-        return self.give(frames.load_orders(self.root, self.start, self.end, self.symbols).frame)
+    def orders(self) -> pl.DataFrame:
+        """Orders with each of their statuses."""
+        return frames.load_orders(self.root, self.start, self.end, self.symbols).frame
 
     @cached_property
-    def events(self) -> Any:
+    def events(self) -> pl.DataFrame:
         """State events: every signal and every change of state."""
-        return self.give(frames.load_events(self.root, self.symbols, self.start, self.end).frame)
+        return frames.load_events(self.root, self.symbols, self.start, self.end).frame
 
     def _repr_html_(self) -> str:
         return (
@@ -77,7 +70,6 @@ def run_sim(
     run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
     overlap: Literal["error", "append"] = "error",
     progress: bool = False,
-    give: Callable[[pl.DataFrame], Any] = _as_it_is,
 ) -> SimRun:
     """Run the trading system in SIM mode over tape and book, and write the live logs of this root.
 
@@ -86,9 +78,8 @@ def run_sim(
 
     ``symbols``: all with market data if not named. ``start``: if not given, where the logs of these symbols end, like
     a bot that starts again, or the beginning of the tape. ``scoring``: ScoringParams, or a model with ``predict``.
-    A range of which these symbols have logs already is refused, since their signals would stand twice in every
-    session; ``overlap="append"`` allows it. ``give`` turns each table into what the caller wants. Memory is bounded by
-    a piece of the tape.
+    A range in which these symbols have logs already is refused, since every session would contain their signals
+    twice; ``overlap="append"`` allows it. Memory is bounded by a block of the tape.
 
     Raises ReplayError when there is nothing to simulate, InterlockError in run mode REPLAY, LogWriteError when a
     line could not be written.
@@ -119,7 +110,7 @@ def run_sim(
             system.on_event(index, ts, kind, symbol, payload)
             count = index + 1
         system.finish()
-    return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable), give)
+    return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable))
 
 
 def _range(
@@ -145,7 +136,7 @@ def _range(
 
 
 class _Strict:
-    """The logger as a recorder whose every line must be safe before the next event is handled."""
+    """The logger as a recorder: each line must be acknowledged before the next event is handled."""
 
     def __init__(self, logger: Logger) -> None:
         for name in (
@@ -198,7 +189,7 @@ def _symbols(root: DataRoot, symbols: Sequence[str] | None) -> list[str]:
 
 
 def _span(root: DataRoot, names: Sequence[str]) -> tuple[int, int]:
-    """First and last time of all market data of these symbols."""
+    """Return the first and last time of all market data of these symbols."""
     times: list[int] = []
     for name in names:
         covered = [history.coverage(root, "trades", name), history.coverage(root, "book", name)]
@@ -223,7 +214,7 @@ def _last_logged(root: DataRoot, names: Sequence[str]) -> int | None:
 
 
 def _price_source(root: DataRoot, name: str, start: int, end: int) -> str:
-    """Trades make the prices where there are any, else the book: what "auto" chooses for a session."""
+    """Return "trade" where the symbol has a trade in the range, else "book": the choice of "auto" for a session."""
     prints = history.scan_trades(root, name, start, end).filter(~pl.col("off_market")).head(1).collect()
     if prints.is_empty():
         prints = load_tape(root, [name], iso(start), iso(end)).frame.filter(~pl.col("off_market"))

@@ -24,7 +24,7 @@ from replaylab.errors import (
 from replaylab.params import TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.replay import ReplayEngine, ReplayRun, read_status
-from replaylab.replay.running import Running
+from replaylab.replay.engine import ActiveRun
 from replaylab.sessions import SessionStore
 from replaylab.testing import SessionBuilder
 from tests.replay.helpers import START, Collector, market, ticks
@@ -435,8 +435,8 @@ def test_the_first_event_may_be_answered_with_a_command(tmp_path: Path, monkeypa
             super().handle_event(event)
             self.engine.stop()
 
-    begin = Running.start
-    monkeypatch.setattr(Running, "start", lambda run: (begin(run), run.over.wait(5)))
+    begin = ActiveRun.start
+    monkeypatch.setattr(ActiveRun, "start", lambda run: (begin(run), run.over.wait(5)))
     ticks(tmp_path, [0.0] * 9)
     handler = Hasty()
     handler.engine = engine = engine_of(tmp_path, handler)

@@ -13,7 +13,7 @@ from replaylab.errors import InterlockError, ReplayError
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.replay.sim import run_sim
+from replaylab.replay import run_sim
 
 SCORING = ScoringParams(interval_ms=500)
 PARAMS = TradingParams(entry_threshold=0.3, tp1_pct=0.05, tp2_pct=0.1, sl_pct=0.05)
