@@ -15,7 +15,7 @@ from replaylab.logging import Logger
 from replaylab.logging.health import LogStats, judge
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, ServiceHealth
-from replaylab.replay.status import read_status
+from replaylab.replay import read_status
 from replaylab.timestamps import NS_PER_DAY, iso, now_ns, parse_ns
 
 __all__ = ["LATE_MS", "check_health"]

@@ -238,7 +238,6 @@ class Lab:
             scoring=self.config.scoring if scoring is None else scoring,
             logging=self.config.logging,
             run_mode=self.config.run_mode,
-            give=self._give,
             **options,
         )
 
@@ -253,7 +252,6 @@ class Lab:
             params=params or self.config.trading,
             scoring=self.config.scoring if scoring is None else scoring,
             run_mode=self.config.run_mode,
-            give=self._give,
             **options,
         )
 

@@ -19,8 +19,8 @@ from replaylab.logging import Logger
 from replaylab.logging.disk import Disk
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, ReplayEvent, ReplayStatus
-from replaylab.replay import ReplayEngine
-from replaylab.replay.status import publish, read_status
+from replaylab.replay import ReplayEngine, read_status
+from replaylab.replay.control import publish
 from replaylab.sessions import SessionStore
 from tests.archive.roots import event, trade, write_lines, write_session
 
@@ -180,7 +180,7 @@ def test_t7_replay_is_in_error_when_its_process_was_killed(tmp_path: Path) -> No
         "import os, signal, sys\n"
         "from replaylab.paths import DataRoot\n"
         "from replaylab.records import ReplayStatus\n"
-        "from replaylab.replay.status import publish\n"
+        "from replaylab.replay.control import publish\n"
         "publish(DataRoot(sys.argv[1]), ReplayStatus(session_id='s1', running=True))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -155,7 +155,7 @@ def status(
 
     replaylab status --json
     """
-    from replaylab.replay.status import read_status
+    from replaylab.replay import read_status
 
     root = open_existing(data).root
     now = read_status(root)
@@ -184,9 +184,10 @@ def stop(data: Data = None, json: Json = False) -> None:
 
     replaylab stop
     """
-    from replaylab.replay.status import stop_replay
+    from replaylab.replay import ReplayControl
 
-    success, message = stop_replay(open_existing(data).root)
+    success = ReplayControl(open_existing(data).root).stop()
+    message = "replay stopped" if success else "no replay is running"
     if json:
         print_json({"success": success, "message": message})
     elif success:

@@ -15,7 +15,7 @@ from replaylab.errors import ReplaylabError
 from replaylab.notebook.hotlist import Hotlist, Row
 from replaylab.notebook.style import bar, number, table
 from replaylab.plots.style import LONG, LOSS, SHORT, WIN
-from replaylab.replay.follow import News
+from replaylab.replay import News
 from replaylab.timestamps import parse_ns
 
 

@@ -31,9 +31,7 @@ from replaylab.notebook.session_table import Actions, SessionTable
 from replaylab.notebook.style import STYLE, badge, error, health, note
 from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest, ReplayStatus
-from replaylab.replay.follow import News, RunFollower
-from replaylab.replay.remote import RemoteReplay
-from replaylab.replay.status import stop_replay
+from replaylab.replay import News, ReplayControl, ReplayProcess, RunFollower
 
 if TYPE_CHECKING:
     from replaylab.lab import Lab
@@ -55,7 +53,8 @@ class Panel:
     def __init__(self, lab: Lab, *, params: TradingParams | None = None) -> None:
         self.lab = lab
         self.params = params or lab.config.trading
-        self.replay: RemoteReplay | None = None
+        self.replay: ReplayProcess | None = None
+        self.control = ReplayControl(lab.root)
         self.closed = False
         self._jobs = Jobs()
         self._follower = RunFollower(lab.root, events=False)
@@ -72,9 +71,9 @@ class Panel:
         self.detail = DetailView()
         self.controls = Controls(
             on_pause=self._pause,
-            on_step=lambda: self._tell(lambda replay: replay.step(1)),
+            on_step=lambda: self._tell(lambda control: control.step(1)),
             on_stop=self._stop,
-            on_speed=lambda factor: self._tell(lambda replay: replay.set_speed(factor), quiet=True),
+            on_speed=lambda factor: self._tell(lambda control: control.set_speed(factor), quiet=True),
         )
         self._build_widgets()
         self._task: asyncio.Task[None] | None = None
@@ -165,7 +164,7 @@ class Panel:
         self._status = status
         if status.session_id is not None:
             self._load_track(status.session_id)
-        self.controls.show(status, steerable=self.replay is not None and self.replay.running)
+        self.controls.show(status, steerable=status.running)
         self.live.draw()
         self.live.show_plot(png)
         if slow is not None:
@@ -218,7 +217,7 @@ class Panel:
         def work() -> None:
             if self.replay is not None:
                 self.replay.wait(_END_S)
-            replay = RemoteReplay.start(
+            replay = ReplayProcess.start(
                 self.lab.root,
                 session_id,
                 params=self.params,
@@ -242,21 +241,22 @@ class Panel:
 
     def _pause(self) -> None:
         paused = self._status.paused
-        self._tell(lambda replay: replay.resume() if paused else replay.pause())
+        self._tell(lambda control: control.resume() if paused else control.pause())
 
     def _stop(self) -> None:
         self.controls.stop.disabled = True
         self._jobs.submit(
-            lambda: stop_replay(self.lab.root), lambda answer, _: self.controls.say(answer[1]), self._complain
+            self.control.stop,
+            lambda was, _: self.controls.say("replay stopped" if was else "no replay is running"),
+            self._complain,
         )
 
-    def _tell(self, word: Callable[[RemoteReplay], None], *, quiet: bool = False) -> None:
-        replay = self.replay
-        if replay is None or not replay.running:
+    def _tell(self, command: Callable[[ReplayControl], object], *, quiet: bool = False) -> None:
+        if not self._status.running:
             if not quiet:
-                self.controls.complain("no replay that was started here is running")
+                self.controls.complain("no replay is running")
             return
-        self._jobs.submit(lambda: word(replay), lambda *_: self.controls.say(""), self._complain)
+        self._jobs.submit(lambda: command(self.control), lambda *_: self.controls.say(""), self._complain)
 
     def _build(self, request: BuildRequest) -> None:
         self.form.create.disabled = True

@@ -170,15 +170,15 @@ class ReplayLock:
 
     def __init__(self, root: RootLike) -> None:
         self._root = DataRoot(root)
-        self._held: Any = None
+        self._held: fsio.Lock | None = None
 
     def acquire(self) -> None:
         """Acquire the lock; raises ReplayRunningError while another replay holds it."""
         limit = time.monotonic() + _RELEASE_S
         while True:
             try:
-                self._held = fsio.acquire(self._root.replay_lock)
-            except fsio.LockedError:
+                self._held = fsio.lock(self._root.replay_lock, timeout=0)
+            except TimeoutError:
                 now = read_status(self._root)
                 # A replay that has published its end is about to release the lock.
                 if not now.running and time.monotonic() < limit:
@@ -322,7 +322,7 @@ def publish(
         **status.to_dict(),
         "pid": os.getpid(),
         "host": platform.node(),
-        "processStart": fsio.process_start(os.getpid()),
+        "processStart": fsio.process_started(),
         "heartbeatAt": iso(now_ns()),
         "acknowledged": acknowledged or {},
     }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 import polars as pl
@@ -30,6 +30,11 @@ from replaylab.replay.targets import HandlerTarget, SystemTarget, check_inject_m
 from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import iso, now_ns
 from replaylab.trading import resolve_prices
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from replaylab.sweep import SweepResult
 
 SessionLike = str | Session | ReplayManifest
 
@@ -334,12 +339,30 @@ class ReplayEngine:
         return self._last if run is None or not run.over.is_set() else run.result
 
     def sweep(
-        self, session_id: SessionLike, grid: Any, params: TradingParams | None = None, **options: Any
-    ) -> Any:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep``."""
+        self,
+        session_id: SessionLike,
+        grid: Any,
+        params: TradingParams | None = None,
+        price_source: str | Mapping[str, str] = "auto",
+        *,
+        progress: bool = True,
+        executor: Executor | None = None,
+        method: str = "auto",
+        threads: int | None = None,
+    ) -> SweepResult:
+        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the arguments."""
         from replaylab.sweep import sweep
 
-        return sweep(self.store.open(session_id), grid, self.params if params is None else params, **options)
+        return sweep(
+            self.store.open(session_id),
+            grid,
+            self.params if params is None else params,
+            price_source,
+            progress,
+            executor=executor,
+            method=method,
+            threads=threads,
+        )
 
     # Inside
 

@@ -21,6 +21,7 @@ __all__ = [
     "RunRequest",
     "SeekRequest",
     "SpeedRequest",
+    "StepRequest",
     "read_body",
 ]
 
@@ -99,6 +100,18 @@ class SeekRequest(Request, kw_only=True):
             raise _wrong("to", "an index ≥ 0 or an ISO time", self.to)
         # Beyond any session all indices are alike, and this one fits into 64 bits.
         self.to = min(index, 1 << 62)
+
+
+class StepRequest(Request, kw_only=True):
+    """``POST /api/replay/step``. ``n``: how many events."""
+
+    n: Any = 1
+
+    def check(self) -> None:
+        events = _whole(self.n)
+        if not events:
+            raise _wrong("n", "a whole number ≥ 1", self.n)
+        self.n = min(events, 1 << 62)
 
 
 class SpeedRequest(Request, kw_only=True):

@@ -22,6 +22,7 @@ from replaylab.server.bodies import (
     RunRequest,
     SeekRequest,
     SpeedRequest,
+    StepRequest,
     read_body,
 )
 from replaylab.server.service import Service, status_of
@@ -155,6 +156,13 @@ class Resume(ReplayHandler):
         self.answer(await self.service.resume())
 
 
+class Step(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.answer(await self.service.step(self.body(StepRequest).n))
+
+
 class Seek(ReplayHandler):
     @web.authenticated
     @authorized
@@ -225,6 +233,7 @@ ROUTES = [
     (r"/api/replay/status", Status),
     (r"/api/replay/pause", Pause),
     (r"/api/replay/resume", Resume),
+    (r"/api/replay/step", Step),
     (r"/api/replay/seek", Seek),
     (r"/api/replay/speed", Speed),
     (r"/api/replay/health", Health),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -30,9 +30,7 @@ from replaylab.lab import Lab
 from replaylab.params import TradingParams
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import HealthSnapshot, ReplayManifest, ReplayStatus
-from replaylab.replay.follow import RunFollower
-from replaylab.replay.remote import RemoteReplay
-from replaylab.replay.status import publish_failure, read_status, stop_replay
+from replaylab.replay import ReplayControl, ReplayProcess, RunFollower, read_status
 from replaylab.server.bodies import BuildRequest, RunRequest
 from replaylab.sessions import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
@@ -74,7 +72,8 @@ class Service:
         self._start_timeout = start_timeout
         self._builders: ProcessPoolExecutor | None = None
         self._waiting_builds = 0
-        self._replay: RemoteReplay | None = None
+        self._replay: ReplayProcess | None = None
+        self._control = ReplayControl(self.root)
         self._turn = asyncio.Lock()
 
     # Sessions
@@ -157,20 +156,10 @@ class Service:
 
     async def status(self) -> ReplayStatus:
         """The replay of this data root, whichever process runs it."""
-        ours = self._ours()
-        return (
-            await asyncio.to_thread(read_status, self.root)
-            if ours is None
-            else await asyncio.to_thread(ours.status)
-        )
+        return await asyncio.to_thread(read_status, self.root)
 
     async def run(self, request: RunRequest) -> dict[str, Any]:
-        """Start a replay in a process of its own."""
-        try:
-            await self.session(request.session_id)
-        except SessionNotFoundError as error:
-            await asyncio.to_thread(publish_failure, self.root, request.session_id, error)
-            raise
+        """Start a replay in a child process."""
         params = self._config.trading
         if request.params:
             params = TradingParams.from_dict({**params.to_dict(), **request.params})
@@ -182,7 +171,7 @@ class Service:
                 # It has ended, or is about to: its status says so before its process is gone.
                 await asyncio.to_thread(self._replay.wait, _STOP_TIMEOUT_S)
             self._replay = await asyncio.to_thread(
-                lambda: RemoteReplay.start(
+                lambda: ReplayProcess.start(
                     self.root,
                     request.session_id,
                     speed_factor=speed,
@@ -201,43 +190,33 @@ class Service:
         }
 
     async def stop(self) -> dict[str, Any]:
-        """Stop the replay, also one that another process runs."""
+        """Stop the replay, whichever process runs it."""
         async with self._turn:
-            # Through the data root also where the replay is ours: there is one way to stop.
-            success, message = await asyncio.to_thread(stop_replay, self.root, _STOP_TIMEOUT_S)
-            if not success:
-                raise ReplayError(message)
+            session_id = (await self.status()).session_id
+            if not await asyncio.to_thread(self._control.stop, _STOP_TIMEOUT_S):
+                raise ReplayError("no replay is running")
             if self._replay is not None:
                 await asyncio.to_thread(self._replay.wait, _STOP_TIMEOUT_S)
-        return {"success": True, "message": message}
+        return {"success": True, "message": f"replay of {session_id} stopped"}
 
     async def pause(self) -> dict[str, Any]:
-        return await self._tell("pause", message="paused")
+        return await self._steer(self._control.pause, message="paused")
 
     async def resume(self) -> dict[str, Any]:
-        return await self._tell("resume", message="goes on")
+        return await self._steer(self._control.resume, message="continues")
+
+    async def step(self, n: int) -> dict[str, Any]:
+        return await self._steer(self._control.step, n, message=f"stepped by {n}")
 
     async def seek(self, to: int | str) -> dict[str, Any]:
-        return await self._tell("seek", to, message=f"is at {to}")
+        return await self._steer(self._control.seek, to, message=f"is at {to}")
 
     async def set_speed(self, factor: float) -> dict[str, Any]:
-        return await self._tell("set_speed", factor, message=f"runs at {factor:g}×")
+        return await self._steer(self._control.set_speed, factor, message=f"runs at {factor:g}×")
 
-    def _ours(self) -> RemoteReplay | None:
-        return self._replay if self._replay is not None and self._replay.running else None
-
-    async def _tell(self, call: str, *args: Any, message: str) -> dict[str, Any]:
-        async with self._turn:
-            replay = self._ours()
-            if replay is None:
-                elsewhere = (await self.status()).running
-                raise ReplayError(
-                    "the replay was started by another process, where it is steered: from here it can only be stopped"
-                    if elsewhere
-                    else "no replay is running"
-                )
-            await asyncio.to_thread(getattr(replay, call), *args)
-            return {"success": True, "message": f"replay of {replay.session_id} {message}"}
+    async def _steer(self, command: Callable[..., object], *arguments: Any, message: str) -> dict[str, Any]:
+        await asyncio.to_thread(command, *arguments)
+        return {"success": True, "message": f"replay of {(await self.status()).session_id} {message}"}
 
     # Watching
 

@@ -12,7 +12,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 from replaylab.paths import DataRoot
-from replaylab.replay import read_status, stop_replay
+from replaylab.replay import ReplayControl, read_status
 from replaylab.sessions import build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
 
@@ -66,7 +66,7 @@ def test_the_panel_follows_a_replay_by_itself(cell: Callable[[str], str], root: 
     first = cell("print(panel.controls.where.value, panel.live.hot.value)")
     time.sleep(1)
     assert cell("print(panel.controls.where.value, panel.live.hot.value)") != first
-    assert stop_replay(root)[0], "another process stops it"
+    assert ReplayControl(root).stop(), "another process stops it"
     limit = time.monotonic() + 10
     while "rl-badge calm" not in cell("print(panel.badge.value)"):
         assert time.monotonic() < limit

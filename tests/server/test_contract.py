@@ -171,9 +171,11 @@ async def test_delete(fetch: Any, root: DataRoot) -> None:
 async def test_nothing_to_stop_or_steer(fetch: Any) -> None:
     code, answer = await fetch("POST", "stop")
     assert (code, answer) == (409, {"success": False, "message": "no replay is running"})
-    for path, body in (("pause", None), ("resume", {}), ("seek", {"to": 3}), ("speed", {"speedFactor": 2})):
+    bodies = {"pause": None, "resume": {}, "step": {"n": 2}, "seek": {"to": 3}, "speed": {"speedFactor": 2}}
+    for path, body in bodies.items():
         code, answer = await fetch("POST", path, body=body)
-        assert (code, answer) == (409, {"error": "no replay is running"})
+        assert code == 409
+        assert answer["error"].startswith("no replay is running")
 
 
 async def test_idle_status_has_the_documented_fields(fetch: Any) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent, decode_record
-from replaylab.replay import ReplayEngine, read_status, stop_replay
+from replaylab.replay import ReplayControl, ReplayEngine, read_status
 from replaylab.sessions import SessionStore, build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
 from tests.server.conftest import SESSION, free_port, serving, session_root, wait_for
@@ -167,15 +167,18 @@ def test_bad_orders_name_the_field(client: httpx.Client, path: str, body: dict[s
     assert answer.json()["field"] == field
 
 
-def test_a_replay_of_another_process_is_seen_and_stopped(client: httpx.Client, root: DataRoot) -> None:
-    """What a notebook kernel (here: this process) plays is in the status, and POST stop ends it."""
+def test_a_replay_of_another_process_is_seen_steered_and_stopped(client: httpx.Client, root: DataRoot) -> None:
+    """What a notebook kernel (here: this process) plays is in the status, and obeys the HTTP API."""
     engine = ReplayEngine(SessionStore(root))
     engine.start_session(SESSION, speed_factor=1)
     try:
         assert wait_for(lambda: status(client)["running"], "the status")
-        refused = client.post("/pause")
-        assert refused.status_code == 409
-        assert "another process" in refused.json()["error"]
+        assert client.post("/pause").status_code == 200
+        at = status(client)["currentEventIndex"]
+        assert client.post("/step", json={"n": 3}).status_code == 200
+        assert status(client)["currentEventIndex"] == at + 3
+        assert client.post("/seek", json={"to": 700}).status_code == 200
+        assert status(client)["currentEventIndex"] == 700
         assert client.post("/stop").json()["success"] is True
         assert engine.wait(5)
         assert status(client)["running"] is False
@@ -186,7 +189,7 @@ def test_a_replay_of_another_process_is_seen_and_stopped(client: httpx.Client, r
 def test_a_replay_of_the_server_is_seen_and_stopped_elsewhere(client: httpx.Client, root: DataRoot) -> None:
     run(client, speedFactor=1)
     assert read_status(root).running
-    assert stop_replay(root)[0]
+    assert ReplayControl(root).stop()
     assert status(client)["running"] is False
     assert run(client, speedFactor=1).status_code == 200
     client.post("/stop")

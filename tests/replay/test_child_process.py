@@ -1,4 +1,4 @@
-"""A replay in a process of its own: steered, watched, and gone when it should be."""
+"""A replay in a child process: steered through the data root, followed, and ended with its parent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from replaylab.errors import ConfigError, ReplayError, ReplayRunningError, SessionNotFoundError
+from replaylab.errors import ReplayError, ReplayRunningError, SessionNotFoundError, TimeError
 from replaylab.params import TradingParams
 from replaylab.paths import DataRoot
-from replaylab.replay import ReplayEngine, read_status
-from replaylab.replay.follow import RunFollower
-from replaylab.replay.remote import RemoteReplay
+from replaylab.replay import ReplayControl, ReplayEngine, ReplayProcess, RunFollower, read_status
 from replaylab.sessions import SessionStore, build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
 
@@ -34,8 +32,8 @@ def root(tmp_path: Path) -> DataRoot:
 
 
 @pytest.fixture
-def replay(root: DataRoot) -> Iterator[RemoteReplay]:
-    started = RemoteReplay.start(root, SESSION, speed_factor=1.0)
+def replay(root: DataRoot) -> Iterator[ReplayProcess]:
+    started = ReplayProcess.start(root, SESSION, speed_factor=1.0)
     yield started
     started.stop()
 
@@ -55,59 +53,67 @@ def test_it_decides_as_a_replay_in_this_process(root: DataRoot) -> None:
     engine.wait()
     here = engine.last_run
     assert here is not None
-    there = RemoteReplay.start(root, SESSION, speed_factor=float("inf"), params=params)
+    there = ReplayProcess.start(root, SESSION, speed_factor=float("inf"), params=params)
     assert there.wait(30)
     run = root.run(SESSION, read_status(root).run_id or "")
     assert run.path != here.path
     assert (run.path / "run.json").read_text().count(here.digest) == 1
 
 
-def test_steering(replay: RemoteReplay, root: DataRoot) -> None:
-    replay.pause()
-    assert replay.status().paused
-    at = replay.status().current_event_index
-    replay.step(3)
-    assert replay.status().current_event_index == at + 3
-    replay.seek(700)
-    assert replay.status().current_event_index == 700
-    replay.seek("2025-11-18T10:00:50Z")
-    assert replay.status().current_event_index > 900
-    replay.set_speed(50.0)
-    assert replay.status().speed_factor == 50.0
-    replay.set_speed(float("inf"))
-    replay.resume()
+def test_steering(replay: ReplayProcess, root: DataRoot) -> None:
+    """Every command is acknowledged, with its result, and its effect is in the published status by then."""
+    control = replay.control
+    control.pause()
+    assert control.status().paused
+    at = control.status().current_event_index
+    assert control.step(3) == 3
+    assert control.status().current_event_index == at + 3
+    assert control.seek(700) == 700
+    assert control.status().current_event_index == 700
+    control.seek("2025-11-18T10:00:50Z")
+    assert control.status().current_event_index > 900
+    control.set_speed(50.0)
+    assert control.status().speed_factor == 50.0
+    control.set_speed(float("inf"))
+    control.resume()
     assert replay.wait(20)
     assert not replay.running
-    assert replay.status().current_event_index == 1202
-    with pytest.raises(ReplayError, match="has ended"):
-        replay.pause()
+    assert control.status().current_event_index == 1202
+    with pytest.raises(ReplayError, match="no replay of session a-minute is running"):
+        control.pause()
+    assert control.stop() is False
     replay.stop()
 
 
-def test_refusals_come_back_as_the_errors_they_are(root: DataRoot, replay: RemoteReplay) -> None:
+def test_refusals_come_back_as_the_errors_they_are(root: DataRoot, replay: ReplayProcess) -> None:
     with pytest.raises(ReplayRunningError, match=SESSION):
-        RemoteReplay.start(root, SESSION)
+        ReplayProcess.start(root, SESSION)
     with pytest.raises(SessionNotFoundError, match="nope"):
-        RemoteReplay.start(root, "nope")
-    with pytest.raises((ConfigError, ReplayError)):
-        replay.set_speed(-1.0)
-    with pytest.raises(ReplayError):
-        replay.seek(10**9)
-    assert replay.running, "a refused order changes nothing"
+        ReplayProcess.start(root, "nope")
+    with pytest.raises(ReplayError, match="speed factor"):
+        replay.control.set_speed(-1.0)
+    with pytest.raises(TimeError, match="soon"):
+        replay.control.seek("soon")
+    with pytest.raises(ReplayError, match="expected an index from 0 to 1202"):
+        replay.control.seek(10**9)
+    with pytest.raises(ReplayError, match="no replay of session other is running"):
+        ReplayControl(root, "other").pause()
+    assert ReplayControl(root, "other").stop() is False
+    assert replay.running, "a refused command changes nothing"
 
 
-def test_a_killed_replay_is_noticed(replay: RemoteReplay, root: DataRoot) -> None:
+def test_a_killed_replay_is_noticed(replay: ReplayProcess, root: DataRoot) -> None:
     os.kill(replay.pid, signal.SIGKILL)
     until(lambda: not replay.running)
     assert read_status(root).running is False
-    assert replay.status().error
+    assert read_status(root).error
     replay.stop()
 
 
 def test_a_replay_does_not_outlive_who_started_it(root: DataRoot) -> None:
     code = (
-        "import sys, time; from replaylab.paths import DataRoot; from replaylab.replay.remote import RemoteReplay\n"
-        f"r = RemoteReplay.start(DataRoot({str(root)!r}), {SESSION!r}, speed_factor=1.0)\n"
+        "import sys, time; from replaylab.paths import DataRoot; from replaylab.replay import ReplayProcess\n"
+        f"r = ReplayProcess.start(DataRoot({str(root)!r}), {SESSION!r}, speed_factor=1.0)\n"
         "print(r.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -122,7 +128,7 @@ def test_a_replay_does_not_outlive_who_started_it(root: DataRoot) -> None:
 def test_a_follower_sees_every_event_and_record_once(root: DataRoot) -> None:
     follower = RunFollower(root)
     assert follower.poll().status.running is False
-    started = RemoteReplay.start(root, SESSION, speed_factor=60.0)
+    started = ReplayProcess.start(root, SESSION, speed_factor=60.0)
     events, states, began = [], [], 0
     while True:
         over = not started.running
@@ -140,7 +146,7 @@ def test_a_follower_sees_every_event_and_record_once(root: DataRoot) -> None:
 
 
 def test_a_follower_that_comes_late_leaves_out_and_counts(root: DataRoot) -> None:
-    RemoteReplay.start(root, SESSION, speed_factor=float("inf")).wait(30)
+    ReplayProcess.start(root, SESSION, speed_factor=float("inf")).wait(30)
     follower = RunFollower(root)
     news = follower.poll()
     follower.close()
@@ -151,7 +157,7 @@ def test_a_follower_that_comes_late_leaves_out_and_counts(root: DataRoot) -> Non
 
 def test_a_follower_waits_for_the_end_of_a_line(root: DataRoot) -> None:
     """A record that is being written is read when it is whole."""
-    RemoteReplay.start(root, SESSION, speed_factor=float("inf")).wait(30)
+    ReplayProcess.start(root, SESSION, speed_factor=float("inf")).wait(30)
     run = root.run(SESSION, read_status(root).run_id or "")
     follower = RunFollower(root, events=False)
     before = len(follower.poll().records)

@@ -1,4 +1,4 @@
-"""Replays of several processes on one data root: one at a time, seen, stopped, and buried when they die."""
+"""The control plane: one replay per data root, seen and steered from every process, and recognised when it died."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from replaylab.errors import InterlockError, ReplayRunningError
+from replaylab.errors import InterlockError, ReplayError, ReplayRunningError
 from replaylab.logging import Logger
-from replaylab.replay import ReplayEngine, read_status, request_stop, stop_replay
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayEvent
+from replaylab.replay import ReplayControl, ReplayEngine, read_status
 from replaylab.sessions import SessionStore
 from replaylab.trading import OrderRouter, TradingSystem
 from tests.replay.helpers import Collector, market, ticks
@@ -64,22 +68,93 @@ def test_seen_refused_and_stopped_from_another_process(tmp_path: Path) -> None:
     assert len(list((tmp_path / "replay/sessions/ticks/runs").iterdir())) == 2
 
 
-def test_stop_requests(tmp_path: Path) -> None:
-    """Without a replay there is nothing to stop; a request to an earlier run does not stop a later one."""
-    ticks(tmp_path, [0.0, 3600.0])
-    assert request_stop(tmp_path) is False
-    assert stop_replay(tmp_path) == (False, "no replay is running")
-    stale = tmp_path / "system" / "replay_stop.json"
-    stale.parent.mkdir(exist_ok=True)
-    stale.write_text('{"runId": null}')
+def test_steered_from_another_process(tmp_path: Path) -> None:
+    """A control in this process pauses, steps, seeks and ends a replay of another, which acknowledges each command."""
+    ticks(tmp_path, [0.0] + [60.0] * 99)
+    control = ReplayControl(tmp_path)
+    with playing_elsewhere(tmp_path, "ticks") as process:
+        control.pause()
+        assert control.status().paused
+        assert control.step(2) == 2
+        assert control.seek("2025-11-18T10:30:00Z") == 30
+        assert control.seek(np.int64(40)) == 40
+        assert control.status().current_event_index == 40
+        control.set_speed(7.0)
+        control.resume()
+        status = control.status()
+        assert (status.speed_factor, status.paused) == (7.0, False)
+        plain = json.loads((tmp_path / "system/replay_status.json").read_bytes())
+        assert len(plain["acknowledged"]) == 6
+        assert control.stop() is True
+        assert process.communicate(timeout=10)[0] == "stopped\n"
+    assert control.stop() is False
+    with pytest.raises(ReplayError, match="no replay is running"):
+        control.resume()
+
+
+def test_several_processes_steer_one_replay(tmp_path: Path) -> None:
+    """Commands of several threads and processes are carried out one by one, and none is lost."""
+    ticks(tmp_path, [0.0] + [1000.0] * 400)
     engine = ReplayEngine(SessionStore(tmp_path), Collector())
+    engine.start_session("ticks", paused=True)
+    code = (
+        "from replaylab.replay import ReplayControl\n"
+        f"control = ReplayControl({str(tmp_path)!r})\n"
+        "print(sum(control.step() for _ in range(20)))"
+    )
+    others = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=HERE)
+        for _ in range(2)
+    ]
+    here = [threading.Thread(target=lambda: [ReplayControl(tmp_path).step() for _ in range(20)]) for _ in range(2)]
+    for thread in here:
+        thread.start()
+    for thread in here:
+        thread.join()
+    assert [process.communicate(timeout=60)[0] for process in others] == ["20\n", "20\n"]
+    assert engine.get_status().current_event_index == 80
+    engine.stop()
+
+
+def test_a_command_while_a_handler_hangs_is_not_acknowledged(tmp_path: Path) -> None:
+    """The caller gets an error after its time limit; the status is published meanwhile."""
+    release = threading.Event()
+
+    class Hanging(Collector):
+        def handle_event(self, event: ReplayEvent) -> None:
+            super().handle_event(event)
+            release.wait(20)
+
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = ReplayEngine(SessionStore(tmp_path), Hanging())
     engine.start_session("ticks")
-    time.sleep(0.1)
+    control = ReplayControl(tmp_path, timeout=0.3)
+    with pytest.raises(ReplayError, match=r"did not acknowledge 'pause' within 0\.3 s"):
+        control.pause()
+    with pytest.raises(ReplayError, match=r"did not stop within 0\.2 s"):
+        control.stop(timeout=0.2)
+    release.set()
+    assert engine.wait(10)
+
+
+def test_commands_to_other_runs_are_ignored(tmp_path: Path) -> None:
+    """A command to an earlier run does not reach a later one; lines that are no commands do no harm."""
+    ticks(tmp_path, [0.0, 3600.0])
+    engine = ReplayEngine(SessionStore(tmp_path), Collector())
+    commands = DataRoot(tmp_path).replay_commands
+    commands.parent.mkdir(exist_ok=True)
+    commands.write_text('{"id": "1", "runId": null, "command": "stop"}\n')
+    engine.start_session("ticks")
+    with commands.open("a") as file:
+        file.write('{"id": "2", "runId": "another", "command": "stop"}\n{torn\n[]\n')
+        file.write('{"id": "3", "runId": null, "command": "dance"}\n{"id": "4", "command": "seek"}\n')
+    ReplayControl(tmp_path).pause()
+    plain = json.loads((tmp_path / "system/replay_status.json").read_bytes())
+    assert sorted(plain["acknowledged"])[:2] == ["3", "4"]
+    assert "expected one of pause" in plain["acknowledged"]["3"]["error"]["message"]
+    assert "wrong arguments" in plain["acknowledged"]["4"]["error"]["message"]
     assert engine.get_status().running
-    stale.write_text('{"runId": "another"}')
-    time.sleep(0.1)
-    assert engine.get_status().running
-    assert stop_replay(tmp_path) == (True, "replay of ticks stopped")
+    engine.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -92,7 +167,7 @@ def test_a_killed_replay_is_dead_and_not_running_for_ever(tmp_path: Path, number
     status = read_status(tmp_path)
     assert status.running is False
     assert status.session_id == session.id
-    assert "ended without a word" in (status.error or "")
+    assert "ended without publishing its end" in (status.error or "")
     # Its lock died with it, and its run says that it never ended.
     engine = ReplayEngine(SessionStore(tmp_path))
     engine.start_session(session, speed_factor=math.inf)
@@ -135,7 +210,7 @@ def test_a_status_of_another_process_with_the_same_id_is_not_ours(tmp_path: Path
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({**plain, "running": True}))
     assert read_status(tmp_path).running
-    path.write_text(json.dumps({**plain, "running": True, "processStart": "1"}))
+    path.write_text(json.dumps({**plain, "running": True, "processStart": 1.0}))
     assert not read_status(tmp_path).running
     path.write_text(
         json.dumps({**plain, "running": True, "host": "elsewhere", "heartbeatAt": "2020-01-01T00:00:00Z"})
