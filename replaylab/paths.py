@@ -67,6 +67,8 @@ _PATTERNS = {
     "trading_params": "system/trading_params.jsonl",
     "instruments": "system/instruments.json",
     "replay_status": "system/replay_status.json",
+    "replay_commands": "system/replay_commands.jsonl",
+    "replay_lock": "system/replay.lock",
     "retention_report": "system/retention_report.json",
 }
 _FORMS = {
@@ -298,16 +300,16 @@ class DataRoot:
         return self._of("replay_status")
 
     @property
-    def retention_report(self) -> Path:
-        return self._of("retention_report")
-
-    @property
     def replay_commands(self) -> Path:
-        return self.system_dir / "replay_commands.jsonl"
+        return self._of("replay_commands")
 
     @property
     def replay_lock(self) -> Path:
-        return self.system_dir / "replay.lock"
+        return self._of("replay_lock")
+
+    @property
+    def retention_report(self) -> Path:
+        return self._of("retention_report")
 
     # Replay sessions and their runs.
     @property

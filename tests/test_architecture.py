@@ -60,19 +60,16 @@ PENDING_NAMES = {
     "importers",
     "logging",
     "records",
-    "replay",
     "sweep",
 }
 PENDING_OPTIONS = {
     *(
         "Lab",
-        "ReplayEngine",
         "buildReplaySession",
         "build_replay_session",
         "importers",
         "lab",
         "plots",
-        "replay",
     ),
     *("sessions", "sweep", "testing", "trading"),
 }
