@@ -570,7 +570,9 @@ class ActiveRun:
             **player.target.report(player.index),
         }
         if player.outcome is not None and self._inject_mode == "FULL_DECISION" and "params" in record:
-            logged = frames.load_events(self.result.root).frame.rename({"event_type": "type", "extra": "payload"})
+            logged = frames.load_events(self.result.root).frame.rename(
+                {"event_type": "type", "extra": "payload"}
+            )
             record["agreement"] = signal_agreement(player.feed.frame.head(player.index), logged)
         self.result.record = record
         path = self.result.path / "run.json"

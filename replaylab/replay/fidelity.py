@@ -323,7 +323,9 @@ def signal_agreement(recorded: pl.DataFrame, recomputed: pl.DataFrame) -> dict[s
                 "symbol": row["symbol"],
                 "type": row["event_type"],
                 "recorded": row["outcome"] if row["score"] is None else row["score"],
-                "recomputed": row["outcome_replayed"] if row["score_replayed"] is None else row["score_replayed"],
+                "recomputed": row["outcome_replayed"]
+                if row["score_replayed"] is None
+                else row["score_replayed"],
             }
             for row in differing.with_columns(pl.col("timestamp").dt.timestamp("ns")).iter_rows(named=True)
         ],

@@ -106,7 +106,9 @@ def test_several_processes_steer_one_replay(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=HERE)
         for _ in range(2)
     ]
-    here = [threading.Thread(target=lambda: [ReplayControl(tmp_path).step() for _ in range(20)]) for _ in range(2)]
+    here = [
+        threading.Thread(target=lambda: [ReplayControl(tmp_path).step() for _ in range(20)]) for _ in range(2)
+    ]
     for thread in here:
         thread.start()
     for thread in here:

@@ -167,7 +167,9 @@ def test_bad_orders_name_the_field(client: httpx.Client, path: str, body: dict[s
     assert answer.json()["field"] == field
 
 
-def test_a_replay_of_another_process_is_seen_steered_and_stopped(client: httpx.Client, root: DataRoot) -> None:
+def test_a_replay_of_another_process_is_seen_steered_and_stopped(
+    client: httpx.Client, root: DataRoot
+) -> None:
     """What a notebook kernel (here: this process) plays is in the status, and obeys the HTTP API."""
     engine = ReplayEngine(SessionStore(root))
     engine.start_session(SESSION, speed_factor=1)
