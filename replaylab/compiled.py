@@ -6,32 +6,35 @@
     def add(a, b):
         return a + b
 
-numba keys its cache by the file of a function alone: a change in a function that it calls from another file would go
-unseen. Here the cache folder's name carries a digest of every source file that holds compiled code, numba's version
-and Python's, so that an upgrade compiles afresh and an old process keeps its own.
+numba keeps the machine code of a function in ``__pycache__`` beside its source file (or in ``$NUMBA_CACHE_DIR``) and
+discards it when that one file changes: a change in a function that it calls from another file is not noticed. So
+entry points are compiled under the name of a copy of their source file, in a folder whose name has a digest of every
+source file with compiled code, of numba's version and of Python's. An upgrade compiles again, and processes of
+several versions keep their own machine code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import functools
 import hashlib
+import inspect
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+
+from replaylab.fsio import Lock, lock, write_atomic
 
 __all__ = ["cache_folder", "compiled", "inlined", "merged", "one_at_a_time", "was_compiled"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _njit: Any = numba.njit
-_numba_config: Any = config
 
 _PACKAGE = Path(__file__).resolve().parent
 _SOURCES = ("compiled.py", "barriers", "sweep", "trading/formulas.py", "ml", "features", "frames")
@@ -57,44 +60,62 @@ def compiled(function: F) -> F:
     Call it with arrays of one set of types only: two processes that compile different types at the same moment could
     mix up their cache entries.
     """
-    before = _numba_config.CACHE_DIR
-    _numba_config.CACHE_DIR = str(cache_folder())
-    try:
-        wrapped: F = _njit(nogil=True, error_model="numpy", cache=True)(function)
-    finally:
-        _numba_config.CACHE_DIR = before
+    wrapped: F = _njit(nogil=True, error_model="numpy", cache=True)(_under_digest(function))
     return wrapped
 
 
-def cache_folder() -> Path:
-    """Return the folder of this version's machine code; made when first asked for.
-
-    ``$NUMBA_CACHE_DIR``, ``$XDG_CACHE_HOME`` or ``~/.cache`` decide, the temporary folder where none can be written.
-    """
-    global _folder
-    if _folder is None:
-        _folder = _writable_folder(f"replaylab-{_source_digest()}")
-    return _folder
-
-
 def was_compiled(function: Callable[..., Any]) -> bool:
-    """Whether machine code of a ``compiled`` function waits in memory or on disk."""
+    """Return whether machine code of a ``compiled`` function is in memory or on disk."""
     dispatcher: Any = function
     if dispatcher.signatures:
         return True
     name = dispatcher.py_func.__name__
-    return any(cache_folder().rglob(f"*.{name}-*.nbi"))
+    return any(Path(dispatcher.stats.cache_path).glob(f"*.{name}-*.nbi"))
 
 
-@contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Hold other processes off while this one compiles: they then load what it wrote."""
-    with (cache_folder() / "compiling.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def one_at_a_time() -> Lock:
+    """Exclude other processes while this one compiles: they then load what it wrote. Use it in ``with``."""
+    return lock(cache_folder() / "compiling.lock")
 
 
-_folder: Path | None = None
+@functools.cache
+def cache_folder() -> Path:
+    """Return the folder of this version's source copies and machine code; made when first called.
+
+    It is in ``$NUMBA_CACHE_DIR``, else in ``$XDG_CACHE_HOME/replaylab/compiled`` (``~/.cache`` without that
+    variable), else, where none can be written, a temporary folder.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    for base in ([named] if named else []) + [str(Path(home) / "replaylab" / "compiled")]:
+        folder = Path(base) / f"replaylab-{_source_digest()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="replaylab-"))
+
+
+def _under_digest(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with the same code, whose source file is the copy in the cache folder."""
+    source = Path(inspect.getfile(function)).resolve()
+    if not source.is_relative_to(_PACKAGE):
+        return function
+    copy = cache_folder() / source.relative_to(_PACKAGE)
+    if not copy.exists():
+        write_atomic(copy, source.read_bytes())
+    same = types.FunctionType(
+        function.__code__.replace(co_filename=str(copy)),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    functools.update_wrapper(same, function)
+    del same.__wrapped__  # type: ignore[attr-defined]
+    return same
 
 
 def _source_digest() -> str:
@@ -109,17 +130,3 @@ def _source_digest() -> str:
             digest.update(file.name.encode())
             digest.update(text)
     return digest.hexdigest()[:16]
-
-
-def _writable_folder(name: str) -> Path:
-    named = os.environ.get("NUMBA_CACHE_DIR")
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    for base in ([named] if named else []) + [str(Path(home) / "replaylab" / "compiled")]:
-        folder = Path(base) / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    return Path(tempfile.mkdtemp(prefix="replaylab-"))
