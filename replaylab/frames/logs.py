@@ -62,7 +62,6 @@ from replaylab.records import (
     TradeLogRecord,
     decode_record,
 )
-from replaylab.records.base import check_timestamp
 
 CHUNK_BYTES = 64 << 20
 _TRIES = 5
@@ -166,11 +165,9 @@ RootLike = DataRoot | str | os.PathLike[str]
 class ParamsLine(Record, kw_only=True):
     """One line of ``system/trading_params.jsonl``: the parameters in force from then on."""
 
+    times = ("timestamp",)
     timestamp: str
     params: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
 
 
 EVENTS = LogSchema(StateEvent)

@@ -40,8 +40,7 @@ from replaylab.records import (
     TradeLogRecord,
     encode_record,
 )
-from replaylab.records.base import check_timestamp
-from replaylab.timestamps import date_key, iso, to_ns
+from replaylab.timestamps import check_time, date_key, iso, to_ns
 
 __all__ = ["Logger"]
 
@@ -180,9 +179,9 @@ class Logger:
         """
         self._check_live("log_trading_params")
         try:
-            check_timestamp(timestamp)
+            check_time(timestamp)
         except (TypeError, ValueError) as error:
-            raise RecordError(str(error), field="timestamp") from None
+            raise RecordError(f"timestamp: {error}", field="timestamp") from None
         record = {"timestamp": timestamp, "params": params.to_dict()}
         line = orjson.dumps(record if scoring is None else {**record, "scoring": scoring.to_dict()})
         return self._append("TRADING_PARAMS", os.fspath(self.root.trading_params), line + b"\n")

@@ -3,7 +3,7 @@
 >>> from replaylab.records import TradeLogRecord, encode_record, decode_record
 """
 
-from replaylab.records.base import Record, decode_record, encode_record, find_not_finite
+from replaylab.records.codec import Record, decode_record, encode_record, find_not_finite
 from replaylab.records.logs import (
     AccountState,
     DailyRiskStats,

@@ -9,22 +9,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from replaylab.errors import RecordError
-from replaylab.records.base import QuickForm, Record, check_timestamp
-from replaylab.timestamps import parse_ns
-
-__all__ = [
-    "AccountState",
-    "DailyRiskStats",
-    "ExecutionSnapshot",
-    "HealthSnapshot",
-    "OrderLogRecord",
-    "RiskFlags",
-    "RiskSnapshot",
-    "ServiceHealth",
-    "StateEvent",
-    "TpslSnapshot",
-    "TradeLogRecord",
-]
+from replaylab.records.codec import QuickForm, Record
+from replaylab.timestamps import is_day
 
 Mode = Literal["SIM", "DRY_RUN", "LIVE"]
 PositionSide = Literal["LONG", "SHORT"]
@@ -49,6 +35,7 @@ class StateEvent(Record, kw_only=True):
     ...                    extra={"score": 0.41})
     """
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     from_state: str
@@ -59,9 +46,6 @@ class StateEvent(Record, kw_only=True):
 
     quick_form = QuickForm(_StateEventForm, "extra")
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class TradeLogRecord(Record, kw_only=True):
     """A closed trade; one line of ``trades_log/day-YYYY-MM-DD.jsonl``.
@@ -70,6 +54,7 @@ class TradeLogRecord(Record, kw_only=True):
     quantity. The fields from ``entry_timestamp`` on are replaylab's additions, and optional.
     """
 
+    times = ("timestamp", "entry_timestamp")
     timestamp: str
     date_key: str
     symbol: str
@@ -89,15 +74,17 @@ class TradeLogRecord(Record, kw_only=True):
     fees: float | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-        _check_day(self.date_key)
-        if self.entry_timestamp is not UNSET:
-            check_timestamp(self.entry_timestamp, "entryTimestamp")
+        Record.__post_init__(self)
+        if not is_day(self.date_key):
+            raise RecordError(
+                f'dateKey: expected a day as YYYY-MM-DD, found "{self.date_key}"', field="dateKey"
+            )
 
 
 class OrderLogRecord(Record, kw_only=True):
     """An order as it was sent or came back; one line of ``orders/day-YYYY-MM-DD.jsonl``."""
 
+    times = ("timestamp",)
     timestamp: str
     client_order_id: str
     exchange_order_id: str | None
@@ -116,9 +103,6 @@ class OrderLogRecord(Record, kw_only=True):
     mode: Mode
     source: str
     last_error: str | None
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
 
 
 class AccountState(Record, kw_only=True):
@@ -154,18 +138,17 @@ class RiskFlags(Record, kw_only=True):
 class RiskSnapshot(Record, kw_only=True):
     """``system/risk_snapshot.json``."""
 
+    times = ("timestamp",)
     timestamp: str
     account: AccountState
     daily_stats: DailyRiskStats
     risk_flags: RiskFlags
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class TpslSnapshot(Record, kw_only=True):
     """``system/tpsl_snapshot.json``: the levels of the position that changed last. Prices in quote currency."""
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     side: PositionSide
@@ -180,13 +163,11 @@ class TpslSnapshot(Record, kw_only=True):
     spoofing_override_applied: bool
     volatility_override_applied: bool
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class ExecutionSnapshot(Record, kw_only=True):
     """``system/execution_snapshot.json``."""
 
+    times = ("timestamp", "last_error_at")
     timestamp: str
     mode: Mode
     safe_mode: bool
@@ -196,7 +177,7 @@ class ExecutionSnapshot(Record, kw_only=True):
     last_error_message: str | None
 
     def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
+        Record.__post_init__(self)
         # A number in the specification: other programs may write 1.0.
         for name, count in (
             ("pendingOrdersCount", self.pending_orders_count),
@@ -204,36 +185,20 @@ class ExecutionSnapshot(Record, kw_only=True):
         ):
             if count != int(count):
                 raise ValueError(f"{name}: expected a whole number, found {count}")
-        if self.last_error_at is not None:
-            check_timestamp(self.last_error_at, "lastErrorAt")
 
 
 class ServiceHealth(Record, kw_only=True):
     """The health of one service."""
 
+    times = ("last_update_at",)
     status: ServiceStatus
     last_update_at: str
     message: str | None
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.last_update_at, "lastUpdateAt")
 
 
 class HealthSnapshot(Record, kw_only=True):
     """``system/health_snapshot.json``: services by name."""
 
+    times = ("timestamp",)
     timestamp: str
     services: dict[str, ServiceHealth]
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
-
-def _check_day(day: str) -> None:
-    try:
-        if len(day) == 10:
-            parse_ns(day)
-            return
-    except ValueError:
-        pass
-    raise RecordError(f'dateKey: expected a day as YYYY-MM-DD, found "{day}"', field="dateKey")

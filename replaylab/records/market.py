@@ -6,20 +6,13 @@ from typing import Literal
 
 from msgspec import field
 
-from replaylab.records.base import Record, check_timestamp
-
-__all__ = [
-    "FeatureSnapshot",
-    "MarketTrade",
-    "OrderBookSnapshot",
-    "RegimeSnapshot",
-    "ScoringSnapshot",
-]
+from replaylab.records.codec import Record
 
 
 class ScoringSnapshot(Record, kw_only=True):
     """One score of one symbol. ``score`` is signed; ``price`` is the price it was computed at."""
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     score: float
@@ -27,54 +20,43 @@ class ScoringSnapshot(Record, kw_only=True):
     price: float | None = None
     components: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class RegimeSnapshot(Record, kw_only=True):
     """The market regime of one symbol, such as "CALM" or "VOLATILE"."""
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     regime: str
     confidence: float | None = None
     components: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class FeatureSnapshot(Record, kw_only=True):
     """Feature values of one symbol; null where a feature is not known yet."""
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     features: dict[str, float | None]
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
 
 
 class MarketTrade(Record, kw_only=True):
     """One print of the tape (``trades/<symbol>.json``); ``side`` is the taker's."""
 
+    times = ("timestamp",)
     timestamp: str
     price: float
     qty: float
     side: Literal["BUY", "SELL"]
     trade_id: str | None = None
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class OrderBookSnapshot(Record, kw_only=True):
     """A rolling order book (``orderbook/<symbol>.json``): ``[price, qty]`` pairs, best first."""
 
+    times = ("timestamp",)
     timestamp: str
     symbol: str
     bids: list[tuple[float, float]]
     asks: list[tuple[float, float]]
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)

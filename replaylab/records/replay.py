@@ -7,18 +7,8 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType, field
 
 from replaylab.errors import RecordError
-from replaylab.records.base import Record, check_timestamp
+from replaylab.records.codec import Record
 from replaylab.timestamps import iso, now_ns
-
-__all__ = [
-    "FileError",
-    "Lateness",
-    "ReplayEvent",
-    "ReplayManifest",
-    "ReplayStatus",
-    "RetentionReport",
-    "SourceDateRange",
-]
 
 
 class ReplayEvent(Record, kw_only=True):
@@ -27,29 +17,25 @@ class ReplayEvent(Record, kw_only=True):
     ``timestamp`` is the original one. ``symbol`` is None for what concerns every symbol.
     """
 
+    times = ("timestamp",)
     timestamp: str
     type: str
     symbol: str | None = None
     payload: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        check_timestamp(self.timestamp)
-
 
 class SourceDateRange(Record, kw_only=True, rename={"from_": "from"}):
     """The half-open range of a session: from ≤ timestamp < to."""
 
+    times = ("from_", "to")
     from_: str
     to: str
-
-    def __post_init__(self) -> None:
-        check_timestamp(self.from_, "from")
-        check_timestamp(self.to, "to")
 
 
 class ReplayManifest(Record, kw_only=True):
     """``replay/sessions/<sessionId>/manifest.json``: what a session holds."""
 
+    times = ("created_at",)
     session_id: str
     created_at: str
     created_by: Literal["MANUAL", "AUTO", "TEST"]
@@ -61,7 +47,7 @@ class ReplayManifest(Record, kw_only=True):
     total_events: int | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        check_timestamp(self.created_at, "createdAt")
+        Record.__post_init__(self)
         if not self.speed_factor > 0:
             raise RecordError(
                 f"speedFactor: expected a number above 0, found {self.speed_factor}", field="speedFactor"

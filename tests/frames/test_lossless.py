@@ -236,7 +236,7 @@ def test_extra_and_unknown_fields_keep_their_text_to_the_letter() -> None:
     ("change", "reason"),
     [
         ({"timestamp": "2025-13-18T10:00:00Z"}, "timestamp"),
-        ({"timestamp": 5}, "StateEvent.timestamp: expected a text, found 5"),
+        ({"timestamp": 5}, "StateEvent.timestamp: expected a string, found 5"),
         ({"extra": [1]}, "StateEvent.extra: expected an object, found [1]"),
         ({"extra": "x"}, "StateEvent.extra"),
         ({"reason": None}, "StateEvent.reason"),
