@@ -1,18 +1,9 @@
-from .config import Config
-from .lab import Lab
-from .params import ScoringParams, TradingParams
-from .replay import ReplayEngine
-from .sessions import build_replay_session, buildReplaySession
+from .config import Config as Config
+from .lab import Lab as Lab
+from .params import ScoringParams as ScoringParams
+from .params import TradingParams as TradingParams
+from .replay import ReplayEngine as ReplayEngine
+from .sessions import build_replay_session as build_replay_session
+from .sessions import buildReplaySession as buildReplaySession
 
 __version__: str
-
-__all__ = [
-    "Config",
-    "Lab",
-    "ReplayEngine",
-    "ScoringParams",
-    "TradingParams",
-    "__version__",
-    "buildReplaySession",
-    "build_replay_session",
-]

@@ -1,17 +1,17 @@
-"""Lab: the one door that a notebook opens on a data root. It wires the parts together and decides nothing."""
+"""Lab: what a notebook opens on a data root. It connects the packages and converts DataFrames; it decides nothing."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, cast
 
 from replaylab.config import Config
 from replaylab.errors import ConfigError, ReplaylabError
@@ -20,29 +20,35 @@ from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, Record, ReplayManifest, RetentionReport
 
 if TYPE_CHECKING:
-    import pandas as pd
     import polars as pl
 
+    from replaylab.features import FeatureParams
     from replaylab.frames import Loaded
     from replaylab.importers import ImportReport
     from replaylab.logging import Logger
+    from replaylab.ml import Export
     from replaylab.notebook import Panel
     from replaylab.replay import Fidelity, ReplayEngine, SimRun
     from replaylab.sessions import Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
-    AnySession = str | Session | ReplayManifest
+    AnySession: TypeAlias = str | Session | ReplayManifest
+    LookBacks: TypeAlias = FeatureParams | Mapping[str, FeatureParams]
 
 __all__ = ["Lab"]
 
 Moment = str | datetime | None
 Symbols = Sequence[str] | str | None
-_Result = TypeVar("_Result")
+Params = TradingParams | Mapping[str, Any] | None
+Scoring = ScoringParams | Any | None
+PriceSource = str | Mapping[str, str]
+Numbers = float | None | Sequence[float | None]
+T = TypeVar("T")
 Frame = Any  # a polars or pandas DataFrame, as the Lab was asked for
 
 
 class Lab:
-    """A data root: write its logs, load them, cut sessions, replay, sweep, export.
+    """A data root: write its logs, load them, build sessions, replay, sweep, export.
 
     >>> lab = Lab.sample()                                         # doctest: +SKIP
     >>> lab.trades().head()                                        # doctest: +SKIP
@@ -50,10 +56,9 @@ class Lab:
     >>> lab.sweep(manifest, {"entry_threshold": [0.5, 0.6, 0.7]}).best()                            # doctest: +SKIP
 
     ``root``: the folder; made by the first write. None: ``Config.data_root``, else ``$REPLAYLAB_DATA``, else ``data``.
-    ``frame``: "polars" or "pandas", what every table is returned as; a Session's own ``events`` stay polars, which is
-    what sweeps, features and engines take them as. Times in arguments are ISO texts or datetimes
-    (UTC where they name no zone); ranges are half-open. Wherever a session is asked for, its id, its manifest or a
-    Session will do.
+    ``frame``: "polars" or "pandas", the type of every DataFrame that this Lab and its results return. Times in
+    arguments are ISO strings or datetimes (UTC where they name no zone); ranges are half-open. Wherever a session is
+    asked for, its id, its manifest or a Session will do.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class Lab:
     def sample(cls, config: Config | None = None, frame: Literal["polars", "pandas"] = "polars") -> Self:
         """Open a scratch copy of the sample data root: an hour of a synthetic market, its logs and a session.
 
-        The copy is in a new temporary folder (``lab.root``); what is done to it changes nothing else.
+        The copy is in a new temporary folder (``lab.root``); changes to it change nothing else.
         """
         here = Path(__file__).parent
         source = next(
@@ -107,7 +112,7 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Close the logger, if it was used; nothing acknowledged is lost without it."""
+        """Close the logger, if it was used; acknowledged lines are safe without it."""
         if "logger" in self.__dict__:
             self.logger.close()
 
@@ -129,7 +134,7 @@ class Lab:
         end: Moment = None,
         expand: Sequence[str] | None = None,
     ) -> Frame:
-        """State events; ``extra`` is a JSON text column. ``expand`` gives fields of extra columns of their own."""
+        """Load state events; ``extra`` is a JSON string column. ``expand`` names fields of extra to add as columns."""
         from replaylab import frames
 
         cache = self.config.cache_path
@@ -137,43 +142,43 @@ class Lab:
         return self._load(loaded)
 
     def trades(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
-        """The trade log: closed trades by the time they closed."""
+        """Load the trade log: closed trades in the order of their closing time."""
         from replaylab import frames
 
         return self._load(frames.load_trades(self.root, start, end, _names(symbols)))
 
     def orders(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
-        """The order log: a row each time an order was sent or came back."""
+        """Load the order log: a row for each status change of an order."""
         from replaylab import frames
 
         return self._load(frames.load_orders(self.root, start, end, _names(symbols)))
 
     def metrics(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
-        """Feature, scoring and regime snapshots of ``metrics/<symbol>.json``."""
+        """Load feature, scoring and regime snapshots of ``metrics/<symbol>.json``."""
         from replaylab import frames
 
         return self._load(frames.load_metrics(self.root, _names(symbols), start, end))
 
     def market_trades(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
-        """The tape: imported history, and ``trades/<symbol>.json`` where there is none."""
+        """Load the tape: imported history, else ``trades/<symbol>.json``."""
         from replaylab import sessions
 
         return self._load(sessions.load_tape(self.root, _names(symbols), start, end))
 
     def order_book(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
-        """Order book snapshots and deltas: imported history, and ``orderbook/<symbol>.json`` where there is none."""
+        """Load order book snapshots and deltas: imported history, else ``orderbook/<symbol>.json``."""
         from replaylab import sessions
 
         return self._load(sessions.load_books(self.root, _names(symbols), start, end))
 
     def snapshot(self, name: Literal["risk", "tpsl", "execution", "health"]) -> Record | None:
-        """The last snapshot of that name as a record, or None."""
+        """Return the last snapshot of that name as a record, or None."""
         from replaylab import frames
 
         return frames.load_snapshot(self.root, name)
 
     def rejects(self) -> Frame:
-        """What the loads so far could not read: file, line, byte offset and reason, a row each."""
+        """Return what the loads so far could not read, a row each: file, line, byte offset, reason."""
         import polars as pl
 
         from replaylab.frames import REJECTS_SCHEMA
@@ -182,7 +187,7 @@ class Lab:
         return self._give(pl.concat([empty, *self._rejects]).unique(maintain_order=True))
 
     def daily_summary(self) -> Frame:
-        """One row per day, log and symbol: also of days whose files are gone."""
+        """Return a row per day, log and symbol, also for days whose files were deleted."""
         from replaylab import archive
 
         return self._give(archive.daily_summary(self.root))
@@ -197,20 +202,41 @@ class Lab:
         return SessionStore(self.root)
 
     def session(self, session: AnySession) -> Session:
-        """Open a session; raises SessionNotFoundError with the closest id."""
-        from replaylab.sessions import Session
-
-        if isinstance(session, Session):
-            return session
-        return self.sessions.open(session.session_id if isinstance(session, ReplayManifest) else session)
+        """Open a session. Raises SessionNotFoundError with the closest id."""
+        return self._give(self._open(session))
 
     def build_replay_session(
-        self, start: str | datetime, end: str | datetime, symbols: Sequence[str] | str, **options: Any
+        self,
+        start: str | datetime | Mapping[str, Any],
+        end: Moment = None,
+        symbols: Symbols = None,
+        include_types: str | Sequence[str] | None = None,
+        max_events: int | None = None,
+        *,
+        session_id: str | None = None,
+        notes: str | None = None,
+        created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
+        speed_factor: float = 1.0,
+        if_exists: Literal["error", "reuse", "replace"] = "error",
+        progress: bool = False,
     ) -> ReplayManifest:
-        """Cut a replay session out of the logs; see ``replaylab.build_replay_session`` for the options."""
+        """Build a replay session of ``start ≤ timestamp < end``; see ``replaylab.build_replay_session``."""
         from replaylab.sessions import build_replay_session
 
-        return build_replay_session(self.root, start, end, _names(symbols) or [], **options)
+        return build_replay_session(
+            self.root,
+            start,
+            end,
+            _names(symbols),
+            include_types,
+            max_events,
+            session_id=session_id,
+            notes=notes,
+            created_by=created_by,
+            speed_factor=speed_factor,
+            if_exists=if_exists,
+            progress=progress,
+        )
 
     # Replay
 
@@ -219,9 +245,11 @@ class Lab:
         symbols: Symbols = None,
         start: Moment = None,
         end: Moment = None,
-        params: TradingParams | None = None,
-        scoring: ScoringParams | Any | None = None,
-        **options: Any,
+        params: Params = None,
+        scoring: Scoring = None,
+        *,
+        overlap: Literal["error", "append"] = "error",
+        progress: bool = False,
     ) -> SimRun:
         """Run the trading system in SIM mode over the imported market data and log as though live.
 
@@ -229,115 +257,226 @@ class Lab:
         """
         from replaylab.replay import run_sim
 
-        return run_sim(
+        run = run_sim(
             self.root,
-            symbols=_names(symbols),
-            start=start,
-            end=end,
-            params=params or self.config.trading,
+            _names(symbols),
+            start,
+            end,
+            params=params or self.config.trading,  # type: ignore[arg-type]
             scoring=self.config.scoring if scoring is None else scoring,
             logging=self.config.logging,
             run_mode=self.config.run_mode,
-            **options,
+            overlap=overlap,
+            progress=progress,
         )
+        return self._give(run)
 
-    def engine(
-        self, params: TradingParams | None = None, scoring: ScoringParams | Any | None = None, **options: Any
-    ) -> ReplayEngine:
-        """Return a ReplayEngine that drives the reference trading system."""
+    def engine(self, params: Params = None, scoring: Scoring = None, *, handler: Any = None) -> ReplayEngine:
+        """Return a ReplayEngine that drives the reference trading system, or ``handler`` in its place."""
         from replaylab.replay import ReplayEngine
 
-        return ReplayEngine(
+        engine = ReplayEngine(
             self.sessions,
-            params=params or self.config.trading,
+            handler,
+            params=params or self.config.trading,  # type: ignore[arg-type]
             scoring=self.config.scoring if scoring is None else scoring,
             run_mode=self.config.run_mode,
-            **options,
         )
+        return self._give(engine)
 
-    def fidelity(self, session: AnySession, **options: Any) -> Fidelity:
-        """Replay a session under its recorded parameters and compare every decision with what was logged."""
+    def fidelity(
+        self,
+        session: AnySession,
+        inject_mode: Literal["SCORING_ONLY", "FULL_DECISION"] = "SCORING_ONLY",
+        *,
+        params: Params = None,
+        scoring: Scoring = None,
+        price_source: PriceSource = "auto",
+    ) -> Fidelity:
+        """Replay a session under its recorded parameters and compare every decision with the logged one."""
         from replaylab.replay import fidelity
 
-        return fidelity(self.session(session), **options)
+        found = fidelity(
+            self._open(session),
+            inject_mode,
+            params=params,  # type: ignore[arg-type]
+            scoring=scoring,
+            price_source=price_source,
+        )
+        return self._give(found)
 
     # Sweep
 
     def sweep(
-        self, session: AnySession, grid: Any, params: TradingParams | None = None, **options: Any
+        self,
+        session: AnySession,
+        grid: Any,
+        params: Params = None,
+        *,
+        price_source: PriceSource = "auto",
+        scoring: Scoring = None,
+        progress: bool = True,
+        executor: Executor | None = None,
+        method: Literal["auto", "tables", "index", "loop"] = "auto",
+        threads: int | None = None,
+        table_memory: float = 1e9,
     ) -> SweepResult:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the options."""
+        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep``."""
         from replaylab.sweep import sweep
 
-        options.setdefault("cache_dir", self.config.cache_path)
-        return self._shown(sweep(self.session(session), grid, params, default=self.config.trading, **options))
+        result = sweep(
+            self._open(session),
+            grid,
+            params,
+            price_source=price_source,
+            progress=progress,
+            executor=executor,
+            scoring=scoring,
+            default=self.config.trading,
+            method=method,
+            threads=threads,
+            table_memory=table_memory,
+            cache_dir=self.config.cache_path,
+        )
+        return self._give(result)
 
     def backtest(
         self,
         session: AnySession,
-        params: TradingParams | None = None,
-        **options: Any,
+        params: Params = None,
+        *,
+        price_source: PriceSource = "auto",
+        scoring: Scoring = None,
     ) -> Backtest:
-        """Run one combination: ``.trades``, ``.metrics``, ``.equity``."""
+        """Run one parameter set: ``.trades``, ``.metrics``, ``.equity``; see ``replaylab.sweep.backtest``."""
         from replaylab.sweep import backtest
 
-        options.setdefault("cache_dir", self.config.cache_path)
-        return self._shown(backtest(self.session(session), params, default=self.config.trading, **options))
+        result = backtest(
+            self._open(session),
+            params,
+            price_source=price_source,
+            scoring=scoring,
+            default=self.config.trading,
+            cache_dir=self.config.cache_path,
+        )
+        return self._give(result)
 
-    def what_if(self, session: AnySession, params: TradingParams | None = None, **options: Any) -> WhatIf:
-        """Compare the trades that were logged with those that other parameters would have made."""
+    def what_if(
+        self,
+        session: AnySession,
+        params: Params = None,
+        *,
+        price_source: PriceSource = "auto",
+        scoring: Scoring = None,
+    ) -> WhatIf:
+        """Compare the logged trades with those of changed parameters; see ``replaylab.sweep.what_if``."""
         from replaylab.sweep import what_if
 
-        options.setdefault("cache_dir", self.config.cache_path)
-        return self._shown(what_if(self.session(session), params, default=self.config.trading, **options))
+        result = what_if(
+            self._open(session),
+            params,
+            price_source=price_source,
+            scoring=scoring,
+            default=self.config.trading,
+            cache_dir=self.config.cache_path,
+        )
+        return self._give(result)
 
     # Features, labels, datasets
 
-    def features(self, session: AnySession, **options: Any) -> Frame:
-        """A row per decision time, with only what was known then; see ``replaylab.ml.features``."""
+    def features(
+        self,
+        session: AnySession,
+        *,
+        at: str | Frame = "scoring",
+        symbols: Sequence[str] | None = None,
+        params: LookBacks | None = None,
+        recent_trades: int = 5,
+    ) -> Frame:
+        """Return a row per decision time, with only what was known then; see ``replaylab.ml.features``."""
         from replaylab.ml import features
 
-        return self._give(features(self.session(session), **options))
+        found = features(
+            self._open(session), at=at, symbols=symbols, params=params, recent_trades=recent_trades
+        )
+        return self._give(found)
 
     def labels(
         self,
         session: AnySession,
-        tp_pct: float = 0.2,
-        sl_pct: float = 0.15,
-        max_hold_s: float = 60.0,
-        **options: Any,
+        tp_pct: Numbers = 0.2,
+        sl_pct: Numbers = 0.15,
+        max_hold_s: Numbers = 60.0,
+        *,
+        side: Literal["long", "short", "score"] = "long",
+        at: str | Frame = "scoring",
+        symbols: Sequence[str] | None = None,
+        price_source: PriceSource = "auto",
+        costs: TradingParams | None = None,
+        latency_ms: float | None = None,
+        time_label: Literal["zero", "sign"] = "zero",
+        weights: bool | None = None,
     ) -> Frame:
-        """Triple-barrier labels: ``t_start, t_end, label, ret, barrier, ...``; see ``replaylab.ml.labels``."""
+        """Return triple-barrier labels: ``t_start, t_end, label, ret, barrier, ...``; see ``replaylab.ml.labels``."""
         from replaylab.ml import labels
 
-        return self._give(labels(self.session(session), tp_pct, sl_pct, max_hold_s, **options))
+        found = labels(
+            self._open(session),
+            tp_pct,
+            sl_pct,
+            max_hold_s,
+            side=side,
+            at=at,
+            symbols=symbols,
+            price_source=price_source,
+            costs=costs,
+            latency_ms=latency_ms,
+            time_label=time_label,
+            weights=weights,
+        )
+        return self._give(found)
 
     def export_features(
         self,
         sessions: AnySession | Iterable[AnySession],
         path: str | os.PathLike[str],
-        **options: Any,
-    ) -> Any:
-        """Write features and labels of one or more sessions as a Parquet dataset with a data card."""
+        format: Literal["parquet"] = "parquet",  # noqa: A002  (the word of the contract)
+        *,
+        labels: Mapping[str, Any] | None = {},
+        at: str = "scoring",
+        params: LookBacks | None = None,
+        recent_trades: int = 5,
+        symbols: Iterable[str] | None = None,
+    ) -> Export:
+        """Write features and labels of sessions as a Parquet dataset with a data card; see ``replaylab.ml``."""
         from replaylab.ml import export_features
         from replaylab.sessions import Session
 
         several = [sessions] if isinstance(sessions, str | Session | ReplayManifest) else sessions
-        return export_features([self.session(item) for item in several], path, **options)
+        return export_features(
+            [self._open(session) for session in several],
+            path,
+            format,
+            labels=labels,
+            at=at,
+            params=params,
+            recent_trades=recent_trades,
+            symbols=symbols,
+        )
 
     # Operate
 
     def run_retention(self, now: Moment = None, dry_run: bool = False) -> RetentionReport:
-        """Summarise and delete what is older than ``Config.retention`` says; ``dry_run`` only reports."""
+        """Summarise and delete what is older than ``Config.retention`` allows; ``dry_run`` only reports."""
         from replaylab import archive
 
         return archive.run_retention(self.root, now=now, dry_run=dry_run, config=self.config.retention)
 
     def health(self, *, write: bool = False) -> HealthSnapshot:
-        """The health of logging, replay and retention.
+        """Check logging, replay and retention.
 
-        With ``write`` it also becomes ``system/health_snapshot.json``. A bot that calls it so every minute lets other
-        processes see how its logger is: they have no logger that could tell.
+        ``write`` also writes it to ``system/health_snapshot.json``. A bot that does so every minute shows other
+        processes the health of its logger, which they cannot see otherwise.
         """
         from replaylab.health import check_health
 
@@ -349,24 +488,32 @@ class Lab:
 
     def import_history(
         self,
-        format: str,  # noqa: A002  (the word the contract uses)
+        format: str,  # noqa: A002  (the word of the contract)
         files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         symbol: str | None = None,
+        progress: bool = False,
         **options: Any,
     ) -> ImportReport:
-        """Bring exchange archives in as tape and book; see ``docs/importing.md`` for the formats."""
+        """Import files of an exchange archive as tape and book; see ``docs/importing.md`` for the formats."""
         from replaylab.importers import import_history
 
-        several = [files] if isinstance(files, str | os.PathLike) else list(files)
-        return import_history(self.root, format, several, symbol=symbol, **options)
+        return import_history(self.root, format, files, symbol, progress, **options)
 
-    def panel(self, **options: Any) -> Panel:
-        """The dashboard for a notebook cell."""
+    def panel(self, *, params: TradingParams | None = None) -> Panel:
+        """Show the dashboard in a notebook cell. ``params``: the parameters that Run uses."""
         from replaylab.notebook import Panel
 
-        return Panel(self, **options)
+        return Panel(self, params=params)
 
-    # How tables are handed out
+    # Sessions in, DataFrames out
+
+    def _open(self, session: Any) -> Session:
+        from replaylab.sessions import Session
+
+        session = getattr(session, "__wrapped__", session)
+        if isinstance(session, Session):
+            return session
+        return self.sessions.open(session.session_id if isinstance(session, ReplayManifest) else session)
 
     def _load(self, loaded: Loaded) -> Frame:
         if not self.root.path.is_dir():
@@ -378,46 +525,13 @@ class Lab:
             self._rejects.append(loaded.rejects)
         return self._give(loaded.frame)
 
-    def _shown(self, result: _Result) -> _Result:
-        return result if self.frame == "polars" else cast("_Result", _InPandas(result))
+    def _give(self, value: T) -> T:
+        if self.frame == "polars":
+            return value
+        from replaylab.frames import to_pandas
 
-    def _give(self, frame: pl.DataFrame) -> pl.DataFrame | pd.DataFrame:
-        return frame if self.frame == "polars" else frame.to_pandas()
+        return cast("T", to_pandas(value))
 
 
 def _names(symbols: Symbols) -> list[str] | None:
     return [symbols] if isinstance(symbols, str) else None if symbols is None else list(symbols)
-
-
-class _InPandas:
-    """A result whose tables are returned as pandas; everything else is the result's own."""
-
-    def __init__(self, result: Any) -> None:
-        object.__setattr__(self, "_result", result)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._converted(getattr(self._result, name))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._result, name, value)
-
-    def __dir__(self) -> list[str]:
-        return dir(self._result)
-
-    def __repr__(self) -> str:
-        return repr(self._result)
-
-    @classmethod
-    def _converted(cls, value: Any) -> Any:
-        import polars as pl
-
-        if isinstance(value, pl.DataFrame):
-            return value.to_pandas()
-        if not inspect.ismethod(value):
-            return value
-
-        @wraps(value)
-        def call(*args: Any, **options: Any) -> Any:
-            return cls._converted(value(*args, **options))
-
-        return call

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,13 @@ import polars as pl
 import pytest
 
 from replaylab import Config, Lab, ScoringParams, TradingParams
+from replaylab.archive import run_retention
 from replaylab.errors import ConfigError, InterlockError, SessionNotFoundError
 from replaylab.importers.synthetic import write_synthetic
+from replaylab.ml import export_features, features, labels
+from replaylab.replay import ReplayEngine, fidelity, run_sim
+from replaylab.sessions import build_replay_session
+from replaylab.sweep import SweepResult, backtest, sweep, what_if
 
 RANGE = ("2025-11-18T10:00:00Z", "2025-11-18T10:12:00Z")
 PARAMS = TradingParams(entry_threshold=0.3, tp1_pct=0.05, tp2_pct=0.1, sl_pct=0.05)
@@ -55,6 +62,7 @@ TABLES: dict[str, Callable[[Lab], Any]] = {
     "sweep trades": lambda lab: lab.sweep("session", {"sl_pct": [0.1, 0.2]}, PARAMS, progress=False).trades(
         0
     ),
+    "session events": lambda lab: lab.session("session").events,
     "backtest trades": lambda lab: lab.backtest("session", PARAMS).trades,
     "backtest equity": lambda lab: lab.backtest("session", PARAMS).equity,
     "features": lambda lab: lab.features("session"),
@@ -195,3 +203,45 @@ def test_what_is_no_setting_is_refused_where_it_is_given(root: Path, use: str) -
 def test_parameters_may_be_a_plain_dict(root: Path) -> None:
     lab = Lab(root, config={"trading": PARAMS.to_dict()})  # type: ignore[arg-type]
     assert lab.backtest("session").metrics == lab.backtest("session", PARAMS.to_dict()).metrics  # type: ignore[arg-type]
+
+
+def test_a_pandas_result_is_still_that_result(root: Path) -> None:
+    """Of the type that the signature says, with its names for Tab, its own repr, and usable as an argument."""
+    lab = Lab(root, frame="pandas")
+    result = lab.sweep("session", {"sl_pct": [0.1, 0.2]}, PARAMS, progress=False)
+    assert isinstance(result, SweepResult)
+    assert {"frame", "best", "trades"} <= set(dir(result))
+    assert "n" in inspect.signature(result.best).parameters
+    assert repr(result) == repr(result.__wrapped__)  # type: ignore[attr-defined]
+    session = lab.session("session")
+    assert isinstance(session.events, pd.DataFrame)
+    assert lab.backtest(session, PARAMS).trades.equals(lab.backtest("session", PARAMS).trades)
+    run = asyncio.run(lab.engine(PARAMS).run_session("session", speed_factor=float("inf")))
+    assert isinstance(run.trades, pd.DataFrame)
+
+
+# What Lab itself supplies: the data root and the settings of its Config.
+SUPPLIED = {"root", "store", "logging", "run_mode", "config", "cache", "default", "fmt", "give", "cache_dir"}
+MIRRORED: dict[str, Callable[..., Any]] = {
+    "build_replay_session": build_replay_session,
+    "run_sim": run_sim,
+    "engine": ReplayEngine,
+    "fidelity": fidelity,
+    "sweep": sweep,
+    "backtest": backtest,
+    "what_if": what_if,
+    "features": features,
+    "labels": labels,
+    "export_features": export_features,
+    "run_retention": run_retention,
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_lab_offers_every_option_of_what_it_calls(name: str) -> None:
+    """Names and defaults are the same, so that no option is reachable only without a Lab."""
+    wanted = inspect.signature(MIRRORED[name]).parameters
+    offered = inspect.signature(getattr(Lab, name)).parameters
+    assert not set(wanted) - set(offered) - SUPPLIED
+    for option in (set(wanted) & set(offered)) - {"self"}:
+        assert offered[option].default == wanted[option].default, option

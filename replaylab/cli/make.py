@@ -177,7 +177,7 @@ def build(
         session_id=session_id,
         notes=notes,
         speed_factor=speed,
-        if_exists=if_exists,
+        if_exists=if_exists,  # type: ignore[arg-type]  # checked there, with the allowed words
     )
     if json:
         print_json(manifest)

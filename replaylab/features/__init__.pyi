@@ -1,49 +1,29 @@
-from .book import VISIBLE_LEVELS, OrderBook
-from .catalogue import CATALOGUE, NAMES, Feature, FeatureParams
-from .initial import AccountStart, Carried, CarriedPart, InitialState, SymbolStart
-from .kernels import compute, score_series
-from .payloads import Levels, read_levels, risk_flag, trade_sign, usable_number, usable_price
-from .state import FeatureEngine
-from .tape import (
-    MarketTape,
-    TradeColumns,
-    book_mids,
-    pack_market,
-    regime_names,
-    risk_flags,
-    scores,
-    tape_of_trades,
-    trade_columns,
-)
-
-__all__ = [
-    "CATALOGUE",
-    "NAMES",
-    "VISIBLE_LEVELS",
-    "AccountStart",
-    "Carried",
-    "CarriedPart",
-    "Feature",
-    "FeatureEngine",
-    "FeatureParams",
-    "InitialState",
-    "Levels",
-    "MarketTape",
-    "OrderBook",
-    "SymbolStart",
-    "TradeColumns",
-    "book_mids",
-    "compute",
-    "pack_market",
-    "read_levels",
-    "regime_names",
-    "risk_flag",
-    "risk_flags",
-    "score_series",
-    "scores",
-    "tape_of_trades",
-    "trade_columns",
-    "trade_sign",
-    "usable_number",
-    "usable_price",
-]
+from .book import VISIBLE_LEVELS as VISIBLE_LEVELS
+from .book import OrderBook as OrderBook
+from .catalogue import CATALOGUE as CATALOGUE
+from .catalogue import NAMES as NAMES
+from .catalogue import Feature as Feature
+from .catalogue import FeatureParams as FeatureParams
+from .initial import AccountStart as AccountStart
+from .initial import Carried as Carried
+from .initial import CarriedPart as CarriedPart
+from .initial import InitialState as InitialState
+from .initial import SymbolStart as SymbolStart
+from .kernels import compute as compute
+from .kernels import score_series as score_series
+from .payloads import Levels as Levels
+from .payloads import read_levels as read_levels
+from .payloads import risk_flag as risk_flag
+from .payloads import trade_sign as trade_sign
+from .payloads import usable_number as usable_number
+from .payloads import usable_price as usable_price
+from .state import FeatureEngine as FeatureEngine
+from .tape import MarketTape as MarketTape
+from .tape import TradeColumns as TradeColumns
+from .tape import book_mids as book_mids
+from .tape import pack_market as pack_market
+from .tape import regime_names as regime_names
+from .tape import risk_flags as risk_flags
+from .tape import scores as scores
+from .tape import tape_of_trades as tape_of_trades
+from .tape import trade_columns as trade_columns

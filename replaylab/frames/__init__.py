@@ -21,6 +21,7 @@ from replaylab.frames.logs import (
     scan_event_chunks,
     scan_event_files,
 )
+from replaylab.frames.pandas_view import to_pandas
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "scan_days",
     "scan_event_chunks",
     "scan_event_files",
+    "to_pandas",
 ]

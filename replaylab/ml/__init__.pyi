@@ -1,47 +1,25 @@
-from .clocks import time_grid, value_bars
-from .columns import Column, describe
-from .dataset import features
-from .export import Export, export_features
-from .horizons import fixed_horizon, mark_outs, meta_labels
-from .labelling import labels
-from .leaks import (
-    Baseline,
-    Finding,
-    check_duplicates,
-    check_label_times,
-    check_no_lookahead,
-    check_splits,
-    shuffled_baseline,
-)
-from .scan import barrier_scan
-from .scorers import ClassifierScore
-from .splits import CombinatorialPurgedCV, PurgedKFold, WalkForward
-from .weights import average_uniqueness, return_weights
-
-__all__ = [
-    "Baseline",
-    "ClassifierScore",
-    "Column",
-    "CombinatorialPurgedCV",
-    "Export",
-    "Finding",
-    "PurgedKFold",
-    "WalkForward",
-    "average_uniqueness",
-    "barrier_scan",
-    "check_duplicates",
-    "check_label_times",
-    "check_no_lookahead",
-    "check_splits",
-    "describe",
-    "export_features",
-    "features",
-    "fixed_horizon",
-    "labels",
-    "mark_outs",
-    "meta_labels",
-    "return_weights",
-    "shuffled_baseline",
-    "time_grid",
-    "value_bars",
-]
+from .clocks import time_grid as time_grid
+from .clocks import value_bars as value_bars
+from .columns import Column as Column
+from .columns import describe as describe
+from .dataset import features as features
+from .export import Export as Export
+from .export import export_features as export_features
+from .horizons import fixed_horizon as fixed_horizon
+from .horizons import mark_outs as mark_outs
+from .horizons import meta_labels as meta_labels
+from .labelling import labels as labels
+from .leaks import Baseline as Baseline
+from .leaks import Finding as Finding
+from .leaks import check_duplicates as check_duplicates
+from .leaks import check_label_times as check_label_times
+from .leaks import check_no_lookahead as check_no_lookahead
+from .leaks import check_splits as check_splits
+from .leaks import shuffled_baseline as shuffled_baseline
+from .scan import barrier_scan as barrier_scan
+from .scorers import ClassifierScore as ClassifierScore
+from .splits import CombinatorialPurgedCV as CombinatorialPurgedCV
+from .splits import PurgedKFold as PurgedKFold
+from .splits import WalkForward as WalkForward
+from .weights import average_uniqueness as average_uniqueness
+from .weights import return_weights as return_weights

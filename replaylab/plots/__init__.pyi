@@ -1,21 +1,13 @@
-from .decisions import fidelity
-from .sessions import density, scores
-from .style import Picture
-from .sweeps import heatmap, overfitting, parallel_coordinates, slices, walk_forward
-from .trades import equity, excursions, exit_reasons, price_with_trades
-
-__all__ = [
-    "Picture",
-    "density",
-    "equity",
-    "excursions",
-    "exit_reasons",
-    "fidelity",
-    "heatmap",
-    "overfitting",
-    "parallel_coordinates",
-    "price_with_trades",
-    "scores",
-    "slices",
-    "walk_forward",
-]
+from .decisions import fidelity as fidelity
+from .sessions import density as density
+from .sessions import scores as scores
+from .style import Picture as Picture
+from .sweeps import heatmap as heatmap
+from .sweeps import overfitting as overfitting
+from .sweeps import parallel_coordinates as parallel_coordinates
+from .sweeps import slices as slices
+from .sweeps import walk_forward as walk_forward
+from .trades import equity as equity
+from .trades import excursions as excursions
+from .trades import exit_reasons as exit_reasons
+from .trades import price_with_trades as price_with_trades
