@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from replaylab.logging import Logger
     from replaylab.ml import Export
     from replaylab.notebook import Panel
-    from replaylab.replay import Fidelity, ReplayEngine, SimRun
+    from replaylab.replay import Fidelity, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
@@ -283,6 +283,12 @@ class Lab:
             run_mode=self.config.run_mode,
         )
         return self._give(engine)
+
+    def control(self, session_id: str | None = None) -> ReplayControl:
+        """Steer the replay that runs on this data root, whichever process runs it: pause, resume, step, seek, stop."""
+        from replaylab.replay import ReplayControl
+
+        return ReplayControl(self.root, session_id)
 
     def fidelity(
         self,
