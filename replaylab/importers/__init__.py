@@ -18,8 +18,16 @@ from typing import Any, NamedTuple
 
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.history import Staging
-from replaylab.importers.intake import ClockName, Intake
-from replaylab.importers.report import FileReport, Gap, ImportReport, Reject, Skew, TapeReport
+from replaylab.importers.intake import (
+    ClockName,
+    FileReport,
+    Gap,
+    ImportReport,
+    Intake,
+    Reject,
+    Skew,
+    TapeReport,
+)
 from replaylab.paths import DataRoot
 
 __all__ = [
@@ -40,7 +48,7 @@ class Format(NamedTuple):
 
     about: str
     module: str
-    function: str = "read"
+    function: str
 
     @property
     def read(self) -> Any:
@@ -55,14 +63,14 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "binance-agg-trades": Format(
-        "Binance downloads of aggregated trades", "binance_trades", "read_aggregated"
+    "binance-agg-trades": Format("Binance downloads of aggregated trades", "binance", "read_aggregated"),
+    "binance-capture": Format("Binance websocket lines after a local time", "binance", "read_capture"),
+    "binance-trades": Format("Binance downloads of trades", "binance", "read_single"),
+    "bybit-book": Format("Bybit downloads of order books (ob200, ob500)", "bybit", "read_book"),
+    "bybit-capture": Format(
+        "Bybit v5 websocket messages with local time and connection", "bybit", "read_capture"
     ),
-    "binance-capture": Format("Binance websocket lines after a local time", "binance_capture"),
-    "binance-trades": Format("Binance downloads of trades", "binance_trades", "read_single"),
-    "bybit-book": Format("Bybit downloads of order books (ob200, ob500)", "bybit_book"),
-    "bybit-capture": Format("Bybit v5 websocket messages with local time and connection", "bybit_capture"),
-    "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit_trades"),
+    "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit", "read_table"),
     "csv": Format("any delimited text with named columns", "columns", "read_csv"),
     "parquet": Format("any Parquet file with named columns", "columns", "read_parquet"),
     "tardis-book": Format("Tardis incremental_book_L2 files", "tardis", "read_book"),

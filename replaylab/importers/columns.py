@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replaylab.errors import HistoryError, did_you_mean
-from replaylab.importers.cells import TradeTable, folded
-from replaylab.importers.clocks import Clock
 from replaylab.importers.intake import Intake
-from replaylab.importers.tables import parse_times, read_trades, side_of, tick_rule
-
-__all__ = ["read_csv", "read_parquet"]
+from replaylab.importers.text_tables import (
+    Clock,
+    TradeTable,
+    folded,
+    parse_times,
+    read_trades,
+    side_of,
+    tick_rule,
+)
 
 _BATCH_ROWS = 500_000
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging
-from replaylab.importers.reading import LineFile, open_files
-from replaylab.importers.report import KEPT, FileReport, Gap, ImportReport, Skew, TapeReport
-from replaylab.paths import safe_name
-
-__all__ = ["ClockName", "Intake"]
+from replaylab.paths import safe_symbol
+from replaylab.timestamps import iso
 
 ClockName = Literal["exchange", "receive"]
 Integers = npt.NDArray[np.int64]
@@ -56,8 +57,8 @@ class Intake:
         progress: Callable[[int], Any] | None = None,
     ) -> None:
         self.staging, self.report, self.clock = staging, report, clock
-        self.symbol = None if symbol is None else safe_name(symbol, "symbol")
-        self.save_as = None if save_as is None else safe_name(save_as, "symbol")
+        self.symbol = None if symbol is None else safe_symbol(symbol)
+        self.save_as = None if save_as is None else safe_symbol(save_as)
         self.gap_ns = round(gap_s * 1e9)
         self.file = FileReport("")
         self.seen_symbols: set[str] = set()
@@ -269,3 +270,369 @@ class Intake:
 
 def _above_zero(value: float | None) -> bool:
     return value is not None and 0 < value < float("inf")
+
+
+# So many rejects and gaps are kept one by one; the rest is only counted.
+KEPT = 1_000
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A line that was not imported. ``line`` counts from 1 in the unpacked file (of Parquet: the row)."""
+
+    file: str
+    line: int
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something is missing before ``line``: ``what`` is "time" (from, to: ns) or "id" (the ids before and after)."""
+
+    what: str
+    start: int
+    end: int
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        if self.what == "time":
+            return f"{self.file}:{self.line}: nothing from {iso(self.start)} to {iso(self.end)}"
+        return f"{self.file}:{self.line}: ids jump from {self.start} to {self.end}"
+
+
+@dataclass(frozen=True)
+class Skew:
+    """Receive time less exchange time, in milliseconds. Negative: the local clock was behind."""
+
+    least: float
+    median: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.least:.1f} / {self.median:.1f} / {self.most:.1f} ms"
+
+
+@dataclass
+class FileReport:
+    """One file (or one member of a zip): ``lines = rows + rejects + blank + other``.
+
+    ``other`` are lines that hold no row of history: a header, a message of another kind. One line may
+    hold several rows (``rows_in_lines`` counts the lines that did).
+    """
+
+    name: str
+    lines: int = 0
+    rows: int = 0
+    rows_in_lines: int = 0
+    rejects: int = 0
+    blank: int = 0
+    other: int = 0
+
+
+@dataclass
+class TapeReport:
+    """One tape (kind and symbol) over all files of the import."""
+
+    kind: str
+    symbol: str
+    rows: int = 0
+    added: int = 0
+    duplicates: int = 0
+    out_of_order: int = 0
+    off_market: int = 0
+    first: int | None = None
+    last: int | None = None
+    gap_count: int = 0
+    missing_ids: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    skew: Skew | None = None
+    checked: int = 0
+    disagreed: int = 0
+
+    @property
+    def time_gaps(self) -> list[Gap]:
+        return [gap for gap in self.gaps if gap.what == "time"]
+
+    @property
+    def id_gaps(self) -> list[Gap]:
+        return [gap for gap in self.gaps if gap.what == "id"]
+
+    def figures(self) -> dict[str, Any]:
+        """The counts and spans by the names that tables use."""
+        return {
+            "kind": self.kind,
+            "symbol": self.symbol,
+            "from": None if self.first is None else iso(self.first),
+            "to": None if self.last is None else iso(self.last),
+            "rows": self.rows,
+            "added": self.added,
+            "duplicates": self.duplicates,
+            "out of order": self.out_of_order,
+            "gaps": self.gap_count,
+            "missing ids": self.missing_ids,
+            "off market": self.off_market,
+            "receive − exchange": None if self.skew is None else str(self.skew),
+            "book checks": f"{self.checked - self.disagreed} of {self.checked} agree"
+            if self.checked
+            else None,
+        }
+
+
+@dataclass
+class ImportReport:
+    """What an import did and found. ``print(report)`` for people, ``to_dict()`` for programs.
+
+    ``rows`` were read from the files and are in the history now; ``added`` of them were not there before. ``notes``
+    say what was detected (header, unit, order) and what to know before using the data.
+    """
+
+    format: str
+    clock: str
+    files: list[FileReport] = field(default_factory=list)
+    tapes: list[TapeReport] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(tape.rows for tape in self.tapes)
+
+    @property
+    def added(self) -> int:
+        return sum(tape.added for tape in self.tapes)
+
+    @property
+    def duplicates(self) -> int:
+        return sum(tape.duplicates for tape in self.tapes)
+
+    @property
+    def rejected(self) -> int:
+        """The number of rejected lines; the first of them are in ``rejects``."""
+        return sum(file.rejects for file in self.files)
+
+    @property
+    def out_of_order(self) -> int:
+        return sum(tape.out_of_order for tape in self.tapes)
+
+    @property
+    def off_market(self) -> int:
+        return sum(tape.off_market for tape in self.tapes)
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [gap for tape in self.tapes for gap in tape.gaps]
+
+    def tape(self, kind: str, symbol: str) -> TapeReport:
+        """Return the report of one tape, made empty if it is not there yet."""
+        for tape in self.tapes:
+            if (tape.kind, tape.symbol) == (kind, symbol):
+                return tape
+        self.tapes.append(TapeReport(kind, symbol))
+        return self.tapes[-1]
+
+    def note(self, text: str) -> None:
+        """Keep a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def reject(self, file: FileReport, line: int, reason: str, text: str = "") -> None:
+        """Count a line that is not imported."""
+        file.rejects += 1
+        if len(self.rejects) < KEPT:
+            self.rejects.append(Reject(file.name, line, reason, text[:200]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: numbers, texts, lists and dicts."""
+        totals = ("rows", "added", "duplicates", "rejected", "out_of_order", "off_market")
+        return {
+            "format": self.format,
+            "clock": self.clock,
+            **{name: getattr(self, name) for name in totals},
+            "files": [vars(file).copy() for file in self.files],
+            "tapes": [
+                {
+                    **{key: value for key, value in vars(tape).items() if key not in ("gaps", "skew")},
+                    "gaps": [vars(gap).copy() for gap in tape.gaps],
+                    "skew_ms": None if tape.skew is None else vars(tape.skew).copy(),
+                }
+                for tape in self.tapes
+            ],
+            "rejects": [vars(reject).copy() for reject in self.rejects],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.format}: {self.rows:,} rows from {len(self.files)} file{'s' * (len(self.files) != 1)}, "
+            f"{self.added:,} new, {self.duplicates:,} duplicates, {self.rejected:,} rejected (clock: {self.clock})"
+        ]
+        for tape in self.tapes:
+            lines.append(f"  {tape.symbol} {tape.kind}")
+            for name, value in tape.figures().items():
+                if name not in ("kind", "symbol") and value not in (None, 0):
+                    lines.append(
+                        f"    {name:<19}{value:,}" if isinstance(value, int) else f"    {name:<19}{value}"
+                    )
+            lines += [f"      {gap}" for gap in tape.gaps[:3]]
+            if tape.gap_count > 3:
+                lines.append(f"      ... and {tape.gap_count - 3:,} more gaps")
+        lines += [f"  rejected {one.file}:{one.line}: {one.reason}" for one in self.rejects[:5]]
+        if self.rejected > 5:
+            lines.append(f"  ... and {self.rejected - 5:,} more rejects")
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+    def _repr_html_(self) -> str:
+        rows = [tape.figures() for tape in self.tapes]
+        if not rows:
+            return f"<pre>{escape(str(self))}</pre>"
+
+        def cell(value: object) -> str:
+            return "" if value is None else f"{value:,}" if isinstance(value, int) else escape(str(value))
+
+        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row.values()) + "</tr>" for row in rows
+        )
+        details = [
+            *(f"rejected {one.file}:{one.line}: {one.reason}" for one in self.rejects[:10]),
+            *self.notes,
+        ]
+        notes = "".join(f"<li>{escape(line)}</li>" for line in details)
+        return (
+            f"<p><b>{escape(self.format)}</b>: {self.rows:,} rows, {self.added:,} new, {self.rejected:,} rejected"
+            f"</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
+        )
+
+
+BLOCK_BYTES = 16 * 1024 * 1024
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_BOM = b"\xef\xbb\xbf"
+
+
+class Block(NamedTuple):
+    """Whole lines; ``first_line`` is the number of the first of them, from 1."""
+
+    data: bytes
+    first_line: int
+
+
+class _Stream(Protocol):
+    def read(self, size: int) -> bytes: ...
+    def __enter__(self) -> _Stream: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
+class LineFile:
+    """One file of lines, to be read once from its beginning."""
+
+    def __init__(self, path: Path, member: str | None, opened: Callable[[], _Stream]) -> None:
+        self.path = path
+        self.name = path.name if member is None else f"{path.name}!{member}"
+        self.hint = path.name if member is None else member  # the name that may tell a symbol
+        self._opened = opened
+
+    def blocks(self, size: int = BLOCK_BYTES) -> Iterator[Block]:
+        """Yield the file in blocks of whole lines of about ``size`` bytes. Raises HistoryError where it is damaged."""
+        line, rest, start = 1, b"", True
+        with self._opened() as stream:
+            while True:
+                try:
+                    data = stream.read(size)
+                except (OSError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+                    raise HistoryError(
+                        f"{self.name}: damaged or cut off after line {line + rest.count(10) - 1}: {error}"
+                    ) from None
+                if start:
+                    data, start = data.removeprefix(_BOM), False
+                if not data:
+                    break
+                cut = data.rfind(b"\n") + 1
+                if not cut:
+                    rest += data
+                    continue
+                block = rest + data[:cut]
+                rest = data[cut:]
+                yield Block(block, line)
+                line += int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")))
+        if rest:
+            yield Block(rest, line)
+
+
+def open_files(path: Path, progress: Callable[[int], Any] | None = None) -> Iterator[LineFile]:
+    """Yield the files of lines in ``path``: one, or the members of a zip in the order of their names.
+
+    ``progress`` is called with the packed bytes read since the last call. Raises HistoryError for a file that
+    is missing, empty or not readable.
+    """
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise HistoryError(f"{path}: cannot be read: {error.strerror or error}") from None
+    packing = next((name for mark, name in _MAGIC.items() if magic.startswith(mark)), None)
+    if packing == "zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(
+                    info.filename
+                    for info in archive.infolist()
+                    if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+                )
+        except zipfile.BadZipFile as error:
+            raise HistoryError(f"{path}: damaged zip: {error}") from None
+        if not names:
+            raise HistoryError(f"{path}: the zip is empty")
+        for name in names:
+            yield LineFile(path, name, partial(_Member, path, name, progress))
+    else:
+        yield LineFile(path, None, partial(_Packed, path, packing, progress))
+
+
+class _Packed:
+    """A plain or compressed file that reports how far into the packed bytes it is."""
+
+    def __init__(self, path: Path, packing: str | None, progress: Callable[[int], Any] | None) -> None:
+        self._raw = pa.OSFile(str(path))
+        self._stream = self._raw if packing is None else pa.CompressedInputStream(self._raw, packing)
+        self._progress, self._told = progress, 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        if self._progress is not None:
+            at = self._raw.tell()
+            self._progress(at - self._told)
+            self._told = at
+        return data
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        self._raw.close()
+
+
+class _Member:
+    """A member of a zip."""
+
+    def __init__(self, path: Path, name: str, progress: Callable[[int], Any] | None) -> None:
+        self._archive = zipfile.ZipFile(path)
+        info = self._archive.getinfo(name)
+        self._ratio = info.compress_size / max(info.file_size, 1)
+        self._stream = self._archive.open(info)
+        self._progress = progress
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if self._progress is not None:
+            self._progress(round(len(data) * self._ratio))
+        return data
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        self._archive.close()

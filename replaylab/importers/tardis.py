@@ -16,13 +16,8 @@ import polars as pl
 
 from replaylab.errors import HistoryError
 from replaylab.history import level_lists
-from replaylab.importers.cells import TradeTable
-from replaylab.importers.clocks import Clock
-from replaylab.importers.intake import Intake
-from replaylab.importers.reading import Block, LineFile
-from replaylab.importers.tables import read_trades
-
-__all__ = ["read_book", "read_single"]
+from replaylab.importers.intake import Block, Intake, LineFile
+from replaylab.importers.text_tables import Clock, TradeTable, read_trades
 
 _TRADES = TradeTable(
     names={

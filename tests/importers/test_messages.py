@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from replaylab import history
 from replaylab.errors import HistoryError
+from replaylab.features import OrderBook
 from replaylab.importers import ImportReport, import_history
-from replaylab.importers.books import KeptBook
 
 MS = 1_721_347_200_000
 
@@ -59,14 +59,14 @@ def rest(last: int, bids: list, asks: list, ms: int | None = None) -> dict[str, 
     return answer if ms is None else {**answer, "E": MS + ms, "T": MS + ms}
 
 
-def final_book(root: Path, symbol: str = "XUSDT") -> KeptBook:
+def final_book(root: Path, symbol: str = "XUSDT") -> OrderBook:
     """What a reader of the history ends up with: the deltas before a snapshot do not matter."""
-    book = KeptBook()
+    book = OrderBook()
     for kind, bids, asks in (
         history.scan_book(root, symbol).select("kind", "bids", "asks").collect().iter_rows()
     ):
         pairs = [[tuple(level) for level in side] for side in (bids, asks)]
-        (book.replace if kind == "snapshot" else book.apply)(*pairs)
+        (book.reset if kind == "snapshot" else book.update)(*pairs)
     return book
 
 
@@ -120,7 +120,7 @@ def test_a_snapshot_that_comes_late_carries_the_updates_that_overtook_it(
     assert rows["kind"].to_list() == ["snapshot", "delta"]
     assert rows["bids"][0].to_list() == [[9.5, 2.0], [8.0, 7.0]]
     assert rows["asks"][0].to_list() == [[10.0, 3.0], [11.0, 4.0]]
-    assert final_book(tmp_path).bids == {9.6: 5.0, 9.5: 2.0, 8.0: 7.0}
+    assert dict(final_book(tmp_path).levels()[0]) == {9.6: 5.0, 9.5: 2.0, 8.0: 7.0}
     (file,) = report.files
     assert (file.rows_in_lines, file.other) == (2, 3)
     assert any("3 deltas before the first snapshot left out" in note for note in report.notes)
@@ -133,7 +133,7 @@ def test_updates_that_a_snapshot_contains_are_left_out(tmp_path: Path) -> None:
         (6, depth(4, 20, 21, None, [["9.5", "1"]])),
     ]
     report = import_history(tmp_path, "binance-capture", capture(tmp_path / "xusdt_1.txt", messages))
-    assert final_book(tmp_path).bids == {9.0: 1.0, 9.5: 1.0}
+    assert dict(final_book(tmp_path).levels()[0]) == {9.0: 1.0, 9.5: 1.0}
     assert tape(report, "book").rows == 2
     assert any("already contained" in note for note in report.notes)
 
@@ -222,7 +222,7 @@ def test_bybit_book_archives_in_their_varieties(tmp_path: Path) -> None:
     assert rows["kind"].to_list() == ["snapshot", "delta", "delta", "snapshot", "snapshot", "delta"]
     assert rows["timestamp"].dt.timestamp("ms").to_list() == [MS + ms for ms in (10, 20, 30, 31, 40, 50)]
     assert rows["bids"][0].to_list() == [[1.1, 3.0], [1.0, 2.0]]
-    assert final_book(tmp_path).bids == {0.5: 1.0, 0.6: 1.0}
+    assert dict(final_book(tmp_path).levels()[0]) == {0.5: 1.0, 0.6: 1.0}
     book = tape(report, "book")
     assert [(gap.start, gap.end, gap.line) for gap in book.id_gaps] == [(6, 9, 4)]
     assert (book.checked, book.disagreed) == (1, 0)
@@ -316,7 +316,7 @@ def test_tardis_book_messages(tmp_path: Path) -> None:
 )
 def test_tardis_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
     """A message that is cut by the end of a block stays one message."""
-    from replaylab.importers import reading
+    from replaylab.importers import intake as reading
 
     rows = [(0, True, "bid", 1.0, 1.0), *sorted(rows, key=lambda row: row[0])]
     results: list[pl.DataFrame] = []

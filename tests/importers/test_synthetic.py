@@ -12,7 +12,7 @@ import pytest
 
 from replaylab import history
 from replaylab.errors import HistoryError
-from replaylab.importers.books import KeptBook
+from replaylab.features import OrderBook
 from replaylab.importers.synthetic import MARKETS, SyntheticTape, generate_market, write_synthetic
 
 
@@ -68,17 +68,17 @@ def test_the_book_is_whole_and_never_crossed_and_trades_hit_it(
 ) -> None:
     """A buy prints at or above the best ask before it, a sell at or below the best bid."""
     trades, book = market[symbol]
-    kept = KeptBook()
+    kept = OrderBook()
     quotes = []
     for kind, bids, asks, moment in book.select("kind", "bids", "asks", "timestamp").iter_rows():
         if kind == "snapshot":
-            kept.replace([tuple(level) for level in bids], [tuple(level) for level in asks])
+            kept.reset([tuple(level) for level in bids], [tuple(level) for level in asks])
             assert bids == sorted(bids, reverse=True)
             assert asks == sorted(asks)
         else:
-            kept.apply([tuple(level) for level in bids], [tuple(level) for level in asks])
-        assert len(kept.bids) == len(kept.asks) == 10
-        (bid, _), (ask, _) = kept.best()
+            kept.update([tuple(level) for level in bids], [tuple(level) for level in asks])
+        assert [len(side) for side in kept.levels()] == [10, 10]
+        (bid, _), (ask, _) = kept.best_bid(), kept.best_ask()
         assert bid < ask
         quotes.append((moment, bid, ask))
     assert (book["kind"] == "snapshot").sum() == 60

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from replaylab import history
 from replaylab.errors import HistoryError
-from replaylab.importers import FORMATS, import_history, reading
+from replaylab.importers import FORMATS, import_history
+from replaylab.importers import intake as reading
 
 SPOT_2025 = [
     "4500000001,91500.10,0.01000000,915.00,1735689600000123,True,True",
@@ -320,8 +321,7 @@ def test_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, data: st.D
 @settings(max_examples=200, deadline=None)
 def test_decimal_seconds_are_exact(whole: int, fraction: str) -> None:
     """Against decimal arithmetic: no float comes between a text and its nanoseconds."""
-    from replaylab.importers.clocks import Clock
-    from replaylab.importers.tables import parse_times
+    from replaylab.importers.text_tables import Clock, parse_times
 
     text = f"{whole}.{fraction}" if fraction else str(whole)
     found = parse_times(pl.Series([text]), Clock("time"), pl.Series([1]), "f")

@@ -1,0 +1,176 @@
+"""Bybit: downloads of trades and order books, and captures of v5 websocket messages.
+
+Messages are ``orderbook.DEPTH.SYMBOL`` and ``publicTrade.SYMBOL``. A book row's exchange time is ``cts``, when the
+matching engine made it (the same clock as a trade's ``T``); without it ``ts``. Each delta's ``u`` is the one before it
+plus one, else messages are missing. A snapshot, or ``u`` = 1 after a restart of the service, replaces the book. Block
+trades (``BT``) happen off the book and are flagged as off the market.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from replaylab.errors import HistoryError, TimeError
+from replaylab.importers.intake import Intake
+from replaylab.importers.messages import Arrival, SymbolRows, levels, positive, read_lines
+from replaylab.importers.text_tables import Clock, TradeTable, read_trades
+from replaylab.timestamps import decimal_to_ns
+
+_SIDES = {"Buy": "BUY", "Sell": "SELL"}
+_MARKETS = ("linear", "inverse", "spot", "option")
+_TRADES = TradeTable(
+    names={
+        "time": ("timestamp",),
+        "symbol": ("symbol",),
+        "side": ("side",),
+        "qty": ("size", "volume"),
+        "price": ("price",),
+        "id": ("trdmatchid", "id"),
+    },
+    required=("time", "price", "qty", "side"),
+    units=("s", "ms"),
+    file_symbol=lambda name: _symbol_before_date(name),
+)
+
+
+def read_table(files: Iterable[Path], intake: Intake) -> None:
+    """Read ``SYMBOLYYYY-MM-DD.csv.gz`` files of derivatives (decimal s), or ``SYMBOL_YYYY-MM-DD.csv.gz`` of spot (ms).
+
+    Old files of derivatives run newest first.
+    """
+    read_trades(files, intake, _TRADES)
+
+
+def read_book(files: Iterable[Path], intake: Intake) -> None:
+    """Read order book archives ``YYYY-MM-DD_SYMBOL_ob500.data.zip`` of any depth, in the order given.
+
+    A line is a websocket message; raw captures without an envelope have the same form.
+    """
+    stream = _Stream(intake)
+
+    def take(line: bytes, number: int) -> bool:
+        try:
+            message = orjson.loads(line)
+            topic = message["topic"]
+            name = topic.rpartition(".")[2]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError("expected a JSON object with a topic") from None
+        return stream.take(name, topic, message, number, None)
+
+    read_lines(files, intake, stream.symbols, take)
+    stream.finish()
+
+
+def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = None) -> None:
+    """Read captures, JSON Lines of ``{"t", "conn", "ts", "data": "<raw message>"}``, as cryptofeed records them.
+
+    ``ts`` is local time in decimal seconds. The address of a connection (in its ``connect`` line) tells the market.
+    Linear and inverse contracts keep their symbol; the same symbol on the spot market is another one and gets
+    ``@spot`` after it. ``market`` ("linear", "inverse", "spot") takes one market only.
+    """
+    if market is not None and market not in _MARKETS:
+        raise HistoryError(f"market is one of {', '.join(_MARKETS)}, found {market!r}")
+    stream = _Stream(intake)
+    markets: dict[str, str] = {}
+
+    def take(line: bytes, number: int) -> bool:
+        try:
+            envelope = orjson.loads(line)
+            kind, connection = envelope["t"], envelope.get("conn", "")
+            if kind == "connect":
+                markets[connection] = str(envelope.get("addr", "")).rstrip("/").rpartition("/")[2]
+            message = _inner(envelope)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError("expected a JSON object with t, conn, ts and data") from None
+        topic = str(message.get("topic", ""))
+        place = markets.get(connection, "linear")
+        if not topic or (market is not None and place != market):
+            return False
+        name = topic.rpartition(".")[2]
+        try:
+            # repr of the float has the digits of the file, which has 17 at the most.
+            received = decimal_to_ns(repr(envelope["ts"]), "s")
+        except TimeError as error:
+            raise ValueError(f"ts: {error}") from None
+        return stream.take(f"{name}@spot" if place == "spot" else name, topic, message, number, received)
+
+    read_lines(files, intake, stream.symbols, take)
+    stream.finish()
+
+
+def _symbol_before_date(name: str) -> str | None:
+    """Return the symbol of ``SYMBOLYYYY-MM...`` and ``SYMBOL_YYYY-MM...``."""
+    for at, mark in enumerate(name):
+        if mark == "-" and name[max(at - 4, 0) : at].isdigit() and name[at + 1 : at + 3].isdigit():
+            symbol = name[: at - 4].rstrip("_-")
+            return symbol if symbol.isalnum() and symbol == symbol.upper() else None
+    return None
+
+
+def _inner(envelope: dict[str, Any]) -> dict[str, Any]:
+    """Return the message inside, or nothing where the line is a header, a request or an answer to one."""
+    if envelope["t"] not in ("recv", "ws") or not isinstance(envelope.get("data"), str):
+        return {}
+    message = orjson.loads(envelope["data"])
+    return message if isinstance(message, dict) else {}
+
+
+class _Stream:
+    """The messages of one import: a clock, and what is kept of each symbol between messages."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.intake = intake
+        self.clock = Clock("exchange time", None, ("ms",))
+        self.symbols: dict[str, SymbolRows] = {}
+
+    def take(self, name: str, topic: str, message: dict[str, Any], number: int, received: int | None) -> bool:
+        """Take one message; return whether it made rows. Raises KeyError, TypeError or ValueError if malformed."""
+        trades = topic.startswith("publicTrade.")
+        if not (trades or topic.startswith("orderbook.")) or not self.intake.wants(name):
+            return False
+        one = self.symbols.setdefault(name, SymbolRows(name))
+        return (self._trades if trades else self._book)(one, message, number, received)
+
+    def finish(self) -> None:
+        for one in self.symbols.values():
+            one.finish(self.intake)
+
+    def _ns(self, value: Any, number: int) -> int:
+        return self.clock.ns(int(value), self.intake.file.name, number)
+
+    def _trades(self, one: SymbolRows, message: dict[str, Any], number: int, received: int | None) -> bool:
+        rows = []
+        for index, trade in enumerate(message["data"]):
+            if trade["S"] not in _SIDES:
+                raise ValueError(f"S must be Buy or Sell, found {trade['S']!r}")
+            at = Arrival(number, self._ns(trade["T"], number), received)
+            price, qty = positive(trade["p"], "p"), positive(trade["v"], "v")
+            flags = {"trade_id": str(trade["i"]), "off_market": trade.get("BT", False) is True}
+            rows.append((at, price, qty, _SIDES[trade["S"]], {**flags, "seq": number * 4096 + index}))
+        # All or none: a malformed trade rejects the message.
+        for at, price, qty, side, rest in rows:
+            one.trade(at, price, qty, side, **rest)
+        return bool(rows)
+
+    def _book(self, one: SymbolRows, message: dict[str, Any], number: int, received: int | None) -> bool:
+        data = message["data"]
+        kind, update = message["type"], int(data["u"])
+        bids, asks = levels(data["b"]), levels(data["a"])
+        at = Arrival(number, self._ns(message.get("cts") or message["ts"], number), received)
+        seq = int(data.get("seq", update))
+        if kind == "snapshot" or update == 1:
+            if one.known and update == one.last_update:
+                one.compare(bids, asks, self.intake)
+            one.snapshot(at, bids, asks, seq)
+        elif kind == "delta":
+            if one.last_update is not None and update != one.last_update + 1:
+                self.intake.gap("book", one.name, "id", one.last_update, update, number)
+            one.delta(self.intake.file, at, bids, asks, seq)
+        else:
+            raise ValueError(f"type must be snapshot or delta, found {kind!r}")
+        one.last_update = update
+        return True
