@@ -1,0 +1,121 @@
+"""Code comments, docstrings, messages and pages are written in technical terms: one term per thing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+# The word, and what to write.
+INSTEAD = {
+    r"figures": "metrics (of a result), numbers, plots",
+    r"pictures?": "plot",
+    r"ISO texts?|JSON texts?": "ISO string, JSON string",
+    r"taught|look(?:s|ed|ing)? at|gets? hold of|lets? go|letting go|told|tells|said": "validate, read, acquire, release, report",
+    r"stands? for|what was taken|what stands": "means; order, fill, position",
+    r"(?:un)?usual(?:ly)?": "sparse, dense, most",
+    r"as it is|anew": "unchanged, again",
+    r"whoever|nobody|somebody": "name who does it",
+    r"beside it|goes on|go on|in the time of a glance": "next to, continues, in one call",
+}
+WORDS = re.compile(r"\b(?:" + "|".join(INSTEAD) + r")\b", re.IGNORECASE)
+PLACES = ("replaylab", "docs", "notebooks", "tests", "benchmarks", "tools", "data")
+ENDINGS = {".py", ".pyi", ".md", ".ipynb", ".yml", ".yaml"}
+# Not rewritten yet; this list only becomes shorter.
+PENDING = {
+    "CONTRIBUTING.md",
+    "README.md",
+    "benchmarks/README.md",
+    "benchmarks/importing.py",
+    "benchmarks/ml.py",
+    "benchmarks/read.py",
+    "benchmarks/write.py",
+    "docs/architecture.md",
+    "docs/cli.md",
+    "docs/dependencies.md",
+    "docs/durability.md",
+    "docs/features.md",
+    "docs/formats.md",
+    "docs/http.md",
+    "docs/importing.md",
+    "docs/ml.md",
+    "docs/reference.md",
+    "docs/replay.md",
+    "docs/retention.md",
+    "docs/statistics.md",
+    "docs/sweep.md",
+    "docs/tutorial.md",
+    "notebooks/00_start_here.ipynb",
+    "notebooks/02_build_and_replay.ipynb",
+    "notebooks/06_features_for_ml.ipynb",
+    "replaylab/archive",
+    "replaylab/cli",
+    "replaylab/demo.py",
+    "replaylab/errors.py",
+    "replaylab/features",
+    "replaylab/frames",
+    "replaylab/fsio.py",
+    "replaylab/health.py",
+    "replaylab/history",
+    "replaylab/importers",
+    "replaylab/logging",
+    "replaylab/ml",
+    "replaylab/paths.py",
+    "replaylab/plots",
+    "replaylab/records",
+    "replaylab/replay",
+    "replaylab/server",
+    "replaylab/sessions",
+    "replaylab/sweep",
+    "replaylab/testing.py",
+    "replaylab/trading",
+    "tests/archive",
+    "tests/crash",
+    "tests/frames",
+    "tests/importers",
+    "tests/logging",
+    "tests/ml",
+    "tests/notebook",
+    "tests/oracle.py",
+    "tests/replay",
+    "tests/server",
+    "tests/sessions",
+    "tests/sweep",
+    "tests/test_architecture.py",
+    "tests/test_cli.py",
+    "tests/test_history.py",
+    "tests/test_main_job.py",
+    "tests/test_pictures.py",
+    "tests/test_plots.py",
+    "tests/test_public_names.py",
+    "tests/test_wheel.py",
+    "tests/trading",
+    "tools/make_pictures.py",
+}
+
+
+def documents() -> list[Path]:
+    found = [path for place in PLACES for path in (REPOSITORY / place).rglob("*") if path.suffix in ENDINGS]
+    found += REPOSITORY.glob("*.md")
+    return sorted(path for path in found if path != Path(__file__) and ".ipynb_checkpoints" not in path.parts)
+
+
+def room(path: Path) -> str:
+    return "/".join(path.relative_to(REPOSITORY).parts[:2])
+
+
+@pytest.mark.parametrize("place", sorted({room(path) for path in documents()}))
+def test_words_not_to_use(place: str) -> None:
+    """Vague words of everyday speech hide what code does; each has a technical term."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {match.group(0)!r} in {line.strip()[:90]!r}"
+        for path in documents()
+        if room(path) == place
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for match in WORDS.finditer(line)
+    ]
+    if place in PENDING:
+        return
+    assert not found, "\n".join(found)
