@@ -12,12 +12,20 @@ from __future__ import annotations
 
 import typer
 
-from replaylab.cli.common import CommandGroup, DataOfAll
-from replaylab.cli.keep import health, recover, retention, verify
-from replaylab.cli.make import build, import_, sessions, sim
-from replaylab.cli.play import replay, status, stop
-from replaylab.cli.research import backtest, export, sweep, warm_up
-from replaylab.cli.start import demo, serve, show_version
+from replaylab.cli.operations import (
+    demo,
+    health,
+    recover,
+    retention,
+    serve,
+    show_version,
+    verify,
+    warm_up,
+)
+from replaylab.cli.replay import replay, status, steer, stop
+from replaylab.cli.research import backtest, export, sweep
+from replaylab.cli.sessions import build, import_, sessions, sim
+from replaylab.cli.terminal import CommandGroup, DataOfAll
 
 __all__ = ["app", "main"]
 
@@ -47,6 +55,7 @@ for panel, name, command in (
     (MAKE, "sessions", sessions),
     (PLAY, "replay", replay),
     (PLAY, "status", status),
+    (PLAY, "steer", steer),
     (PLAY, "stop", stop),
     (RESEARCH, "backtest", backtest),
     (RESEARCH, "sweep", sweep),

@@ -1,4 +1,4 @@
-"""Commands of research: backtest, sweep, export, warm-up."""
+"""Commands of research: backtest, sweep, export."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from replaylab.cli.common import (
+from replaylab.cli.terminal import (
     Data,
     Json,
+    Param,
     SessionId,
     frame_dicts,
     on_terminal,
     open_lab,
+    parse_grid,
     print_frame,
     print_json,
     print_table,
     say,
+    trading_params,
     write_whole,
 )
-from replaylab.cli.values import Param, parse_grid, trading_params
 from replaylab.errors import SweepError
-
-__all__ = ["backtest", "export", "sweep", "warm_up"]
 
 PriceSource = Annotated[str, typer.Option(help="Where prices come from: auto, trade, book or score.")]
 _BEST_COLUMNS = ("n_trades", "win_rate", "net_pnl", "profit_factor", "max_drawdown", "sharpe_per_trade")
@@ -136,17 +136,3 @@ def export(
         print_json({"path": str(output)})
     else:
         say(f"features in {output}")
-
-
-def warm_up() -> None:
-    """Compile the code of sweeps and of reading large logs once, so that the first of them does not wait for it.
-
-    [bold]Example[/bold]
-
-    replaylab warm-up
-    """
-    from replaylab.frames.scanner import warm_up as compile_reader
-    from replaylab.sweep import warm_up as compile_sweeps
-
-    compile_sweeps()
-    compile_reader()

@@ -3,7 +3,7 @@
     $ replaylab serve --data data --port 8899 --token secret
     $ curl -H 'Authorization: token secret' http://127.0.0.1:8899/api/replay/sessions
 
-The contract is ``rest-api.yml`` in this folder; ``docs/http.md`` tells it to people.
+The contract is ``rest-api.yml`` in this folder; ``docs/http.md`` explains it.
 """
 
 from __future__ import annotations

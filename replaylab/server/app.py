@@ -14,7 +14,6 @@ from replaylab.config import Config
 from replaylab.server.handlers import ROUTES
 from replaylab.server.service import Service
 
-__all__ = ["Replaylab", "main"]
 
 
 class Replaylab(ExtensionApp):
@@ -26,7 +25,7 @@ class Replaylab(ExtensionApp):
     open_browser = False
     # On its own it serves the API and nothing else: no terminals, no file browser.
     load_other_extensions = False
-    # In a container the user often is root, and whoever starts this server has chosen to. Ctrl-C ends it unasked.
+    # In a container the user often is root. Ctrl-C ends the server without a question.
     serverapp_config: dict[str, Any] = {"open_browser": False, "allow_root": True, "answer_yes": True}  # noqa: RUF012  (as in the base)
 
     data_root = Unicode(help="Data root. Without it: REPLAYLAB_DATA in the environment, else ./data.").tag(
@@ -62,7 +61,7 @@ class Replaylab(ExtensionApp):
             start_timeout=self.start_timeout,
         )
         self.settings["replaylab"] = self.service
-        # This program stays up, so it is the one that cleans up daily, where the configuration asks for it.
+        # This process runs for days, so it does the daily clean-up where the configuration has one.
         self.retention = RetentionScheduler(self.service.root, config.retention)
         self.retention.start()
         self.log.info("replaylab serves %s", self.service.root)
@@ -77,5 +76,9 @@ class Replaylab(ExtensionApp):
 
 
 def main() -> None:
-    """Start the server on its own and run until it is interrupted."""
+    """Start a server for this API alone, and run it until it is interrupted."""
     Replaylab.launch_instance()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()

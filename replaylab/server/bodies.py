@@ -10,34 +10,24 @@ import orjson
 from msgspec import field
 
 from replaylab.errors import RecordError, ReplaylabError, did_you_mean
-from replaylab.paths import safe_name
+from replaylab.paths import safe_name, safe_symbol
 from replaylab.records import Record, decode_record
 from replaylab.timestamps import parse_ns
 
-__all__ = [
-    "BuildRequest",
-    "EmptyRequest",
-    "Request",
-    "RunRequest",
-    "SeekRequest",
-    "SpeedRequest",
-    "StepRequest",
-    "read_body",
-]
 
 
 class Request(Record, kw_only=True):
     """Base of all bodies."""
 
     def check(self) -> None:
-        """Raise RecordError, naming the field, for what the types alone do not exclude."""
+        """Raise RecordError, naming the field, for values that the types alone do not exclude."""
 
 
 R = TypeVar("R", bound=Request)
 
 
 class EmptyRequest(Request, kw_only=True):
-    """A body without fields; none at all will do too."""
+    """A body without fields, or no body."""
 
 
 class BuildRequest(Request, kw_only=True):
@@ -57,7 +47,7 @@ class BuildRequest(Request, kw_only=True):
         if not self.symbols:
             raise _wrong("symbols", "at least one symbol", self.symbols)
         for symbol in self.symbols:
-            _try("symbols", safe_name, symbol)
+            _try("symbols", safe_symbol, symbol)
         for kind in self.include_types or ():
             if not kind or "*" in kind[:-1]:
                 raise _wrong("includeTypes", "types such as SCORING_UPDATE or EXECUTION_*", kind)
@@ -141,9 +131,9 @@ def _wrong(name: str, expected: str, found: Any) -> RecordError:
     return RecordError(f"{name}: expected {expected}, found {found!r}", field=name)
 
 
-def _try(name: str, check: Callable[[str], object], text: str) -> None:
+def _try(name: str, check: Callable[[str], object], value: str) -> None:
     try:
-        check(text)
+        check(value)
     except ReplaylabError as error:
         raise RecordError(f"{name}: {error}", field=name) from None
 

@@ -27,7 +27,6 @@ from replaylab.server.bodies import (
 )
 from replaylab.server.service import Service, status_of
 
-__all__ = ["ROUTES"]
 
 R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.
@@ -37,11 +36,11 @@ _VERBS = ("get", "post", "delete")
 
 
 class ReplayHandler(APIHandler):
-    """What all routes share: the service, JSON answers, and the form of errors."""
+    """Base of all routes: the service, JSON answers, and the form of errors."""
 
     auth_resource = "replaylab"
     # `run` and `stop` answer {success, message} also when they fail; the others {error}.
-    tells_success = False
+    answers_success = False
 
     @property
     def service(self) -> Service:
@@ -78,12 +77,12 @@ class ReplayHandler(APIHandler):
                 "Allow", ", ".join(verb.upper() for verb in _VERBS if verb in type(self).__dict__)
             )
         form: dict[str, Any] = (
-            {"success": False, "message": message} if self.tells_success else {"error": message}
+            {"success": False, "message": message} if self.answers_success else {"error": message}
         )
         self.finish(json.dumps(form | ({"field": field} if field else {})))
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        # What replaylab refuses on purpose is the client's to read; a traceback in the log would hide real faults.
+        # A refused request is no fault of the server: a traceback in the log would hide real ones.
         if isinstance(value, ReplaylabError):
             self.log.info("%s %s: %s", self.request.method, self.request.path, value)
         else:
@@ -115,7 +114,7 @@ class OneSession(ReplayHandler):
 
 
 class Run(ReplayHandler):
-    tells_success = True
+    answers_success = True
 
     @web.authenticated
     @authorized
@@ -124,7 +123,7 @@ class Run(ReplayHandler):
 
 
 class Stop(ReplayHandler):
-    tells_success = True
+    answers_success = True
 
     @web.authenticated
     @authorized
@@ -203,7 +202,7 @@ class Stream(ReplayHandler):
                     )
                 await self.flush()
         except (StreamClosedError, asyncio.CancelledError):
-            # The client went away: there is nobody to answer.
+            # The client closed the connection.
             return
 
     def finish(self, *args: Any, **kwargs: Any) -> Any:

@@ -46,7 +46,7 @@ def free_port() -> int:
 def serving(root: DataRoot, log: Path, *options: str) -> Iterator[httpx.Client]:
     """Run `replaylab serve` as a process of its own; yields a client that sends the token."""
     port = free_port()
-    command = [sys.executable, "-m", "replaylab.server", f"--Replaylab.data_root={root}", *options]
+    command = [sys.executable, "-m", "replaylab.server.app", f"--Replaylab.data_root={root}", *options]
     command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
     with log.open("wb") as out:
         process = subprocess.Popen(

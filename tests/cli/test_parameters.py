@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from replaylab.cli.values import parse_grid, parse_params, scoring_params, trading_params
+from replaylab.cli.terminal import parse_grid, parse_params, scoring_params, trading_params
 from replaylab.errors import ConfigError
 
 

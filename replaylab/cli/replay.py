@@ -1,16 +1,19 @@
-"""Commands that replay: replay, status, stop."""
+"""Commands that replay: replay, status, steer, stop."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from replaylab.cli.common import (
+from replaylab.cli.terminal import (
     Data,
     Json,
+    Param,
+    Scoring,
     SessionId,
     complain,
     frame_dicts,
@@ -21,11 +24,10 @@ from replaylab.cli.common import (
     print_json,
     print_table,
     say,
+    scoring_params,
+    trading_params,
 )
-from replaylab.cli.values import Param, Scoring, scoring_params, trading_params
 from replaylab.errors import ConfigError
-
-__all__ = ["replay", "status", "stop"]
 
 
 def replay(
@@ -102,16 +104,16 @@ _TRADE_COLUMNS = (
 )
 
 
-def _speed(text: str | None) -> float | None:
-    if text is None:
+def _speed(value: str | None) -> float | None:
+    if value is None:
         return None
     try:
-        value = float("inf" if text == "max" else text)
+        factor = float("inf" if value == "max" else value)
     except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise ConfigError(f"--speed {text}: expected a number above 0, or inf", field="speed_factor")
-    return value
+        factor = math.nan
+    if not factor > 0:
+        raise ConfigError(f"speed {value}: expected a number above 0, or inf", field="speed_factor")
+    return factor
 
 
 def _follow(engine: Any) -> None:
@@ -175,6 +177,47 @@ def _show(now: Any, *, as_json: bool) -> None:
     if late:
         plain["lateness"] = ", ".join(f"{name} {value:.3f} ms" for name, value in late.items())
     print_table(("field", "value"), plain.items())
+
+
+def steer(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="pause, resume, step, seek or speed.")],
+    value: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VALUE]",
+            help="step: number of events (default 1). seek: an index or a time. speed: a factor, or inf.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Pause, resume, step, seek or change the speed of the replay of this data root, whichever process runs it.
+
+    [bold]Examples[/bold]
+
+    replaylab steer pause
+
+    replaylab steer seek 2025-11-18T10:30:00Z
+
+    replaylab steer speed 60
+    """
+    from replaylab.replay import ReplayControl
+
+    control = ReplayControl(open_existing(data).root)
+    commands: dict[str, Callable[[], object]] = {
+        "pause": control.pause,
+        "resume": control.resume,
+        "step": lambda: control.step(int(value or "1")),
+        "seek": lambda: control.seek(int(value) if (value or "").isdecimal() else value or ""),
+        "speed": lambda: control.set_speed(_speed(value) or 1.0),
+    }
+    if command not in commands:
+        raise typer.BadParameter(f"{command!r}: expected one of {', '.join(commands)}")
+    if (value is None) != (command in ("pause", "resume")) and command != "step":
+        raise typer.BadParameter(f"{command} takes {'no' if value else 'one'} value")
+    commands[command]()
+    _show(control.status(), as_json=json)
 
 
 def stop(data: Data = None, json: Json = False) -> None:

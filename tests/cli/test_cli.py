@@ -234,6 +234,27 @@ def test_a_replay_is_seen_and_stopped_from_another_terminal(call: Call, root: Da
     assert "digest" in out
 
 
+def test_a_replay_is_steered_from_another_terminal(call: Call, root: DataRoot) -> None:
+    process = start(root, "replay", SESSION, "--speed", "1")
+    wait_until(lambda: read_status(root).running)
+    assert data(call("steer", "pause", "--json"))["paused"] is True
+    at = read_status(root).current_event_index
+    assert data(call("steer", "step", "5", "--json"))["currentEventIndex"] == at + 5
+    assert data(call("steer", "seek", "700", "--json"))["currentEventIndex"] == 700
+    assert data(call("steer", "seek", "2025-11-18T10:00:50Z", "--json"))["currentEventIndex"] > 900
+    assert data(call("steer", "speed", "7", "--json"))["speedFactor"] == 7
+    for words in (("step", "0"), ("seek", "99999"), ("speed", "-1")):
+        refused = call("steer", *words)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    for words in (("dance",), ("pause", "3"), ("seek",)):
+        assert call("steer", *words).exit_code == 2
+    assert call("steer", "speed", "inf").exit_code == 0
+    assert call("steer", "resume").exit_code == 0
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert call("steer", "pause").exit_code == 1
+
+
 def test_ctrl_c_ends_a_replay_in_good_order(root: DataRoot) -> None:
     """Exit code 130, one line, and a run whose record is complete."""
     process = start(root, "replay", SESSION, "--speed", "1")
@@ -363,7 +384,7 @@ def test_a_missing_file_is_one_line(call: Call, tmp_path: Path) -> None:
 
 def test_the_documentation_names_commands_and_options_that_exist() -> None:
     """Every command line in docs/cli.md parses: known commands, known options."""
-    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     lines = [
         line.removeprefix("$ ").split("#")[0].split() for line in page.splitlines() if line.startswith("$ ")
     ]

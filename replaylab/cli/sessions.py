@@ -8,20 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from replaylab.cli.common import (
+from replaylab.cli.terminal import (
     Data,
     Json,
+    Param,
+    Scoring,
     frame_dicts,
     open_lab,
     print_json,
     print_table,
     say,
+    scoring_params,
     split,
+    trading_params,
 )
-from replaylab.cli.values import Param, Scoring, scoring_params, trading_params
 from replaylab.errors import SessionNotFoundError
-
-__all__ = ["build", "import_", "sessions", "sim"]
 
 Symbols = Annotated[
     list[str] | None,

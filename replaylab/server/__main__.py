@@ -1,6 +1,0 @@
-"""`python -m replaylab.server`: the server on its own."""
-
-from replaylab.server.app import main
-
-if __name__ == "__main__":
-    main()
