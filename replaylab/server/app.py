@@ -15,7 +15,6 @@ from replaylab.server.handlers import ROUTES
 from replaylab.server.service import Service
 
 
-
 class Replaylab(ExtensionApp):
     """Replay sessions over HTTP: ``jupyter replaylab``, ``replaylab serve``, or inside JupyterLab."""
 

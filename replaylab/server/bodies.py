@@ -15,7 +15,6 @@ from replaylab.records import Record, decode_record
 from replaylab.timestamps import parse_ns
 
 
-
 class Request(Record, kw_only=True):
     """Base of all bodies."""
 

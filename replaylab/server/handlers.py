@@ -27,7 +27,6 @@ from replaylab.server.bodies import (
 )
 from replaylab.server.service import Service, status_of
 
-
 R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.
 _MAX_BODY = 1 << 20

@@ -35,7 +35,6 @@ from replaylab.server.bodies import BuildRequest, RunRequest
 from replaylab.sessions import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
 
-
 _STREAM_PERIOD_S = 0.2
 _STOP_TIMEOUT_S = 10.0
 

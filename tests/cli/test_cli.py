@@ -243,7 +243,7 @@ def test_a_replay_is_steered_from_another_terminal(call: Call, root: DataRoot) -
     assert data(call("steer", "seek", "700", "--json"))["currentEventIndex"] == 700
     assert data(call("steer", "seek", "2025-11-18T10:00:50Z", "--json"))["currentEventIndex"] > 900
     assert data(call("steer", "speed", "7", "--json"))["speedFactor"] == 7
-    for words in (("step", "0"), ("seek", "99999"), ("speed", "-1")):
+    for words in (("step", "0"), ("seek", "99999"), ("speed", "0")):
         refused = call("steer", *words)
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     for words in (("dance",), ("pause", "3"), ("seek",)):
