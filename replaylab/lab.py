@@ -139,37 +139,37 @@ class Lab:
 
         cache = self.config.cache_path
         loaded = frames.load_events(self.root, _names(symbols), start, end, expand=expand, cache=cache)
-        return self._load(loaded)
+        return self._load(loaded, symbols)
 
     def trades(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
         """Load the trade log: closed trades in the order of their closing time."""
         from replaylab import frames
 
-        return self._load(frames.load_trades(self.root, start, end, _names(symbols)))
+        return self._load(frames.load_trades(self.root, start, end, _names(symbols)), symbols)
 
     def orders(self, start: Moment = None, end: Moment = None, symbols: Symbols = None) -> Frame:
         """Load the order log: a row for each status change of an order."""
         from replaylab import frames
 
-        return self._load(frames.load_orders(self.root, start, end, _names(symbols)))
+        return self._load(frames.load_orders(self.root, start, end, _names(symbols)), symbols)
 
     def metrics(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """Load feature, scoring and regime snapshots of ``metrics/<symbol>.json``."""
         from replaylab import frames
 
-        return self._load(frames.load_metrics(self.root, _names(symbols), start, end))
+        return self._load(frames.load_metrics(self.root, _names(symbols), start, end), symbols)
 
     def market_trades(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """Load the tape: imported history, else ``trades/<symbol>.json``."""
         from replaylab import sessions
 
-        return self._load(sessions.load_tape(self.root, _names(symbols), start, end))
+        return self._load(sessions.load_tape(self.root, _names(symbols), start, end), symbols)
 
     def order_book(self, symbols: Symbols = None, start: Moment = None, end: Moment = None) -> Frame:
         """Load order book snapshots and deltas: imported history, else ``orderbook/<symbol>.json``."""
         from replaylab import sessions
 
-        return self._load(sessions.load_books(self.root, _names(symbols), start, end))
+        return self._load(sessions.load_books(self.root, _names(symbols), start, end), symbols)
 
     def snapshot(self, name: Literal["risk", "tpsl", "execution", "health"]) -> Record | None:
         """Return the last snapshot of that name as a record, or None."""
@@ -521,12 +521,13 @@ class Lab:
             return session
         return self.sessions.open(session.session_id if isinstance(session, ReplayManifest) else session)
 
-    def _load(self, loaded: Loaded) -> Frame:
-        if not self.root.path.is_dir():
-            warnings.warn(
-                f"there is no data root at {self.root}: it reads as empty (the first write makes it)",
-                stacklevel=3,
-            )
+    def _load(self, loaded: Loaded, symbols: Symbols) -> Frame:
+        if self.root.path.is_dir():
+            problems = loaded.missing(symbols)
+        else:
+            problems = [f"there is no data root at {self.root}: it reads as empty (the first write makes it)"]
+        for problem in problems:
+            warnings.warn(problem, stacklevel=3)
         if loaded.rejects.height:
             self._rejects.append(loaded.rejects)
         return self._give(loaded.frame)

@@ -107,6 +107,13 @@ def test_a_missing_root_reads_as_empty_and_says_where_it_looked(tmp_path: Path) 
     assert not (tmp_path / "typo").exists()
 
 
+@pytest.mark.parametrize("table", ["events", "trades", "orders", "market_trades", "order_book"])
+def test_a_symbol_that_is_not_there_is_warned_of(root: Path, table: str) -> None:
+    """In the wrong case, say: the frame is empty, and the warning names the closest symbol."""
+    with pytest.warns(UserWarning, match="'btcusdt'.*Did you mean 'BTCUSDT'"):
+        assert getattr(Lab(root), table)(symbols="btcusdt").is_empty()
+
+
 def test_the_simulation_the_replay_and_the_sweep_agree(root: Path) -> None:
     """The logged trades, a replay of the session and the compiled sweep are the same trades."""
     lab = Lab(root)

@@ -500,11 +500,11 @@ def _load(
     start: Moment,
     end: Moment,
 ) -> frames.Loaded:
-    if symbols is None:
-        rolling_kind = "market_trades" if kind == "trades" else "order_book"
-        names = sorted({*history.symbols(root, kind), *root.symbols(rolling_kind)})
-    else:
-        names = sorted(set(symbols))
+    known = {
+        *history.symbols(root, kind),
+        *root.symbols("market_trades" if kind == "trades" else "order_book"),
+    }
+    names = sorted(known if symbols is None else set(symbols))
     low, high = (None if moment is None else to_ns(moment) for moment in (start, end))
     pieces, rejects = [pl.DataFrame(schema=schema)], []
     lines = blank = rows = 0
@@ -518,7 +518,7 @@ def _load(
         pieces.append(_shape(_with_levels(extra) if kind == "book" else extra, name, schema))
     frame = pl.concat(pieces).sort("symbol", "timestamp", maintain_order=True)
     bad = pl.concat(rejects) if rejects else frames.Loaded(frame).rejects
-    return frames.Loaded(frame, bad, lines, blank, rows)
+    return frames.Loaded(frame, bad, lines, blank, rows, frozenset(known))
 
 
 def _load_rolling(root: DataRoot, kind: Kind, symbol: str, start: Moment, end: Moment) -> frames.Loaded:
