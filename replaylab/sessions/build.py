@@ -234,7 +234,7 @@ def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -
     parts = folder / "parts"
     parts.mkdir()
     sorter = RowSorter(parts)
-    rows = sources.rows(state.see)
+    rows = sources.rows(state)
     for piece in _with_progress(rows) if progress else rows:
         sorter.add(piece)
     with (folder / "events.jsonl").open("wb") as file:

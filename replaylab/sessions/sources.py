@@ -22,6 +22,7 @@ from replaylab.fsio import sha256_of
 from replaylab.history import Kind
 from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, TradeLogRecord
+from replaylab.sessions.initial import StateBefore
 from replaylab.sessions.options import BuildOptions, TypeFilter
 from replaylab.timestamps import NS_PER_DAY, iso, parse_ns, to_ns
 
@@ -83,18 +84,16 @@ class Sources:
         self.types: TypeFilter = options.types
         self.files: list[Source] = []
 
-    def rows(self, on_events: Callable[[str, pl.DataFrame], None]) -> Iterator[pl.DataFrame]:
-        """Yield rows of all sources; ``on_events(symbol, frame)`` sees every state event before the end, also
-        those before the range, for the state at its start."""
+    def rows(self, before: StateBefore) -> Iterator[pl.DataFrame]:
+        """Yield rows of all sources; ``before`` sees every line of the logs up to the end, also those before the range,
+        for the state at its start."""
         for symbol in self.options.symbols:
-            yield from self._state_events(symbol, on_events)
+            yield from self._state_events(symbol, before.see)
             if wanted := [kind for kind in _METRICS if self.types.wants(kind)]:
                 yield from self._metrics(symbol, wanted)
         yield from self.market_rows()
-        if self.types.wants("EXECUTION_ORDER"):
-            yield from self._day_log("orders", "EXECUTION_ORDER", OrderLogRecord)
-        if self.types.wants("EXECUTION_TRADE"):
-            yield from self._day_log("trades_log", "EXECUTION_TRADE", TradeLogRecord)
+        yield from self._day_log("orders", "EXECUTION_ORDER", OrderLogRecord, before.see_orders)
+        yield from self._day_log("trades_log", "EXECUTION_TRADE", TradeLogRecord, before.see_trades)
 
     def market_rows(self) -> Iterator[pl.DataFrame]:
         """Yield the rows of tapes, books and funding alone."""
@@ -177,18 +176,20 @@ class Sources:
             source.taken += rows.height
             yield rows
 
-    def _day_log(self, log: str, event_type: str, kind: type[Record]) -> Iterator[pl.DataFrame]:
+    def _day_log(
+        self, log: str, event_type: str, kind: type[Record], see: Callable[[pl.DataFrame], None]
+    ) -> Iterator[pl.DataFrame]:
         names = dict(zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True))
-        start, end = iso(self.options.start), iso(self.options.end)
+        wanted = self.types.wants(event_type)
+        inside = (_ns() >= self.options.start) & pl.col("symbol").is_in(self.options.symbols)
         offset = 0
-        for path, loaded in frames.scan_days(
-            self.root, log, start, end, self.options.symbols, keep_text=True
-        ):
-            frame = loaded.frame
-            if not (frame.height or loaded.rejects.height):
+        for path, loaded in frames.scan_days(self.root, log, None, iso(self.options.end), keep_text=True):
+            see(loaded.frame)
+            frame = loaded.frame.filter(inside)
+            if not wanted or not (frame.height or loaded.rejects.height):
                 continue
             self._account(path, log, loaded).taken = frame.height
-            # One order across day files: a record may lie in another day's file than its timestamp says.
+            # One order across day files: a record may be in another day's file than its timestamp says.
             order = pl.Series(range(offset, offset + frame.height), dtype=pl.Int64)
             offset += frame.height
             payload = _payloads(frame, names, set())

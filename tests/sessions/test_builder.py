@@ -216,7 +216,7 @@ def test_meta_records_where_everything_came_from(root: Path) -> None:
 
 
 def test_initial_state(root: Path) -> None:
-    """What stood at `from`: last regime, tradingBlocked, book rebuilt from history; open positions only reported."""
+    """The state at `from`: last regime, tradingBlocked, last exit, the book rebuilt from history."""
     time = ["2025-11-18T10:50:00Z", "2025-11-18T10:50:01Z", "2025-11-18T10:51:00Z", "2025-11-18T11:30:00Z"]
     levels = pl.List(pl.Array(pl.Float64, 2))
     book = pl.DataFrame(
@@ -238,6 +238,8 @@ def test_initial_state(root: Path) -> None:
             "regime": "CALM",
             "tradingBlocked": True,
             "book": {"bids": [[98.5, 3.0], [98.0, 2.0]], "asks": [[100.5, 4.0], [101.0, 1.0]]},
+            "carried": None,
+            "lastExitAt": "2025-11-18T10:45:00.000Z",
         }
     }
     assert state["reported"]["day"] == {"dateKey": "2025-11-18", "realizedPnl": 1.5, "tradesCount": 1}
@@ -264,6 +266,8 @@ def test_initial_state_reports_an_open_position(tmp_path: Path) -> None:
             "qty": 2,
         }
     ]
+    # No order, no trade record: the state events alone say that a position was on.
+    assert state["symbols"]["BTCUSDT"]["carried"] == {"closedAt": None, "parts": []}
 
 
 def test_recorded_params(root: Path) -> None:
