@@ -23,7 +23,7 @@ import polars as pl
 from replaylab.barriers import BlockIndex
 from replaylab.features import FeatureParams, compute, pack_market
 from replaylab.ml import PurgedKFold
-from replaylab.ml.triple_barrier import STOP, TARGET, touch_barriers
+from replaylab.ml.labelling import STOP, TARGET, Barriers, touch_barriers
 
 TICKS, EVENTS = 1_000_000, 10_000
 LEVELS = np.linspace(0.05, 0.5, 10)
@@ -58,21 +58,22 @@ def labels(peer: str | None, part: int) -> None:
     last = int(np.searchsorted(ts, ts[-1] - int(2 * HOLD_S * 1e9)))
     entries = np.sort(np.random.default_rng(1).choice(last, EVENTS, replace=False)).astype(np.int64)
     tp, sl = (grid.ravel() for grid in np.meshgrid(LEVELS, LEVELS, indexing="ij"))
-    hold = np.full(len(tp), int(HOLD_S * 1e9))
+    settings = Barriers(tp, sl, np.full(len(tp), HOLD_S))
     sides = np.ones(EVENTS, dtype=np.int8)
 
     def ours(count: int = len(tp)) -> object:
-        return touch_barriers(BlockIndex(price), ts, entries, sides, tp[:count], sl[:count], hold[:count])
+        return touch_barriers(BlockIndex(price), ts, entries, sides, settings.part(0, count))
 
     all_settings, one_setting = median(ours), median(lambda: ours(1))
     work = f"{TICKS:,} ticks × {EVENTS:,} events"
     print(f"\nTriple-barrier labels: {work} × {len(tp)} settings (10 targets × 10 stops, {HOLD_S:g} s)\n")
-    print(f"  replaylab, {len(tp)} settings, index built anew     {all_settings:10.4f} s")
-    print(f"  replaylab,   1 setting,  index built anew     {one_setting:10.4f} s")
+    print(f"  replaylab, {len(tp)} settings, with the index built     {all_settings:10.4f} s")
+    print(f"  replaylab,   1 setting,  with the index built     {one_setting:10.4f} s")
     if peer is None:
         return
     chosen = np.linspace(0, len(tp) - 1, part).astype(int)
-    found = touch_barriers(BlockIndex(price), ts, entries, sides, tp[chosen], sl[chosen], hold[chosen])
+    some = Barriers(tp[chosen], sl[chosen], np.full(part, HOLD_S))
+    found = touch_barriers(BlockIndex(price), ts, entries, sides, some)
     ends = np.searchsorted(ts, ts[entries] + int(HOLD_S * 1e9), side="left")
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder) / "in.npz", Path(folder) / "out.npz"

@@ -21,6 +21,7 @@ __all__ = [
     "iso",
     "now_ns",
     "parse_ns",
+    "period_ns",
     "to_ns",
 ]
 
@@ -31,6 +32,13 @@ _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?(Z|z|[+-]\d\d:?\d\d)?)?", re.ASCII
 )
 _DECIMAL = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?", re.ASCII)
+_PERIODS = {
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": NS_PER_DAY,
+}
 _DIGITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}
 # Polars, pandas and numpy hold nanoseconds in 64 bits; the last year that fits whole is 2261.
 _MIN_YEAR, _MAX_YEAR = 1678, 2261
@@ -174,3 +182,25 @@ def now_ns() -> int:
 
 def _datetime_ns(moment: datetime) -> int:
     return ((moment - _EPOCH) // _MICROSECOND) * 1_000
+
+
+def period_ns(every: str | timedelta) -> int:
+    """Return the nanoseconds of a period: a timedelta, or a string such as "500ms", "30s", "5m", "1h", "1d".
+
+    >>> period_ns("5m")
+    300000000000
+
+    Raises TimeError for anything else, and for a period that is not above 0.
+    """
+    if isinstance(every, timedelta):
+        length = (every // timedelta(microseconds=1)) * 1_000
+    else:
+        match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", every) if isinstance(every, str) else None
+        if match is None:
+            raise TimeError(
+                f'expected a period such as "500ms", "30s", "5m", "1h", "1d" or a timedelta, found {every!r}'
+            )
+        length = int(match[1]) * _PERIODS[match[2]]
+    if length <= 0:
+        raise TimeError(f"expected a period above 0, found {every!r}")
+    return length

@@ -19,6 +19,7 @@ from replaylab.timestamps import (
     iso,
     now_ns,
     parse_ns,
+    period_ns,
     to_ns,
 )
 
@@ -180,3 +181,24 @@ def test_a_day_is_ten_characters_of_the_calendar(text):
     except TimeError:
         expected = False
     assert is_day(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("every", "ns"),
+    [
+        ("500ms", 500_000_000),
+        ("30s", 30 * 10**9),
+        ("5m", 300 * 10**9),
+        ("1h", 3600 * 10**9),
+        ("1d", NS_PER_DAY),
+    ],
+)
+def test_a_period_is_a_count_of_a_unit(every: str, ns: int) -> None:
+    """A string and a timedelta of the same length are the same period."""
+    assert period_ns(every) == ns == period_ns(timedelta(microseconds=ns // 1000))
+
+
+@pytest.mark.parametrize("every", ["1w", "h", "0m", "1.5h", "", " 1h", "-1h", 5, timedelta(0)])
+def test_what_is_no_period_is_refused(every: object) -> None:
+    with pytest.raises(TimeError, match="period"):
+        period_ns(every)  # type: ignore[arg-type]

@@ -7,20 +7,25 @@
     data = features(session, params={"fast": FeatureParams(flow_half_life_s=2), "slow": FeatureParams()})
 
 A row at event position k knows the events up to and including k, in session order; a row of a time grid those strictly
-before its time. ``docs/ml.md`` says what that does and does not guard against; ``check_no_lookahead`` proves it on
-your data.
+before its time. A value counts from the event that carries it, in session order; where a payload says when it was
+received (``receivedAt``, ISO) and that is later than the event's own time, only for decisions strictly after that
+moment. ``check_no_lookahead`` tests it on given data; ``docs/ml.md`` has what it does and does not guard against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from replaylab.errors import DatasetError
+from replaylab.errors import DatasetError, TimeError
 from replaylab.features import (
+    CATALOGUE,
     FeatureParams,
     compute,
     pack_market,
@@ -29,13 +34,14 @@ from replaylab.features import (
     usable_number,
     usable_price,
 )
-from replaylab.ml.asof import Ints, Known, known_rows, number_columns, payloads
-from replaylab.ml.clocks import time_grid
-from replaylab.ml.tape import Decisions, SessionLike, decisions, event_times
+from replaylab.ml.decisions import Decisions, SessionLike, decisions, event_times, time_grid
+from replaylab.timestamps import parse_ns
 
-__all__ = ["features"]
-
-_TIME = pl.Datetime("ns", "UTC")
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+_ANY = msgspec.json.Decoder()
+_BLOCK = 4096
+_KEYS = {"row": pl.Int64, "event_index": pl.Int64, "timestamp": pl.Datetime("ns", "UTC"), "symbol": pl.String}
 LookBacks = FeatureParams | Mapping[str, FeatureParams]
 
 
@@ -52,7 +58,7 @@ def features(
     ``at``: "scoring" (every SCORING_UPDATE), a period such as "500ms", "1s" or "5m" (a grid of time), or a frame with
     ``timestamp`` (or ``t_start``), ``symbol`` and optionally ``event_index`` (``value_bars`` and ``meta_labels`` give
     such). ``params``: lookbacks of the market features, or several by name: columns then end in ``_<name>``.
-    ``recent_trades``: how many closed trades the recent averages look back on.
+    ``recent_trades``: how many closed trades the recent averages cover.
 
     Keys are ``event_index, timestamp, symbol``; what is not known is null. Position and trades are those of the logged
     EXECUTION_ORDER and EXECUTION_TRADE events; a session built without them shows a flat position. ``describe`` has
@@ -66,7 +72,7 @@ def features(
     events, ts = session.events, event_times(session)
     initial: Mapping[str, Any] = getattr(session, "initial_state", None) or {}
     pieces = [_signals(events, ts, part, initial, recent_trades) for part in found]
-    keys = pl.concat([_keys(part) for part in found]) if found else _keys_schema()
+    keys = pl.concat([pl.DataFrame(schema=_KEYS), *(_keys(part) for part in found)])
     rows = pl.concat(pieces, how="diagonal") if pieces else pl.DataFrame()
     market = _market(events, keys, params, initial)
     frame = pl.concat([keys, rows, market], how="horizontal").sort("row", maintain_order=True).drop("row")
@@ -74,21 +80,9 @@ def features(
 
 
 def _keys(part: Decisions) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "row": part.row,
-            "event_index": part.index,
-            "timestamp": pl.Series(part.ts).cast(_TIME),
-            "symbol": pl.repeat(part.symbol, len(part.ts), dtype=pl.String, eager=True),
-        },
-        schema_overrides={"row": pl.Int64, "event_index": pl.Int64},
-    )
-
-
-def _keys_schema() -> pl.DataFrame:
-    return pl.DataFrame(
-        schema={"row": pl.Int64, "event_index": pl.Int64, "timestamp": _TIME, "symbol": pl.String}
-    )
+    names = [part.symbol] * len(part.ts)
+    columns = {"row": part.row, "event_index": part.index, "timestamp": part.ts, "symbol": names}
+    return pl.DataFrame(columns, schema_overrides={"symbol": pl.String}).cast(_KEYS)
 
 
 def _signals(
@@ -117,9 +111,9 @@ def _signals(
 
 def _add_score(columns: dict[str, Any], known: Known, part: Decisions) -> None:
     score, _ = scores(known.texts)
-    # An event without a usable score is no score: the one before it stands.
+    # An event without a usable score is no score: the one before it remains.
     usable = np.flatnonzero(np.isfinite(score))
-    kept = Known(known.since[usable], known.ts[usable], known.rows[usable], [known.texts[k] for k in usable])
+    kept = known.only(usable)
     place = kept.last(part.index)
     columns["score"] = kept.take(score[usable], place)
     columns["score_age_s"] = kept.age_s(part.ts, place)
@@ -130,7 +124,7 @@ def _add_score(columns: dict[str, Any], known: Known, part: Decisions) -> None:
 def _add_regime(columns: dict[str, Any], known: Known, part: Decisions, start: Any) -> None:
     records = list(payloads(known.texts))
     usable = [k for k, record in enumerate(records) if isinstance(record.get("regime"), str)]
-    kept = Known(known.since[usable], known.ts[usable], known.rows[usable], [known.texts[k] for k in usable])
+    kept = known.only(usable)
     place = kept.last(part.index)
     names = [start if isinstance(start, str) else None, *(records[k]["regime"] for k in usable)]
     columns["regime"] = pl.Series(names, dtype=pl.String).gather(place + 1)
@@ -141,10 +135,10 @@ def _add_regime(columns: dict[str, Any], known: Known, part: Decisions, start: A
 
 def _add_risk(columns: dict[str, Any], known: Known, part: Decisions, start: Any) -> None:
     blocked, _, _ = risk_flags(known.texts)
-    said = np.flatnonzero(blocked >= 0)
-    kept = Known(known.since[said], known.ts[said], known.rows[said], [])
+    stated = np.flatnonzero(blocked >= 0)
+    kept = known.only(stated)
     place = kept.last(part.index)
-    columns["trading_blocked"] = kept.take(blocked[said].astype(bool), place, bool(start))
+    columns["trading_blocked"] = kept.take(blocked[stated].astype(bool), place, bool(start))
 
 
 def _add_snapshots(columns: dict[str, Any], known: Known, part: Decisions) -> None:
@@ -227,20 +221,214 @@ def _with_position_return(frame: pl.DataFrame, params: LookBacks | None) -> pl.D
 
 
 def _ordered(columns: list[str]) -> list[str]:
-    """Keys, then score, regime and risk, then the market, then what is one's own."""
-    own = [
-        "position",
-        "position_age_s",
-        "position_ret_bps",
-        "trades_closed",
-        "last_trade_ret_bps",
-        "recent_ret_bps",
-        "recent_win_share",
-        "since_exit_s",
-    ]
+    """Keys, then score, regime and risk, then the market, then own position and trades."""
+    own = [column.name for column in _FIXED if column.source.startswith((_ORDERS, _TRADES))]
     if "position" not in columns:
         return columns
     keys = ["event_index", "timestamp", "symbol"]
     signals = [n for n in columns if n.startswith(("score", "regime", "trading_blocked", "snapshot_"))]
     skipped = {*keys, *own, *signals, "position_entry"}
     return [*keys, *signals, *(n for n in columns if n not in skipped), *own]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Events of one kind and symbol in the order in which they became known.
+
+    ``since``: the first event position at which a decision knows it; ``ts``: its own time; ``rows``: its position.
+    """
+
+    since: Ints
+    ts: Ints
+    rows: Ints
+    texts: list[str]
+
+    def only(self, which: Ints | list[int]) -> Known:
+        """Return some of these events."""
+        texts = [self.texts[k] for k in which]
+        return Known(self.since[which], self.ts[which], self.rows[which], texts)
+
+    def last(self, decision_index: Ints) -> Ints:
+        """Return, per decision, the place of the last event known; −1 where there is none yet."""
+        return np.searchsorted(self.since, decision_index, side="right").astype(np.int64) - 1
+
+    def take(self, values: npt.NDArray[Any], place: Ints, empty: Any = np.nan) -> npt.NDArray[Any]:
+        """Return ``values`` (one per event) at places; ``empty`` at −1."""
+        if not len(values):
+            return np.full(len(place), empty, dtype=values.dtype)
+        return np.where(place >= 0, values[np.maximum(place, 0)], empty)
+
+    def age_s(self, decision_ts: Ints, place: Ints) -> Floats:
+        """Return seconds since the time of the event at each place; nan at −1."""
+        age: Floats = np.where(place >= 0, (decision_ts - self.take(self.ts, place, 0)) / 1e9, np.nan)
+        return age
+
+
+def known_rows(events: pl.DataFrame, ts: Ints, mask: pl.Series, *, own: bool = False) -> Known:
+    """Return the events under ``mask``. ``own``: made by this system, so known at once whatever they say."""
+    rows = np.flatnonzero(mask.fill_null(value=False).to_numpy()).astype(np.int64)
+    texts = events["payload"].gather(rows)
+    since = rows.copy()
+    if not own:
+        for place in np.flatnonzero(texts.str.contains('"receivedAt"', literal=True).to_numpy()):
+            received = _received(texts[int(place)])
+            if received is not None and received > ts[rows[place]]:
+                since[place] = np.searchsorted(ts, received, side="right")
+    order = np.argsort(since, kind="stable")
+    kept = texts.gather(order).to_list()
+    return Known(since[order], ts[rows][order], rows[order], kept)
+
+
+def payloads(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield parsed payloads; an empty one where a string is no JSON object."""
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        try:
+            # One call for thousands of texts costs a fraction of a call each.
+            found: list[Any] = _ANY.decode(f"[{','.join(block)}]")
+        except (msgspec.DecodeError, TypeError):
+            found = []
+        if len(found) != len(block):
+            found = [_payload(text) for text in block]
+        for payload in found:
+            yield payload if isinstance(payload, dict) else {}
+
+
+def number_columns(records: Iterable[Mapping[str, Any]], count: int, key: str) -> dict[str, Floats]:
+    """Return the numbers in the object under ``key`` of ``count`` records as columns by name; nan where not usable."""
+    columns: dict[str, Floats] = {}
+    for row, record in enumerate(records):
+        numbers = record.get(key)
+        if not isinstance(numbers, dict):
+            continue
+        for name, value in numbers.items():
+            number = usable_number(value)
+            if number is not None:
+                if name not in columns:
+                    columns[name] = np.full(count, np.nan)
+                columns[name][row] = number
+    return dict(sorted(columns.items()))
+
+
+def _payload(text: str) -> Any:
+    try:
+        return _ANY.decode(text)
+    except (msgspec.DecodeError, TypeError):
+        return None
+
+
+def _received(text: str) -> int | None:
+    value = next(payloads([text])).get("receivedAt")
+    try:
+        return parse_ns(value) if isinstance(value, str) else None
+    except TimeError:
+        return None
+
+
+_NOW = "none: the last known"
+_RECENT = "recent_trades"
+_ORDERS = "EXECUTION_ORDER"
+_TRADES = "EXECUTION_TRADE"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: ``role`` is "key", "feature", "label" or "weight"."""
+
+    name: str
+    role: str
+    unit: str
+    lookback: str
+    source: str
+    meaning: str
+
+
+_FIXED = tuple(
+    Column(*row)
+    for row in (
+        ("event_index", "key", "position in session.events", "", "session", "last event that the row knows"),
+        ("timestamp", "key", "UTC", "", "session", "decision time"),
+        ("symbol", "key", "", "", "session", "symbol"),
+        ("session_id", "key", "", "", "session", "session that the row comes from"),
+        ("score", "feature", "score's own", _NOW, "SCORING_UPDATE", "signed score (+ long)"),
+        ("score_age_s", "feature", "s", _NOW, "SCORING_UPDATE", "age of that score"),
+        ("regime", "feature", "name", _NOW, "REGIME_UPDATE", "regime"),
+        ("regime_age_s", "feature", "s", _NOW, "REGIME_UPDATE", "time since that regime was set"),
+        ("trading_blocked", "feature", "true/false", _NOW, "RISK_UPDATE", "whether entries are blocked"),
+        ("position", "feature", "−1, 0, 1", _NOW, _ORDERS, "own position: short, flat, long"),
+        ("position_age_s", "feature", "s", _NOW, _ORDERS, "time since its entry fill"),
+        (
+            "position_ret_bps",
+            "feature",
+            "bps of entry",
+            _NOW,
+            f"{_ORDERS}, mid",
+            "its unrealised move, no costs",
+        ),
+        ("trades_closed", "feature", "trades", "session so far", _TRADES, "own closed trades of the symbol"),
+        ("last_trade_ret_bps", "feature", "bps of notional", "1 trade", _TRADES, "return of the last one"),
+        ("recent_ret_bps", "feature", "bps of notional", _RECENT, _TRADES, "mean return of the last few"),
+        ("recent_win_share", "feature", "share", _RECENT, _TRADES, "share of them that made money"),
+        ("since_exit_s", "feature", "s", _NOW, _TRADES, "time since the last exit"),
+        ("t_start", "label", "UTC", "", "labels", "start of the label's interval: the decision"),
+        ("t_end", "label", "UTC", "", "labels", "when the label was decided"),
+        ("side", "label", "−1, 0, 1", "", "labels", "direction that the label judges"),
+        ("entry_time", "label", "UTC", "", "labels", "first price behind the decision"),
+        ("entry_price", "label", "quote currency", "", "labels", "entry price"),
+        ("exit_price", "label", "quote currency", "", "labels", "price at the barrier"),
+        ("barrier", "label", "TP, SL, TIME", "", "labels", "barrier touched first"),
+        ("label", "label", "−1, 0, 1", "", "labels", "1 target, −1 stop, 0 time"),
+        ("ret", "label", "fraction of notional", "", "labels", "return at the barrier"),
+        ("tp_pct", "label", "%", "", "labels", "target"),
+        ("sl_pct", "label", "%", "", "labels", "stop"),
+        ("max_hold_s", "label", "s", "", "labels", "time barrier"),
+        ("uniqueness", "weight", "(0, 1]", "", "labels", "average uniqueness (López de Prado 2018, ch. 4)"),
+        ("return_weight", "weight", "mean 1", "", "labels", "absolute attributed return"),
+    )
+)
+# Columns that a log adds, by the start of their names.
+_PARTS = {
+    "score_": ("score part's own", "SCORING_UPDATE components", "part of the score"),
+    "regime_": ("regime part's own", "REGIME_UPDATE components", "part of the regime"),
+    "snapshot_": ("as logged", "FEATURE_SNAPSHOT", "feature that the live system logged"),
+}
+_KNOWN = {column.name: column for column in _FIXED}
+_CATALOGUE = {feature.name: feature for feature in CATALOGUE}
+
+
+def describe(
+    names: Iterable[str],
+    params: FeatureParams | Mapping[str, FeatureParams] | None = None,
+    recent_trades: int = 5,
+) -> list[Column]:
+    """Return the description of each column, lookbacks with their values.
+
+    >>> describe(["spread_bps", "score"])[0].unit
+    'bps of mid'
+    """
+    several = params if isinstance(params, Mapping) else {"": params or FeatureParams()}
+    return [_describe(name, several, recent_trades) for name in names]
+
+
+def _describe(name: str, several: Mapping[str, FeatureParams], recent_trades: int) -> Column:
+    if name in _KNOWN:
+        column = _KNOWN[name]
+        return replace(column, lookback=f"{recent_trades} trades") if column.lookback == _RECENT else column
+    for ending, params in several.items():
+        base = name.removesuffix(f"_{ending}") if ending else name
+        if base in _CATALOGUE and (not ending or base != name):
+            feature = _CATALOGUE[base]
+            lookback = _with_values(feature.lookback, params)
+            return Column(name, "feature", feature.unit, lookback, feature.source, feature.formula)
+    for prefix, (unit, source, meaning) in _PARTS.items():
+        if name.startswith(prefix):
+            return Column(name, "feature", unit, _NOW, source, meaning)
+    return Column(name, "feature", "not documented", "", "", "")
+
+
+def _with_values(lookback: str, params: FeatureParams) -> str:
+    """Add the values of the fields of FeatureParams to a lookback: "flow_half_life_s = 10"."""
+    for field in sorted(FeatureParams.__struct_fields__, key=len, reverse=True):
+        if field in lookback:
+            lookback = lookback.replace(field, f"{field} = {getattr(params, field):g}")
+    return lookback

@@ -3,7 +3,7 @@
 ::
 
     export_features(session, "dataset")                      # a folder: data/, dataset.json, README.md
-    export_features([a, b, c], "dataset.parquet")            # one file, with the card beside it
+    export_features([a, b, c], "dataset.parquet")            # one file, with its card in dataset.parquet.json
 
 One session is in memory at a time, whatever their number.
 """
@@ -14,24 +14,35 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from replaylab import __version__
 from replaylab.errors import DatasetError
-from replaylab.ml.card import CARD_KEY, CardBuilder, readme
-from replaylab.ml.columns import Column, describe
-from replaylab.ml.dataset import LookBacks, features
+from replaylab.features import FeatureParams
+from replaylab.fsio import atomic_path, write_atomic
+from replaylab.ml.dataset import Column, LookBacks, describe, features
 from replaylab.ml.labelling import labels as make_labels
-from replaylab.paths import safe_name
+from replaylab.params import Settings
+from replaylab.paths import file_name, safe_name
+from replaylab.timestamps import iso, to_ns
 
-__all__ = ["Export", "export_features"]
-
+CARD_KEY = b"replaylab.dataset"
+_GAP_S = 60.0
+LIMITS = (
+    "Prices are those of the recorded tape or book: no market impact, no queue position, no funding.",
+    "A label whose barriers the session did not reach is null; dropping those rows leaves fewer long labels.",
+    "Rows next to each other share prices: split with purging (PurgedKFold) and weigh by uniqueness.",
+    "Position and trade columns are those of the strategy that was recorded; another strategy would have had others.",
+    "Few sessions are few market conditions: a model that does well here has been shown to do well here.",
+)
 _REPEATED = ("event_index", "symbol")  # labels carry these too
 
 
@@ -62,7 +73,7 @@ def export_features(
     """Write features and labels of one or more sessions as Parquet (zstd) with a data card.
 
     ``path``: a folder (``data/<session>/<symbol>.parquet``, ``dataset.json``, ``README.md``), or a name that ends in
-    ``.parquet`` for one file with ``<name>.json`` beside it. An earlier export there is replaced, anything else
+    ``.parquet`` for one file, with its card in ``<name>.json``. An earlier export there is replaced, anything else
     refused. ``labels``: options of ``labels`` (one setting), such as ``{"tp_pct": 0.3, "side": "score"}``; None writes
     none. The others as in ``features``. Each field carries its description as Arrow metadata; keys and labels
     are columns of every file. The same inputs and versions give the same bytes. Raises DatasetError.
@@ -76,7 +87,7 @@ def export_features(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DatasetError(
-            f"sessions named twice: {', '.join(repeated)}: their rows would stand twice in the data"
+            f"sessions named twice: {', '.join(repeated)}: their rows would be in the data twice"
         )
     target = Path(path)
     single = target.suffix == ".parquet"
@@ -91,7 +102,7 @@ def export_features(
         pieces = []
         chosen = None if symbols is None else sorted(symbols)
         for given in several:
-            # A session keeps the events that it read: a copy of its own lets go of them with the loop.
+            # A session caches the events that it read: those of a copy are freed at the end of each round.
             session = copy(given)
             frame = _rows(session, labels, at, params, recent_trades, chosen)
             card.add(session, frame)
@@ -101,8 +112,7 @@ def export_features(
         about = card.finish(describe(schema.names, params, recent_trades))
         schema = schema.with_metadata({CARD_KEY: orjson.dumps(about, option=orjson.OPT_SORT_KEYS)})
         if single:
-            _write_single(pieces, schema, staging, target, about)
-            return Export(target, (target,), about["rows"], about)
+            return _write_single(pieces, schema, target, about)
         return _write_folder(pieces, schema, staging, target, about)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -124,10 +134,10 @@ def _rows(
         return frame
     # The score's side needs the scores; other decision times are those of the features.
     times: Any = "scoring" if at == "scoring" else frame.select("timestamp", "symbol", "event_index")
-    taught = make_labels(session, **{"at": times, "symbols": symbols, **labels})
-    if taught.height != frame.height:
+    labelled = make_labels(session, **{"at": times, "symbols": symbols, **labels})
+    if labelled.height != frame.height:
         raise DatasetError("a dataset has one label per row: give one target, one stop and one time barrier")
-    return pl.concat([frame, taught.drop(_REPEATED)], how="horizontal")
+    return pl.concat([frame, labelled.drop(_REPEATED)], how="horizontal")
 
 
 def _stage(frame: pl.DataFrame, session_id: str, folder: Path) -> list[tuple[str, str, Path]]:
@@ -136,7 +146,7 @@ def _stage(frame: pl.DataFrame, session_id: str, folder: Path) -> list[tuple[str
     place.mkdir(parents=True)
     pieces = []
     for (symbol,), part in sorted(frame.partition_by("symbol", as_dict=True, maintain_order=True).items()):
-        file = place / f"{safe_name(str(symbol), 'symbol')}.parquet"
+        file = place / f"{file_name(str(symbol))}.parquet"
         part.write_parquet(file, compression="lz4")
         pieces.append((session_id, str(symbol), file))
     return pieces
@@ -153,19 +163,10 @@ def _schema(pieces: list[tuple[str, str, Path]], params: LookBacks | None, recen
     described = {column.name: column for column in describe(fields, params, recent_trades)}
     order = {"key": 0, "feature": 1, "label": 2, "weight": 3}
     names = sorted(fields, key=lambda name: order[described[name].role])
-    return pa.schema(
-        [pa.field(name, fields[name], metadata=_field_metadata(described[name])) for name in names]
-    )
-
-
-def _field_metadata(column: Column) -> dict[str, str]:
-    return {
-        "role": column.role,
-        "unit": column.unit,
-        "lookback": column.lookback,
-        "source": column.source,
-        "meaning": column.meaning,
+    notes = {
+        name: {k: v for k, v in asdict(column).items() if k != "name"} for name, column in described.items()
     }
+    return pa.schema([pa.field(name, fields[name], metadata=notes[name]) for name in names])
 
 
 def _table(file: Path, schema: pa.Schema) -> pa.Table:
@@ -180,21 +181,17 @@ def _table(file: Path, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write(table: pa.Table, file: Path) -> None:
-    pq.write_table(table, file, compression="zstd", version="2.6", store_schema=True)
-
-
 def _write_single(
-    pieces: list[tuple[str, str, Path]], schema: pa.Schema, staging: Path, target: Path, about: dict[str, Any]
-) -> None:
-    half = staging / "whole.parquet"
-    with pq.ParquetWriter(half, schema, compression="zstd", version="2.6", store_schema=True) as writer:
+    pieces: list[tuple[str, str, Path]], schema: pa.Schema, target: Path, about: dict[str, Any]
+) -> Export:
+    with (
+        atomic_path(target) as half,
+        pq.ParquetWriter(half, schema, compression="zstd", version="2.6", store_schema=True) as writer,
+    ):
         for _, _, file in pieces:
             writer.write_table(_table(file, schema))
-    half.replace(target)
-    beside = staging / "card.json"
-    beside.write_bytes(_card_bytes(about))
-    beside.replace(target.with_name(f"{target.name}.json"))
+    write_atomic(target.with_name(f"{target.name}.json"), _card_bytes(about))
+    return Export(target, (target,), about["rows"], about)
 
 
 def _write_folder(
@@ -203,16 +200,18 @@ def _write_folder(
     fresh = staging / "fresh"
     written = []
     for session_id, symbol, file in pieces:
-        place = Path("data") / session_id / f"{symbol}.parquet"
+        place = Path("data") / session_id / f"{file_name(symbol)}.parquet"
         (fresh / place).parent.mkdir(parents=True, exist_ok=True)
-        _write(_table(file, schema), fresh / place)
+        pq.write_table(
+            _table(file, schema), fresh / place, compression="zstd", version="2.6", store_schema=True
+        )
         file.unlink()
         written.append(target / place)
     (fresh / "data").mkdir(parents=True, exist_ok=True)
     (fresh / "dataset.json").write_bytes(_card_bytes(about))
     (fresh / "README.md").write_text(readme(about), encoding="utf-8")
     if target.exists():
-        # Aside first: at no moment is half of one export and half of another under the name.
+        # Two renames: at no moment are parts of two exports under one name.
         target.replace(staging / "old")
     fresh.replace(target)
     return Export(target, tuple(written), about["rows"], about)
@@ -228,7 +227,7 @@ def _refuse_foreign(target: Path, single: bool) -> None:
         if target.is_dir():
             raise DatasetError(f"{target} is a folder: name a file, or a folder without .parquet at its end")
         if target.is_file() and CARD_KEY not in (_metadata(target) or {}):
-            raise DatasetError(f"{target} is there and no earlier export: name another file")
+            raise DatasetError(f"{target} exists and is no earlier export: name another file")
         return
     if target.exists() and not target.is_dir():
         raise DatasetError(f"{target} is a file: a dataset is a folder, or a name that ends in .parquet")
@@ -247,3 +246,154 @@ def _metadata(file: Path) -> dict[bytes, bytes] | None:
     except pa.ArrowInvalid:
         return None
     return found
+
+
+class CardBuilder:
+    """Collects the content of the card, session by session, so that none has to stay in memory."""
+
+    def __init__(self, options: dict[str, Any], params: LookBacks | None) -> None:
+        self._options = options
+        several = params if isinstance(params, Mapping) else {"": params or FeatureParams()}
+        self._params = {name or "all": settings.to_dict() for name, settings in several.items()}
+        self._sessions: list[dict[str, Any]] = []
+        self._balance: dict[str, int] = {}
+        self._nulls: dict[str, int] = {}
+        self._rows = 0
+        self._labelled = 0
+
+    def add(self, session: Any, frame: pl.DataFrame) -> None:
+        """Add one session's rows."""
+        rejects = getattr(session, "rejects", None)
+        recorded = getattr(session, "recorded_params", None)
+        self._sessions.append(
+            {
+                "sessionId": session.id,
+                "digest": session.digest,
+                "rows": frame.height,
+                "rowsBySymbol": _counts(frame["symbol"]),
+                "events": session.events.height,
+                "firstEvent": _moment(session.events["timestamp"].min()),
+                "lastEvent": _moment(session.events["timestamp"].max()),
+                "gaps": _gaps(session.events),
+                "rejects": 0 if rejects is None else rejects.height,
+                "recordedParams": None if recorded is None else recorded.to_dict(),
+            }
+        )
+        self._rows += frame.height
+        for name in frame.columns:
+            # Columns that another session lacks are null there.
+            self._nulls[name] = self._nulls.get(name, 0) + frame.height - frame[name].null_count()
+        if "label" in frame.columns:
+            self._labelled += frame.height - frame["label"].null_count()
+            for value, count in _counts(frame["label"].drop_nulls()).items():
+                self._balance[value] = self._balance.get(value, 0) + count
+
+    def finish(self, columns: list[Column]) -> dict[str, Any]:
+        """Return the card. It holds no clock and no path: the same inputs give the same card."""
+        return {
+            "format": CARD_KEY.decode(),
+            "formatVersion": 1,
+            "versions": {"replaylab": __version__},
+            "rows": self._rows,
+            "labelledRows": self._labelled,
+            "labelBalance": dict(sorted(self._balance.items())),
+            "options": _plain(self._options),
+            "featureParams": self._params,
+            "sessions": self._sessions,
+            "columns": [
+                {**asdict(column), "nulls": self._rows - self._nulls.get(column.name, 0)}
+                for column in columns
+            ],
+            "limits": list(LIMITS),
+        }
+
+
+def readme(card: Mapping[str, Any]) -> str:
+    """Return the card as a Markdown page."""
+    sessions = "\n".join(
+        f"| {one['sessionId']} | {one['firstEvent']} | {one['lastEvent']} | {one['rows']:,} | "
+        f"{one['gaps']['longest_s']:,.1f} | {one['rejects']:,} | `{one['digest'][:12]}` |"
+        for one in card["sessions"]
+    )
+    columns = "\n".join(
+        f"| `{one['name']}` | {one['role']} | {one['unit']} | {one['lookback']} | {one['source']} | "
+        f"{one['meaning'].replace('|', chr(92) + '|')} | {one['nulls']:,} |"
+        for one in card["columns"]
+    )
+    balance = ", ".join(f"{name}: {count:,}" for name, count in card["labelBalance"].items()) or "no labels"
+    limits = "\n".join(f"- {line}" for line in card["limits"])
+    return f"""# Dataset
+
+{card["rows"]:,} rows from {len(card["sessions"])} replay sessions, {card["labelledRows"]:,} of them labelled \
+({balance}). Written by replaylab {card["versions"]["replaylab"]}. `dataset.json` holds the same in full.
+
+## Load
+
+```python
+import polars as pl
+data = pl.read_parquet("data/**/*.parquet")
+
+import pandas as pd
+data = pd.read_parquet("data")
+
+import pyarrow.dataset as ds
+data = ds.dataset("data").to_table()           # field metadata: unit, lookback, source, meaning
+
+import duckdb
+data = duckdb.sql("SELECT * FROM 'data/**/*.parquet'")
+
+import datasets
+data = datasets.load_dataset("parquet", data_files="data/**/*.parquet")
+
+# scikit-learn and PyTorch: numbers of the feature columns, rows with a label; NaN where a feature is not known
+names = [c["name"] for c in card["columns"] if c["role"] == "feature"]      # card = json.load(open("dataset.json"))
+rows = pl.read_parquet("data/**/*.parquet").drop_nulls("label")
+X = rows.select(pl.col(names).exclude(pl.String).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
+y = rows["label"].to_numpy()
+tensor = torch.nan_to_num(torch.from_numpy(X))
+```
+
+Split with `replaylab.ml.PurgedKFold(5, t_start=rows["t_start"], t_end=rows["t_end"], embargo=60.0)`.
+
+## Sessions
+
+| session | first event | last event | rows | longest gap (s) | rejected lines | digest |
+|---|---|---|---|---|---|---|
+{sessions}
+
+## Columns
+
+| name | role | unit | lookback | source | meaning | nulls |
+|---|---|---|---|---|---|---|
+{columns}
+
+## Known limits
+
+{limits}
+"""
+
+
+def _gaps(events: pl.DataFrame) -> dict[str, Any]:
+    """Longest time without any event, and how many are over a minute."""
+    steps = np.diff(events["timestamp"].dt.timestamp("ns").to_numpy()) / 1e9
+    longest = float(steps.max()) if len(steps) else 0.0
+    return {"longest_s": longest, "over_60_s": int((steps > _GAP_S).sum())}
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    return {str(value): count for value, count in values.value_counts().sort(values.name).iter_rows()}
+
+
+def _moment(value: Any) -> str | None:
+    return None if value is None else iso(to_ns(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return options as JSON values."""
+    if isinstance(value, Settings):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

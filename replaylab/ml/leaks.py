@@ -22,21 +22,9 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import DatasetError
-from replaylab.ml.columns import describe
-from replaylab.ml.dataset import features
-from replaylab.ml.intervals import duration_ns, interval_arrays
-from replaylab.ml.splits import touches
-from replaylab.ml.tape import SessionLike, as_polars
-
-__all__ = [
-    "Baseline",
-    "Finding",
-    "check_duplicates",
-    "check_label_times",
-    "check_no_lookahead",
-    "check_splits",
-    "shuffled_baseline",
-]
+from replaylab.ml.dataset import describe, features
+from replaylab.ml.decisions import SessionLike, as_polars
+from replaylab.ml.splits import duration_ns, interval_arrays, touches
 
 _KEYS = ("event_index", "timestamp", "symbol")
 

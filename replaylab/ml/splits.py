@@ -27,9 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from replaylab.errors import DatasetError
-from replaylab.ml.intervals import Int64, duration_ns, interval_arrays
-
-__all__ = ["CombinatorialPurgedCV", "PurgedKFold", "WalkForward", "touches"]
 
 Duration = float | timedelta | np.timedelta64
 Split = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
@@ -52,13 +49,18 @@ def touches(
 
 
 class _Purged:
-    """What the splitters share: the label intervals, the blocks in time, the embargo."""
+    """Label intervals, blocks in time and the embargo of a splitter."""
 
     def __init__(self, t_start: Any, t_end: Any, embargo: Duration) -> None:
         self.t_start = t_start
         self.t_end = t_end
         self.embargo = embargo
         self._embargo_ns = duration_ns(embargo, "embargo")
+        self.n_splits = 0
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: N803
+        """Return the number of splits."""
+        return self.n_splits
 
     def _intervals(self, X: Any) -> tuple[Int64, Int64]:  # noqa: N803 (scikit-learn's name)
         t_start, t_end = self.t_start, self.t_end
@@ -112,10 +114,6 @@ class PurgedKFold(_Purged):
     def __repr__(self) -> str:
         return f"PurgedKFold(n_splits={self.n_splits}, embargo={self.embargo!r})"
 
-    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: N803
-        """Return the number of splits."""
-        return self.n_splits
-
     def split(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[Split]:  # noqa: N803
         """Yield train and test positions of each fold. ``y`` and ``groups`` are not used."""
         start, end = self._intervals(X)
@@ -150,6 +148,7 @@ class CombinatorialPurgedCV(_Purged):
             raise DatasetError(
                 f"n_test_groups must be below n_groups ({self.n_groups}), found {n_test_groups}"
             )
+        self.n_splits = comb(self.n_groups, self.n_test_groups)
 
     def __repr__(self) -> str:
         return f"CombinatorialPurgedCV({self.n_groups}, {self.n_test_groups}, embargo={self.embargo!r})"
@@ -158,10 +157,6 @@ class CombinatorialPurgedCV(_Purged):
     def n_paths(self) -> int:
         """How many whole backtest paths the splits make up: C(n_groups − 1, n_test_groups − 1)."""
         return comb(self.n_groups - 1, self.n_test_groups - 1)
-
-    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: N803
-        """Return the number of splits: C(n_groups, n_test_groups)."""
-        return comb(self.n_groups, self.n_test_groups)
 
     def split(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[Split]:  # noqa: N803
         """Yield train and test positions of each choice, in the order of ``itertools.combinations``."""
@@ -191,7 +186,7 @@ class CombinatorialPurgedCV(_Purged):
 
 
 class WalkForward(_Purged):
-    """Train on the past, test on the next block, roll on: what a live model could have done.
+    """Train on the past, test on the next block, step on: what a live model could have done.
 
     >>> cv = WalkForward(2, t_start=range(6), t_end=range(6))
     >>> [(train.tolist(), test.tolist()) for train, test in cv.split()]
@@ -221,10 +216,6 @@ class WalkForward(_Purged):
             f"WalkForward(n_splits={self.n_splits}, embargo={self.embargo!r}, max_train={self.max_train!r})"
         )
 
-    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:  # noqa: N803
-        """Return the number of splits."""
-        return self.n_splits
-
     def split(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[Split]:  # noqa: N803
         """Yield train and test positions, oldest test block first."""
         start, end = self._intervals(X)
@@ -246,3 +237,83 @@ def _whole(name: str, value: int, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise DatasetError(f"{name}: expected a whole number ≥ {low}, found {value!r}")
     return int(value)
+
+
+Int64 = npt.NDArray[np.int64]
+
+
+def duration_ns(value: float | timedelta | np.timedelta64, name: str = "duration") -> int:
+    """Return whole nanoseconds of a duration: seconds as a number, a ``timedelta`` or a numpy ``timedelta64``.
+
+    >>> duration_ns(1.5)
+    1500000000
+
+    Raises DatasetError for anything negative or not a duration.
+    """
+    if isinstance(value, np.timedelta64):
+        nanoseconds = int(value.astype("timedelta64[ns]").astype(np.int64))
+    elif isinstance(value, timedelta):
+        nanoseconds = (value // timedelta(microseconds=1)) * 1_000
+    elif isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        if not np.isfinite(value):
+            raise DatasetError(f"{name}: expected seconds or a timedelta, found {value!r}")
+        nanoseconds = round(float(value) * 1e9)
+    else:
+        raise DatasetError(f"{name}: expected seconds or a timedelta, found {value!r}")
+    if nanoseconds < 0:
+        raise DatasetError(f"{name}: a duration may not be negative, found {value!r}")
+    return nanoseconds
+
+
+def time_ns(values: Any, name: str = "time") -> Int64:
+    """Return nanoseconds since 1970 of a column of times: polars, pandas, numpy ``datetime64`` or integers.
+
+    Raises DatasetError where a time is missing: a label without an end must be dropped, not guessed.
+    """
+    if hasattr(values, "null_count") and hasattr(values, "dtype") and hasattr(values, "to_physical"):
+        missing = int(values.null_count())
+        if missing:
+            raise _missing(name, missing)
+        import polars as pl
+
+        is_time = isinstance(values.dtype, pl.Datetime)
+        array = (values.dt.epoch("ns") if is_time else values).to_numpy()
+    else:
+        array = np.asarray(values)
+        if array.dtype == object:  # a pandas column with a time zone
+            import pandas as pd
+
+            array = pd.to_datetime(pd.Series(array), utc=True).dt.tz_localize(None).to_numpy()
+    if array.dtype.kind == "M":
+        missing = int(np.isnat(array).sum())
+        if missing:
+            raise _missing(name, missing)
+        array = array.astype("datetime64[ns]").astype(np.int64)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise DatasetError(
+            f"{name}: expected one column of times or whole nanoseconds, found {array.dtype} "
+            f"with {array.ndim} dimensions"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def interval_arrays(t_start: Any, t_end: Any) -> tuple[Int64, Int64]:
+    """Return both ends of label intervals in nanoseconds; refuses missing, unequal or reversed ones."""
+    if t_start is None or t_end is None:
+        raise DatasetError(
+            "t_start and t_end are needed: without the time span of each label it is unknown whether "
+            "train and test overlap. ml.labels() gives both columns"
+        )
+    start, end = time_ns(t_start, "t_start"), time_ns(t_end, "t_end")
+    if len(start) != len(end):
+        raise DatasetError(f"t_start has {len(start)} rows, t_end {len(end)}")
+    reversed_rows = np.flatnonzero(end < start)
+    if len(reversed_rows):
+        raise DatasetError(
+            f"t_end lies before t_start in {len(reversed_rows)} rows, first {reversed_rows[0]}"
+        )
+    return start, end
+
+
+def _missing(name: str, count: int) -> DatasetError:
+    return DatasetError(f"{name} is missing in {count} rows: drop the rows whose label is null first")

@@ -8,6 +8,15 @@
     result.best(5)
 """
 
+from replaylab.sweep.evidence import (
+    deflated_sharpe_ratio,
+    expected_max_sharpe,
+    min_track_record,
+    overfitting_probability,
+    plateaus,
+    probabilistic_sharpe_ratio,
+    walk_forward_steps,
+)
 from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.rescoring import Rescored, rescored
 from replaylab.sweep.result import Backtest, SweepResult
@@ -23,13 +32,20 @@ __all__ = [
     "Tape",
     "WhatIf",
     "backtest",
+    "deflated_sharpe_ratio",
+    "expected_max_sharpe",
     "make_grid",
     "match_trades",
+    "min_track_record",
+    "overfitting_probability",
     "pack",
+    "plateaus",
+    "probabilistic_sharpe_ratio",
     "recorded_trades",
     "rescored",
     "sample",
     "sweep",
+    "walk_forward_steps",
     "warm_up",
     "what_if",
 ]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import combinations, islice
 from typing import Any
 
@@ -30,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 _EULER = 0.5772156649015329
 # Below this many observations a Sharpe ratio's own distribution has hardly a variance.
 _FEW = 10
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MOST_PERIODS = 1_000_000
 
 
@@ -326,22 +324,6 @@ def walk_forward_steps(
             )
         )
     return steps
-
-
-def every_ns(every: str | timedelta) -> int:
-    """Return nanoseconds of a period: a timedelta, or a string such as "30s", "5m", "1h", "1d"."""
-    if isinstance(every, timedelta):
-        length = (every // timedelta(microseconds=1)) * 1_000
-    else:
-        count, unit = str(every)[:-1], str(every)[-1:]
-        if not count.isdigit() or unit not in _UNITS:
-            raise SweepError(
-                f'a period is a timedelta or a string such as "30s", "5m", "1h", "1d", found {every!r}'
-            )
-        length = int(count) * _UNITS[unit] * 1_000_000_000
-    if length <= 0:
-        raise SweepError(f"a period must be longer than 0, found {every!r}")
-    return length
 
 
 def period_edges(span: tuple[int, int], length: int) -> Ints:

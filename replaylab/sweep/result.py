@@ -27,7 +27,6 @@ from replaylab.sweep.evidence import (
     Moments,
     Overfitting,
     deflated_sharpe_ratio,
-    every_ns,
     moments,
     overfitting_probability,
     period_edges,
@@ -35,6 +34,7 @@ from replaylab.sweep.evidence import (
     plateaus,
     walk_forward_steps,
 )
+from replaylab.timestamps import period_ns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,7 +256,7 @@ class SweepResult(Outcome):
 
     def returns(self, row: int, every: str | timedelta = "1d") -> pl.DataFrame:
         """Return ``timestamp`` (start of each UTC period) and ``pnl`` (USD): realised by exits, 0 in quiet periods."""
-        edges = period_edges(self._span([row]), every_ns(every))
+        edges = period_edges(self._span([row]), period_ns(every))
         pnl = period_pnl(self.trades, [row], edges)[:, 0]
         return pl.DataFrame({"timestamp": pl.Series(edges[:-1]).cast(_UTC), "pnl": pnl})
 
@@ -276,7 +276,7 @@ class SweepResult(Outcome):
         """
         rows = self._spread(max_trials)
         span = self._span(rows)
-        length = max(1, (span[1] - span[0]) // (8 * n_blocks)) if every is None else every_ns(every)
+        length = max(1, (span[1] - span[0]) // (8 * n_blocks)) if every is None else period_ns(every)
         pnl = period_pnl(self.trades, rows, period_edges(span, length))
         return overfitting_probability(pnl, n_blocks, score, max_splits)
 
@@ -298,8 +298,8 @@ class SweepResult(Outcome):
         Sharpe ratio of such periods (``every`` must then divide ``test``). A trade counts where it closes. At
         most ``max_trials`` rows spread evenly over the result take part. ``plots.walk_forward`` draws it.
         """
-        step, window = every_ns(test), every_ns(train)
-        length = step if every is None else every_ns(every)
+        step, window = period_ns(test), period_ns(train)
+        length = step if every is None else period_ns(every)
         if window % step or step % length:
             raise SweepError(
                 f"train ({train}) must be a multiple of test ({test}), and test of every ({every})"

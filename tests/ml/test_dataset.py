@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaylab.errors import DatasetError
+from replaylab.errors import DatasetError, TimeError
 from replaylab.features import NAMES, FeatureParams
-from replaylab.ml.clocks import time_grid, value_bars
-from replaylab.ml.columns import describe
-from replaylab.ml.dataset import features
+from replaylab.ml.dataset import describe, features
+from replaylab.ml.decisions import time_grid, value_bars
 from replaylab.ml.labelling import labels
 from replaylab.ml.leaks import check_no_lookahead
 from tests.ml.sessions import SECOND, START, random_rows, score, session, trade
@@ -178,8 +177,8 @@ def test_a_grid_lies_on_whole_multiples_inside_the_session() -> None:
     assert [(t - START) // SECOND for t in grid["timestamp"].dt.timestamp("ns")] == [1, 1, 2, 2]
     assert grid["symbol"].to_list() == ["BTCUSDT", "ETHUSDT"] * 2
     assert time_grid(session([]), "1s").height == 0
-    for every in ("1d", "0s", "s", "1.5s"):
-        with pytest.raises(DatasetError, match="duration"):
+    for every in ("1w", "0s", "s", "1.5s"):
+        with pytest.raises(TimeError, match="expected a period"):
             time_grid(session(rows), every)
 
 

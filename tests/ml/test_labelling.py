@@ -1,4 +1,4 @@
-"""Triple-barrier labels against a plain loop, against the trading model, and on prefixes of a session."""
+"""Labels against a plain loop, the trading model and prefixes of a session; horizons, scans and weights by hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaylab.errors import DatasetError
-from replaylab.ml.labelling import labels
+from replaylab.errors import DatasetError, PriceError
+from replaylab.ml import labelling
+from replaylab.ml.labelling import (
+    average_uniqueness,
+    barrier_scan,
+    fixed_horizon,
+    labels,
+    mark_outs,
+    meta_labels,
+    return_weights,
+)
 from replaylab.params import TradingParams
 from tests import oracle
 from tests.ml.sessions import SECOND, START, FakeSession, random_rows, score, session, trade
@@ -241,7 +250,7 @@ def test_no_decisions_and_no_prices() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"side": "both"}, "side must be"),
+        ({"side": "both"}, "side: expected one of"),
         ({"tp_pct": -1.0}, "tp_pct"),
         ({"tp_pct": float("nan")}, "tp_pct"),
         ({"at": "minutes"}, "'scoring' or a frame"),
@@ -250,5 +259,180 @@ def test_no_decisions_and_no_prices() -> None:
     ],
 )
 def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises((DatasetError, PriceError), match=message):
         labels(session([score(START, 1.0)]), **options)
+
+
+RECORD = {
+    "side": "SHORT",
+    "entryPrice": 100.0,
+    "closePrice": 99.0,
+    "qty": 2.0,
+    "realizedPnl": 1.5,
+    "durationSeconds": 3.0,
+}
+
+
+def test_hand_worked_horizons() -> None:
+    """Entry 100 at 1 s; at 2 s still 100, at 5 s 102. The session ends at 9 s, so that 9 s is not covered."""
+    rows = [
+        score(START, 0.5),
+        *(trade(START + s * SECOND, p) for s, p in ((1, 100.0), (4, 102.0), (9, 103.0))),
+    ]
+    found = fixed_horizon(session(rows), [0.5, 2, 5, 9])
+    assert found.select("ret_0.5s", "ret_2s", "ret_5s", "ret_9s").row(0) == (
+        None,
+        0.0,
+        pytest.approx(0.02),
+        None,
+    )
+    assert found["t_end_2s"].dt.timestamp("ns").to_list() == [START + 2 * SECOND]
+    assert found["t_end_9s"].to_list() == [None]
+    assert fixed_horizon(session(rows), [5], side="short")["ret_5s"][0] == pytest.approx(-0.02)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(5, 100))
+def test_horizons_equal_the_plain_loop(seed: int, count: int) -> None:
+    rows = random_rows(seed, count)
+    rows.append(score(rows[-1][0], 0.5))
+    found = fixed_horizon(session(rows), [1.0], price_source="trade")["ret_1s"].to_list()
+    wanted = []
+    for k, (ts, kind, _, _) in enumerate(rows):
+        if kind != "SCORING_UPDATE":
+            continue
+        later = [(t, p["price"]) for t, n, _, p in rows[k + 1 :] if n == "MARKET_TRADE"]
+        inside = [price for t, price in later if t <= ts + SECOND]
+        covered = ts + SECOND < rows[-1][0]
+        wanted.append(inside[-1] / inside[0] - 1 if inside and covered else None)
+    assert found == wanted
+
+
+def test_mark_outs_are_signed_by_the_side_and_in_basis_points() -> None:
+    rows = [trade(START + s * SECOND, p) for s, p in ((0, 100.0), (1, 101.0), (9, 100.0))]
+    trades = pl.DataFrame(
+        {
+            "symbol": ["BTCUSDT"] * 2,
+            "side": ["LONG", "SHORT"],
+            "entry_price": [100.0, 100.0],
+            "timestamp": [START + 3 * SECOND] * 2,
+            "duration_seconds": [3.0, 3.0],
+        }
+    ).with_columns(pl.col("timestamp").cast(pl.Datetime("ns", "UTC")))
+    found = mark_outs(session(rows), trades, [1, 30])
+    assert found["mark_out_1s"].to_list() == pytest.approx([100.0, -100.0])
+    assert found["mark_out_30s"].to_list() == [None, None]
+
+
+def test_meta_labels_of_logged_trades() -> None:
+    """PnL 1.5 on a notional of 200 that took 3 s; the session's own EXECUTION_TRADE events."""
+    rows = [(START + 10 * SECOND, "EXECUTION_TRADE", "BTCUSDT", RECORD)]
+    found = meta_labels(session(rows))
+    assert found.select("side", "ret", "label").row(0) == (-1, 0.0075, 1)
+    assert found["t_start"].dt.timestamp("ns")[0] == START + 7 * SECOND
+    with pytest.raises(DatasetError, match="EXECUTION_\\*"):
+        meta_labels(session([score(START, 1.0)]))
+
+
+def test_a_horizon_is_above_zero() -> None:
+    with pytest.raises(DatasetError, match="above zero"):
+        fixed_horizon(session([score(START, 1.0)]), [0])
+    with pytest.raises(DatasetError, match="no decision times"):
+        fixed_horizon(session([trade(START, 1.0)]))
+
+
+@pytest.mark.parametrize("cells", [10, 10**6])
+@pytest.mark.parametrize("side", ["long", "score"])
+def test_each_row_sums_up_the_labels_of_its_setting(
+    cells: int, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many settings are searched at once."""
+    monkeypatch.setattr(labelling, "_CELLS", cells)
+    data = session(random_rows(9, 600, ("BTCUSDT", "ETHUSDT")))
+    options = {"side": side, "costs": TradingParams(latency_ms=100)}
+    levels = ([0.1, 0.3], [0.1, None], [2.0, None])
+    table = barrier_scan(data, *levels, **options)
+    rows = labels(data, *levels, **options)
+    seconds = (pl.col("t_end") - pl.col("entry_time")).dt.total_nanoseconds() / 1e9
+    decided = rows.drop_nulls("label")
+    wanted = decided.group_by("tp_pct", "sl_pct", "max_hold_s").agg(
+        n=pl.len(),
+        n_tp=(pl.col("barrier") == "TP").sum(),
+        n_sl=(pl.col("barrier") == "SL").sum(),
+        n_time=(pl.col("barrier") == "TIME").sum(),
+        mean_ret=pl.col("ret").mean(),
+        std_ret=pl.col("ret").std(),
+        mean_s=seconds.mean(),
+    )
+    assert table.height == 8
+    proposed = rows.filter(pl.col("side") != 0).height // 8
+    assert (table["n"] + table["unknown"]).to_list() == [proposed] * 8
+    joined = table.join(wanted, on=["tp_pct", "sl_pct", "max_hold_s"], nulls_equal=True, suffix="_wanted")
+    assert joined.height == 8
+    for name in wanted.columns[3:]:
+        assert joined[name].to_list() == pytest.approx(joined[f"{name}_wanted"].to_list(), abs=1e-9), name
+
+
+def test_nothing_to_label() -> None:
+    table = barrier_scan(session([score(START, 0.5)]), [0.1, 0.2], 0.1, 1.0)
+    assert table["n"].to_list() == [0, 0]
+    assert table["unknown"].to_list() == [1, 1]
+    assert table["mean_ret"].to_list() == [None, None]
+
+
+def test_more_rows_than_a_frame_can_bear_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "_MOST_ROWS", 10)
+    with pytest.raises(DatasetError, match="barrier_scan"):
+        labels(session(random_rows(1, 100)), [0.1, 0.2, 0.3])
+
+
+intervals = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8)), min_size=1, max_size=15)
+
+
+def test_uniqueness_of_hand_worked_labels() -> None:
+    """[0, 4] and [2, 6] share two of their four units each: (2·1 + 2·½)/4. [10, 12] stands alone."""
+    np.testing.assert_allclose(average_uniqueness([0, 2, 10], [4, 6, 12]), [0.75, 0.75, 1.0])
+    np.testing.assert_allclose(average_uniqueness([0, 0, 0], [5, 5, 5]), [1 / 3] * 3)
+
+
+@given(intervals)
+def test_uniqueness_equals_brute_force(rows: list[tuple[int, int]]) -> None:
+    """Average of 1/c over every unit of time; times are whole, so units are exact."""
+    start = np.array([row[0] for row in rows])
+    end = start + np.array([row[1] for row in rows])
+    wanted = []
+    for a, b in zip(start, end, strict=True):
+        if a == b:
+            wanted.append(1 / sum(s <= a <= e for s, e in zip(start, end, strict=True)))
+            continue
+        units = [1 / sum(s <= t < e for s, e in zip(start, end, strict=True)) for t in range(a, b)]
+        wanted.append(sum(units) / len(units))
+    np.testing.assert_allclose(average_uniqueness(start, end), wanted)
+
+
+@given(intervals)
+def test_return_weights_equal_brute_force(rows: list[tuple[int, int]]) -> None:
+    start = np.array([row[0] for row in rows])
+    end = start + np.array([row[1] for row in rows])
+    when = np.arange(0, 30)
+    price = 100 * np.exp(np.sin(when))
+    wanted = []
+    for a, b in zip(start, end, strict=True):
+        total = 0.0
+        for k in range(1, 30):
+            if a < when[k] <= b:
+                count = sum(s < when[k] <= e for s, e in zip(start, end, strict=True))
+                total += math.log(price[k] / price[k - 1]) / count
+        wanted.append(abs(total))
+    mean = sum(wanted) / len(wanted)
+    wanted = [w / mean for w in wanted] if mean > 0 else [1.0] * len(wanted)
+    np.testing.assert_allclose(return_weights(start, end, when, price), wanted, atol=1e-9)
+
+
+def test_standing_prices_weigh_all_the_same() -> None:
+    assert return_weights([0, 1], [2, 3], [0, 1, 2, 3], [5.0] * 4).tolist() == [1.0, 1.0]
+
+
+def test_prices_out_of_order_are_refused() -> None:
+    with pytest.raises(DatasetError, match="must ascend"):
+        return_weights([0], [2], [1, 0], [5.0, 5.0])

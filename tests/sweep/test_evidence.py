@@ -306,12 +306,6 @@ def test_a_misspelt_column_is_named() -> None:
         evidence.plateaus(pl.DataFrame({"a": [1], "net_pnl": [1.0]}), ["a"], "net_pln")
 
 
-@pytest.mark.parametrize("every", ["1w", "h", "0m", "1.5h", ""])
-def test_a_period_is_a_length_of_time(every: str) -> None:
-    with pytest.raises(SweepError, match="period"):
-        evidence.every_ns(every)
-
-
 def test_too_many_periods_are_refused() -> None:
     with pytest.raises(SweepError, match="too many"):
         evidence.period_edges((0, 10**18), 10**9)

@@ -19,8 +19,6 @@ from replaylab.errors import DatasetError
 from replaylab.features import NAMES, FeatureParams
 from replaylab.params import ScoringParams
 
-__all__ = ["ClassifierScore"]
-
 
 class ClassifierScore:
     """A classifier of triple-barrier labels as a score: P(label = 1) − P(label = −1), in [−1, 1].

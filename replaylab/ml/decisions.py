@@ -1,4 +1,10 @@
-"""What labels and features read of a session: its decision times, and the prices of each symbol, as arrays."""
+"""What labels and features read of a session: its decision times, and the prices of each symbol, as arrays.
+
+Decision times are those of the scores, or::
+
+    features(session, at=time_grid(session, "1s"))            # a grid of time, or simply at="1s"
+    features(session, at=value_bars(session, 50_000))         # a row whenever 50,000 USD have been traded
+"""
 
 from __future__ import annotations
 
@@ -10,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replaylab.errors import DatasetError, did_you_mean
-from replaylab.features import InitialState, SymbolStart, book_mids, scores, trade_columns
-
-__all__ = ["Decisions", "Prices", "SessionLike", "as_polars", "decisions", "event_times", "prices_by_symbol"]
+from replaylab.errors import DatasetError
+from replaylab.features import InitialState, SymbolStart, book_mids, pack_market, scores, trade_columns
+from replaylab.timestamps import period_ns
+from replaylab.trading import PRICE_TYPES, resolve_prices
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 PriceSource = str | Mapping[str, str]
-_SOURCES = ("trade", "book", "score")
+_UTC = pl.Datetime("ns", "UTC")
+_NO_PRICES = np.empty(0, dtype=np.int64), np.empty(0)
 
 
 class SessionLike(Protocol):
@@ -108,7 +115,7 @@ def _given(at: pl.DataFrame, ts: Ints) -> tuple[pl.Series, Ints, Ints]:
     for name in (time, "symbol"):
         if name not in at.columns:
             raise DatasetError(f"the frame of decision times has no column {name!r}")
-    moments: Ints = at[time].cast(pl.Datetime("ns", "UTC")).dt.timestamp("ns").to_numpy()
+    moments: Ints = at[time].cast(_UTC).dt.timestamp("ns").to_numpy()
     if "event_index" not in at.columns:
         return at["symbol"], np.searchsorted(ts, moments, side="left").astype(np.int64) - 1, moments
     index: Ints = at["event_index"].cast(pl.Int64).to_numpy()
@@ -128,37 +135,88 @@ def prices_by_symbol(
     """Return the price events of each symbol, by the trading model's rules (``docs/model.md``).
 
     ``price_source``: "trade", "book" (mid), "score", "auto" (the first of these with usable prices), or a mapping of
-    symbols to these. A symbol without prices has empty arrays. Raises DatasetError for an unknown source.
+    symbols to these. A symbol without prices has empty arrays. Raises PriceError for an unknown source.
     """
     events, ts = session.events, event_times(session)
     initial = InitialState.read(getattr(session, "initial_state", None))
+    sources = resolve_prices(session, price_source, initial_state=initial).sources
     found = {}
     for symbol in symbols:
-        wish = price_source if isinstance(price_source, str) else price_source.get(symbol, "auto")
-        if wish not in ("auto", *_SOURCES):
-            raise DatasetError(f"no price source {wish!r}.{did_you_mean(str(wish), ('auto', *_SOURCES))}")
-        mine = (events["symbol"] == symbol).fill_null(False)
-        for source in _SOURCES if wish == "auto" else (wish,):
-            rows, price = _prices(events, mine, source, initial.of(symbol))
-            if len(rows):
-                break
-        else:
-            source, rows, price = wish, np.empty(0, dtype=np.int64), np.empty(0)
-        found[symbol] = Prices(source, ts[rows], price, rows)
+        source = sources.get(symbol)
+        rows, price = _NO_PRICES if source is None else _prices(events, symbol, source, initial.of(symbol))
+        found[symbol] = Prices(source or "none", ts[rows], price, rows)
     return found
 
 
-def _prices(events: pl.DataFrame, mine: pl.Series, source: str, start: SymbolStart) -> tuple[Ints, Floats]:
-    kind = {"trade": "MARKET_TRADE", "book": "MARKET_BOOK", "score": "SCORING_UPDATE"}[source]
-    rows = np.flatnonzero((mine & (events["type"] == kind)).fill_null(False).to_numpy()).astype(np.int64)
-    texts = events["payload"].gather(rows).to_list()
+def _prices(events: pl.DataFrame, symbol: str, source: str, start: SymbolStart) -> tuple[Ints, Floats]:
+    mine = (events["symbol"] == symbol) & (events["type"] == PRICE_TYPES[source])
+    rows = np.flatnonzero(mine.fill_null(value=False).to_numpy()).astype(np.int64)
+    payloads = events["payload"].gather(rows).to_list()
     if source == "trade":
-        trades = trade_columns(texts)
-        price, good = trades.price, (trades.price > 0) & ~trades.off_market
+        trades = trade_columns(payloads)
+        price = np.where(trades.off_market, np.nan, trades.price)
     elif source == "book":
-        price, _ = book_mids(texts, start.order_book())
-        good = price > 0
+        price, _ = book_mids(payloads, start.order_book())
     else:
-        _, price = scores(texts)
-        good = price > 0
+        _, price = scores(payloads)
+    good = price > 0
     return rows[good], price[good]
+
+
+def time_grid(session: SessionLike, every: str, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+    """Return decision times at whole multiples of ``every`` ("500ms", "1s", "5m", "1h", "1d"), for each symbol.
+
+    Columns ``timestamp, symbol, event_index``. A decision at t knows what lies strictly before t. The grid covers the
+    session's time, from the first multiple after its first event. Raises TimeError for another period.
+    """
+    step = period_ns(every)
+    ts = event_times(session)
+    names = _symbols(session) if symbols is None else sorted(symbols)
+    if not len(ts) or not names:
+        return _frame([], [], [])
+    grid = np.arange(ts[0] // step + 1, ts[-1] // step + 1, dtype=np.int64) * step
+    index = np.searchsorted(ts, grid, side="left") - 1
+    times, places = np.repeat(grid, len(names)), np.repeat(index, len(names))
+    return _frame(times.tolist(), names * len(grid), places.tolist())
+
+
+def value_bars(session: SessionLike, usd: float, symbols: Sequence[str] | None = None) -> pl.DataFrame:
+    """Return a decision at each trade that completes ``usd`` of traded value (price · quantity) of its symbol.
+
+    Columns ``timestamp, symbol, event_index``; a decision knows that trade. The count starts again from zero at
+    each bar: the part of a trade beyond a bar is not carried over.
+    """
+    if not (np.isfinite(usd) and usd > 0):
+        raise DatasetError(f"a bar holds a value above zero, found {usd!r}")
+    tapes = pack_market(session.events, symbols=None if symbols is None else list(symbols))
+    times: list[int] = []
+    names: list[str] = []
+    index: list[int] = []
+    for symbol, tape in tapes.items():
+        trades = tape.kind == 0
+        value = np.where(trades, tape.columns[:, 0] * tape.columns[:, 1], 0.0)
+        total = 0.0
+        for place, amount in zip(np.flatnonzero(trades).tolist(), value[trades].tolist(), strict=True):
+            total += amount
+            if total >= usd:
+                total = 0.0
+                times.append(int(tape.ts[place]))
+                names.append(symbol)
+                index.append(int(tape.index[place]))
+    return _frame(times, names, index).sort("event_index", "symbol")
+
+
+def _symbols(session: SessionLike) -> list[str]:
+    # Every symbol that the session has, also one whose first event is still to come at a decision: rows, not values.
+    named = session.events["symbol"].drop_nulls().unique().to_list()
+    return sorted(str(name) for name in named)
+
+
+def _frame(times: list[int], names: list[str], index: list[int]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "timestamp": pl.Series(times, dtype=pl.Int64).cast(_UTC),
+            "symbol": pl.Series(names, dtype=pl.String),
+            "event_index": pl.Series(index, dtype=pl.Int64),
+        }
+    )
