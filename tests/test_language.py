@@ -64,7 +64,6 @@ PENDING = {
     "replaylab/logging",
     "replaylab/ml",
     "replaylab/paths.py",
-    "replaylab/plots",
     "replaylab/records",
     "replaylab/replay",
     "replaylab/server",
@@ -78,7 +77,6 @@ PENDING = {
     "tests/importers",
     "tests/logging",
     "tests/ml",
-    "tests/notebook",
     "tests/oracle.py",
     "tests/replay",
     "tests/server",
@@ -88,12 +86,9 @@ PENDING = {
     "tests/test_cli.py",
     "tests/test_history.py",
     "tests/test_main_job.py",
-    "tests/test_pictures.py",
-    "tests/test_plots.py",
     "tests/test_public_names.py",
     "tests/test_wheel.py",
     "tests/trading",
-    "tools/make_pictures.py",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jedi
 import pytest
 
-# The names of the public interface, by what stands before the dot. Each is reached by Tab.
+# The names of the public interface, by what is before the dot. Each is reached by Tab.
 NAMES: dict[str, str] = {
     "replaylab": "Config Lab ReplayEngine ScoringParams TradingParams buildReplaySession build_replay_session",
     "replaylab.Lab": "backtest build_replay_session control daily_summary engine events export_features features "

@@ -14,7 +14,6 @@ from replaylab import plots
 from replaylab.errors import ReplaylabError
 from replaylab.notebook.hotlist import Hotlist, Row
 from replaylab.notebook.style import bar, number, table
-from replaylab.plots.style import LONG, LOSS, SHORT, WIN
 from replaylab.replay import News
 from replaylab.timestamps import parse_ns
 
@@ -171,26 +170,17 @@ class LiveView:
         self._drawn = now
         prices = self.track.until(row.symbol, self.position)
         trades = [_plotted_trade(trade) for trade in self._trades if trade["symbol"] == row.symbol]
+        levels = list(row.levels.values())
+        if row.side is not None and row.entry_price is not None:
+            levels.append((row.side, row.entry_price))
         figure = plots.price_with_trades(
-            prices, pl.DataFrame(trades, schema=_TRADE_SCHEMA, orient="row"), symbol=row.symbol
+            prices,
+            pl.DataFrame(trades, schema=_TRADE_SCHEMA, orient="row"),
+            symbol=row.symbol,
+            levels=levels,
         )
         # Smaller than the default, so that its labels have the size of the text around it.
         figure.set_size_inches(7.6, 4.1)
-        axes = figure.axes[0]
-        for kind, price in row.levels.values():
-            colour = LOSS if kind == "stop" else WIN
-            axes.axhline(price, color=colour, linewidth=1, linestyle="--")
-            axes.annotate(
-                kind,
-                (1.0, price),
-                xycoords=("axes fraction", "data"),
-                color=colour,
-                fontsize=8,
-                ha="right",
-                va="bottom",
-            )
-        if row.entry_price is not None:
-            axes.axhline(row.entry_price, color=LONG if row.side == "LONG" else SHORT, linewidth=1)
         return figure._repr_png_()
 
     def show_plot(self, png: bytes | None) -> None:

@@ -1,7 +1,7 @@
-from .decisions import fidelity as fidelity
 from .sessions import density as density
+from .sessions import fidelity as fidelity
 from .sessions import scores as scores
-from .style import Picture as Picture
+from .style import Plot as Plot
 from .sweeps import heatmap as heatmap
 from .sweeps import overfitting as overfitting
 from .sweeps import parallel_coordinates as parallel_coordinates

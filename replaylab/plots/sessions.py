@@ -1,4 +1,4 @@
-"""Pictures of a session: where its events lie in time, and its scores beside the price."""
+"""Plots of a session: its events over time, its scores below the price, its decisions against the recorded ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from replaylab.plots.style import (
     CYCLE,
     INK,
     LONG,
+    LOSS,
     SHORT,
-    Picture,
+    WIN,
+    Plot,
     as_frame,
     empty_note,
     need,
@@ -20,11 +22,9 @@ from replaylab.plots.style import (
     utc_axis,
 )
 
-__all__ = ["density", "scores"]
 
-
-def density(events: Any, title: str | None = None, *, bins: int = 200) -> Picture:
-    """Return how many events of each type there are over time: one row per type, its own scale, gaps visible.
+def density(events: Any, title: str | None = None, *, bins: int = 200) -> Plot:
+    """Plot how many events of each type there are over time: one row per type, its own scale, gaps visible.
 
     ``events``: columns ``timestamp`` and ``type`` (or ``event_type``).
     """
@@ -32,7 +32,7 @@ def density(events: Any, title: str | None = None, *, bins: int = 200) -> Pictur
     kind = "type" if "type" in frame.columns else "event_type"
     need(frame, "timestamp", kind)
     names = frame[kind].value_counts(sort=True)[kind].to_list()
-    figure = Picture(10, max(2.4, 0.9 + 0.75 * len(names)))
+    figure = Plot(10, max(2.4, 0.9 + 0.75 * len(names)))
     if not names:
         empty_note(figure.panel(), "no events")
         figure.heading(title)
@@ -63,8 +63,8 @@ def density(events: Any, title: str | None = None, *, bins: int = 200) -> Pictur
 
 def scores(
     frame: Any, threshold: float | None = None, title: str | None = None, *, prices: Any = None
-) -> Picture:
-    """Return the score over time, its entry threshold, and the price above it if there is one.
+) -> Plot:
+    """Plot the score over time, its entry threshold, and the price above it if there is one.
 
     ``frame``: columns ``timestamp`` and ``score`` (and ``price``, used when ``prices`` is not given; and ``symbol``:
     one line each). ``prices``: columns ``timestamp`` and ``price``.
@@ -74,7 +74,7 @@ def scores(
     tape = (
         data if prices is None and "price" in data.columns else None if prices is None else as_frame(prices)
     )
-    figure = Picture(10, 5.0 if tape is not None else 3.4)
+    figure = Plot(10, 5.0 if tape is not None else 3.4)
     grid = figure.add_gridspec(2 if tape is not None else 1, 1)
     bottom = figure.panel(grid[-1])
     if tape is not None:
@@ -120,3 +120,58 @@ def _by_symbol(frame: pl.DataFrame) -> list[tuple[str | None, pl.DataFrame]]:
     if "symbol" not in frame.columns:
         return [(None, frame)] if frame.height else []
     return [(str(key[0]), part) for key, part in frame.group_by("symbol", maintain_order=True)]
+
+
+_COLOURS = {
+    "identical": WIN,
+    "different": LOSS,
+    "missing": SHORT,
+    "added": LONG,
+    "carried_in": INK,
+    "cut_off": INK,
+}
+_MARKS = {"identical": "|", "different": "x", "missing": "v", "added": "^", "carried_in": ".", "cut_off": "."}
+
+
+def fidelity(decisions: Any, title: str | None = None) -> Plot:
+    """Plot decisions over time: one row per symbol, each decision a mark in the colour of its status.
+
+    ``decisions``: columns ``timestamp``, ``symbol`` and ``status`` (identical, different, missing, added, carried_in,
+    cut_off). What is not identical is drawn last and larger, so that one among a million is seen.
+    """
+    frame = as_frame(decisions)
+    need(frame, "timestamp", "symbol", "status")
+    symbols = sorted(frame["symbol"].unique().to_list())
+    figure = Plot(10, 1.6 + 0.55 * max(1, len(symbols)))
+    panel = figure.panel()
+    figure.heading(title)
+    if not symbols:
+        empty_note(panel, "no decisions")
+        return figure
+    place = {symbol: row for row, symbol in enumerate(reversed(symbols))}
+    for status, colour in _COLOURS.items():
+        rows = frame.filter(pl.col("status") == status)
+        if rows.is_empty():
+            continue
+        heights = [place[symbol] for symbol in rows["symbol"].to_list()]
+        same = status == "identical"
+        panel.scatter(
+            times(rows["timestamp"]),
+            heights,
+            marker=_MARKS[status],
+            s=60 if same else 45,
+            color=colour,
+            alpha=0.35 if same else 1.0,
+            linewidths=0.8 if same else 1.5,
+            zorder=2 if same else 3,
+            label=f"{status.replace('_', ' ')} ({rows.height:,})",
+            rasterized=rows.height > 5_000,
+        )
+    panel.set_yticks(list(place.values()), list(place))
+    panel.set_ylabel("symbol")
+    panel.set_ylim(-0.6, len(symbols) - 0.4)
+    utc_axis(panel)
+    figure.legend_for(panel, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=len(_COLOURS))
+    for mark in getattr(panel.get_legend(), "legend_handles", ()):
+        mark.set_alpha(1.0)  # the faint marks of what is identical would not be seen in it
+    return figure

@@ -1,4 +1,4 @@
-"""What all pictures share: a figure that shows itself, colours, labels with units, time axes."""
+"""What all plots share: a figure that displays itself, colours, labels with units, time axes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,6 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from replaylab.errors import did_you_mean
-
-__all__ = [
-    "CYCLE",
-    "GRID",
-    "INK",
-    "LONG",
-    "LOSS",
-    "SHORT",
-    "WIN",
-    "Picture",
-    "as_frame",
-    "empty_note",
-    "label",
-    "need",
-    "times",
-    "utc_axis",
-]
 
 # Luminance near 0.18: a contrast of about 4.4 to 1 with white as well as with a near-black page.
 INK = "#747a84"
@@ -56,15 +39,18 @@ _UNITS = {
 }
 
 
-class Picture(Figure):
-    """A matplotlib Figure that shows itself in a notebook, without pyplot and its global state."""
+class Plot(Figure):
+    """A matplotlib Figure that displays itself in a notebook, without pyplot and its global state.
 
-    def __init__(self, width: float = 9.0, height: float = 4.5, **options: Any) -> None:
-        super().__init__(figsize=(width, height), layout="constrained", facecolor="none", **options)
+    ``width``, ``height``: inches.
+    """
 
-    def panel(self, *place: Any, **options: Any) -> Axes:
-        """Return a new panel in the house style; arguments as those of ``add_subplot``."""
-        axes: Axes = self.add_subplot(*place, facecolor="none", **options)
+    def __init__(self, width: float = 9.0, height: float = 4.5) -> None:
+        super().__init__(figsize=(width, height), layout="constrained", facecolor="none")
+
+    def panel(self, *place: Any, sharex: Axes | None = None, sharey: Axes | None = None) -> Axes:
+        """Add a panel in the common style; ``place`` as in ``add_subplot``."""
+        axes: Axes = self.add_subplot(*place, facecolor="none", sharex=sharex, sharey=sharey)
         axes.set_prop_cycle(color=list(CYCLE))
         axes.grid(visible=True, color=GRID, alpha=0.22, linewidth=0.7)
         axes.set_axisbelow(True)
@@ -83,10 +69,19 @@ class Picture(Figure):
         if text:
             self.suptitle(text, color=INK, fontsize=12, fontweight="bold")
 
-    def legend_for(self, axes: Axes, **options: Any) -> None:
-        """Add a legend without a box."""
+    def legend_for(
+        self,
+        axes: Axes,
+        *,
+        loc: str = "best",
+        ncols: int = 1,
+        bbox_to_anchor: tuple[float, float] | None = None,
+    ) -> None:
+        """Add a legend without a box; the options are those of ``Axes.legend``."""
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9, **options)
+            axes.legend(
+                frameon=False, labelcolor=INK, fontsize=9, loc=loc, ncols=ncols, bbox_to_anchor=bbox_to_anchor
+            )
 
     def _repr_png_(self) -> bytes:
         data = BytesIO()
@@ -135,7 +130,7 @@ def times(series: pl.Series) -> npt.NDArray[np.datetime64]:
 
 
 def utc_axis(axes: Axes) -> None:
-    """Label the x axis as UTC time with as few characters as tell it apart."""
+    """Label the x axis as UTC time, with as few characters as needed."""
     locator = AutoDateLocator(minticks=3, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     formatter = ConciseDateFormatter(locator, show_offset=True)  # type: ignore[no-untyped-call]
@@ -145,5 +140,5 @@ def utc_axis(axes: Axes) -> None:
 
 
 def empty_note(axes: Axes, text: str) -> None:
-    """Say in the panel why there is nothing to see."""
+    """Write into the panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: heatmap, slices, parallel coordinates, overfitting, walk-forward."""
+"""Plots of a sweep: heatmap, slices, parallel coordinates, overfitting, walk-forward."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import polars as pl
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 
-from replaylab.plots.style import INK, LONG, LOSS, SHORT, WIN, Picture, as_frame, empty_note, label, need
-
-__all__ = ["heatmap", "overfitting", "parallel_coordinates", "slices", "walk_forward"]
+from replaylab.plots.style import INK, LONG, LOSS, SHORT, WIN, Plot, as_frame, empty_note, label, need
 
 _HOW = {"max": "best", "mean": "mean", "min": "worst", "median": "median"}
 
 
 def heatmap(
     frame: Any, x: str, y: str, value: str = "net_pnl", title: str | None = None, *, how: str = "max"
-) -> Picture:
-    """Return ``value`` over the grid of ``x`` and ``y``; the ring marks the highest cell.
+) -> Plot:
+    """Plot ``value`` over the grid of ``x`` and ``y``; the ring marks the highest cell.
 
     Where several rows share a cell (more axes than two), ``how`` says which is shown: "max", "mean", "median", "min".
     Cells without a value stay empty. Values of both signs get a scale centred on zero.
@@ -34,7 +32,7 @@ def heatmap(
     rows, row_names = _places(data[y])
     values = data[value].cast(pl.Float64).to_numpy()
     cells = _cells(rows, columns, values, (len(row_names), len(column_names)), how)
-    figure = Picture(7.6, 5.4)
+    figure = Plot(7.6, 5.4)
     axes = figure.panel()
     axes.grid(visible=False)
     finite = cells[np.isfinite(cells)]
@@ -68,8 +66,8 @@ def heatmap(
     return figure
 
 
-def slices(frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str | None = None) -> Picture:
-    """Return one panel per axis: best, middle half and median of ``value`` over all other axes.
+def slices(frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str | None = None) -> Plot:
+    """Plot one panel per axis: best, middle half and median of ``value`` over all other axes.
 
     A best line far above the band means that only one combination of the rest does well there.
     """
@@ -77,7 +75,7 @@ def slices(frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str |
     need(data, *axes, value)
     across = min(3, max(1, len(axes)))
     down = -(-len(axes) // across)
-    figure = Picture(3.6 * across + 0.4, 2.9 * down + 0.3)
+    figure = Plot(3.6 * across + 0.4, 2.9 * down + 0.3)
     first = None
     for number, name in enumerate(axes):
         panel = figure.panel(down, across, number + 1, sharey=first)
@@ -115,8 +113,8 @@ def slices(frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str |
 
 def parallel_coordinates(
     frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str | None = None, *, n: int = 300
-) -> Picture:
-    """Return one line per combination across all axes, coloured by ``value``; the best five are thick.
+) -> Plot:
+    """Plot one line per combination across all axes, coloured by ``value``; the best five are thick.
 
     At most ``n`` rows are drawn: the best ``n // 3``, and the rest spread evenly over the ranks below them.
     """
@@ -131,7 +129,7 @@ def parallel_coordinates(
         else None
     )
     shown = order if rest is None else order[np.concatenate([np.arange(top), rest]).tolist()]
-    figure = Picture(max(6.0, 1.7 * len(axes) + 1.6), 4.6)
+    figure = Plot(max(6.0, 1.7 * len(axes) + 1.6), 4.6)
     panel = figure.panel()
     panel.grid(visible=False)
     lines: npt.NDArray[np.float64] = np.empty((shown.height, len(axes)))
@@ -179,12 +177,12 @@ def parallel_coordinates(
     return figure
 
 
-def overfitting(report: Any, title: str | None = None) -> Picture:
-    """Return the two pictures of CSCV: the logits, and out-of-sample against in-sample score.
+def overfitting(report: Any, title: str | None = None) -> Plot:
+    """Plot CSCV: the logits, and out-of-sample against in-sample score.
 
     ``report``: what ``result.overfitting()`` returned.
     """
-    figure = Picture(10, 4.2)
+    figure = Plot(10, 4.2)
     left, right = figure.panel(1, 2, 1), figure.panel(1, 2, 2)
     logits = np.asarray(report.logits)
     edges = np.histogram_bin_edges(logits, bins=30).tolist()
@@ -212,14 +210,14 @@ def overfitting(report: Any, title: str | None = None) -> Picture:
     return figure
 
 
-def walk_forward(frame: Any, title: str | None = None) -> Picture:
-    """Return, per step, what the chosen combination scored where it was chosen and in the time after.
+def walk_forward(frame: Any, title: str | None = None) -> Plot:
+    """Plot, per step, what the chosen combination scored where it was chosen and in the time after.
 
     ``frame``: columns ``in_sample`` and ``out_of_sample``, both per period so that they compare, and ``test_start``.
     """
     data = as_frame(frame)
     need(data, "in_sample", "out_of_sample", "test_start")
-    figure = Picture(9, 4.2)
+    figure = Plot(9, 4.2)
     axes = figure.panel()
     spot = np.arange(data.height)
     axes.bar(

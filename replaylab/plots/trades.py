@@ -1,8 +1,8 @@
-"""Pictures of trades: on the price, as equity, by excursion and by reason of exit."""
+"""Plots of trades: on the price, as equity, by excursion and by reason of exit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from replaylab.plots.style import (
     LOSS,
     SHORT,
     WIN,
-    Picture,
+    Plot,
     as_frame,
     empty_note,
     label,
@@ -24,21 +24,26 @@ from replaylab.plots.style import (
     utc_axis,
 )
 
-__all__ = ["equity", "excursions", "exit_reasons", "price_with_trades"]
-
-# More points than this cannot be told apart on a screen; each bin keeps its extremes.
+# A screen does not resolve more points than this; each bin keeps its extremes.
 _POINTS = 4000
+_LEVELS = {"stop": LOSS, "target": WIN, "LONG": LONG, "SHORT": SHORT}
 
 
 def price_with_trades(
-    prices: Any, trades: Any, title: str | None = None, *, symbol: str | None = None
-) -> Picture:
-    """Return the price over time with every entry, exit and the span between.
+    prices: Any,
+    trades: Any,
+    title: str | None = None,
+    *,
+    symbol: str | None = None,
+    levels: Sequence[tuple[str, float]] = (),
+) -> Plot:
+    """Plot the price over time with every entry, exit and the span between.
 
     ``prices``: columns ``timestamp`` and ``price`` (and ``symbol``, if there are several); ``trades``: those of a
     backtest (``entry_time``, ``exit_time``) or of the trade log (``timestamp``, ``duration_seconds``). Triangles point
     the way of the trade at its entry; dots mark exits, green with a profit, red with a loss. With several
-    symbols in ``prices``, ``symbol`` chooses (default: the first).
+    symbols in ``prices``, ``symbol`` chooses (default: the first). ``levels``: (name, price) of horizontal lines,
+    such as the stop and targets of an open position.
     """
     price_frame, trade_frame = as_frame(prices), with_entry_times(as_frame(trades))
     need(price_frame, "timestamp", "price")
@@ -47,7 +52,7 @@ def price_with_trades(
         price_frame = price_frame.filter(pl.col("symbol") == symbol)
     if symbol is not None and "symbol" in trade_frame.columns:
         trade_frame = trade_frame.filter(pl.col("symbol") == symbol)
-    figure = Picture(10, 4.8)
+    figure = Plot(10, 4.8)
     axes = figure.panel()
     when, price = _thinned(price_frame)
     axes.plot(when, price, color=INK, linewidth=0.9, label="price", zorder=2)
@@ -67,6 +72,11 @@ def price_with_trades(
                 axes.scatter(
                     times(part["exit_time"]), part["close_price"], s=26, color=colour, zorder=4, label=text
                 )
+    for name, level in levels:
+        colour = _LEVELS.get(name, INK)
+        axes.axhline(level, color=colour, linewidth=1, linestyle="-" if name in ("LONG", "SHORT") else "--")
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(name, (1.0, level), color=colour, fontsize=8, **place)
     if not price_frame.height:
         empty_note(axes, "no prices")
     else:
@@ -77,13 +87,13 @@ def price_with_trades(
     return figure
 
 
-def equity(trades: Any, title: str | None = None) -> Picture:
+def equity(trades: Any, title: str | None = None) -> Plot:
     """Return realised PnL over time with its drawdown below.
 
     ``trades``: one frame of trades, or a mapping of names to frames to compare. Steps are at exit times.
     """
     named = trades if isinstance(trades, Mapping) else {"realised PnL": trades}
-    figure = Picture(10, 5.2)
+    figure = Plot(10, 5.2)
     grid = figure.add_gridspec(2, 1, height_ratios=[3, 1])
     top = figure.panel(grid[0])
     bottom = figure.panel(grid[1], sharex=top)
@@ -115,7 +125,7 @@ def equity(trades: Any, title: str | None = None) -> Picture:
     return figure
 
 
-def excursions(trades: Any, title: str | None = None) -> Picture:
+def excursions(trades: Any, title: str | None = None) -> Plot:
     """Return a scatter of how far each trade went against and in favour, in percent of its notional.
 
     Read it for stops and targets: losers far to the top gave back a profit, winners far to the right survived a
@@ -123,7 +133,7 @@ def excursions(trades: Any, title: str | None = None) -> Picture:
     """
     frame = as_frame(trades)
     need(frame, "mfe", "mae", "entry_price", "qty", "realized_pnl")
-    figure = Picture(6.2, 5.2)
+    figure = Plot(6.2, 5.2)
     axes = figure.panel()
     notional = (frame["entry_price"] * frame["qty"]).to_numpy()
     against, favour = (-100 * frame["mae"].to_numpy() / notional, 100 * frame["mfe"].to_numpy() / notional)
@@ -148,8 +158,8 @@ def excursions(trades: Any, title: str | None = None) -> Picture:
     return figure
 
 
-def exit_reasons(trades: Any, title: str | None = None) -> Picture:
-    """Return bars of how many trades each reason of exit closed, and what they earned."""
+def exit_reasons(trades: Any, title: str | None = None) -> Plot:
+    """Plot bars of how many trades each reason of exit closed, and what they earned."""
     frame = as_frame(trades)
     need(frame, "reason", "realized_pnl")
     groups = (
@@ -157,7 +167,7 @@ def exit_reasons(trades: Any, title: str | None = None) -> Picture:
         .agg(pl.len().alias("count"), pl.col("realized_pnl").sum())
         .sort("count", "reason", descending=[False, True])
     )
-    figure = Picture(9, max(2.6, 0.9 + 0.42 * groups.height))
+    figure = Plot(9, max(2.6, 0.9 + 0.42 * groups.height))
     left, right = figure.panel(1, 2, 1), figure.panel(1, 2, 2)
     names = groups["reason"].to_list()
     left.barh(names, groups["count"].to_numpy(), color=LONG, alpha=0.85)

@@ -250,7 +250,7 @@ def leftovers() -> dict[str, int]:
     me = psutil.Process()
     return {
         "threads": threading.active_count(),
-        "figures": len(_pylab_helpers.Gcf.figs),
+        "plots": len(_pylab_helpers.Gcf.figs),
         "children": len(me.children(recursive=True)),
         "files": me.num_fds(),
     }
@@ -265,7 +265,7 @@ def repeat(lab: Lab, times: int) -> tuple[dict[str, int], dict[str, int], int]:
         play_to_the_end(panel)
 
     once()
-    # The first picture opens matplotlib's fonts, once and for all.
+    # The first plot opens matplotlib's fonts, once and for all.
     panel.live._drawn = ()
     assert panel.live.png() is not None
     before, widgets = leftovers(), len(Widget._instances) if hasattr(Widget, "_instances") else 0
@@ -286,7 +286,7 @@ def play_to_the_end(panel: Panel) -> None:
 
 
 def test_runs_leave_nothing_behind(lab: Lab) -> None:
-    """No threads, figures, processes or open files after a few runs; the long form does a hundred."""
+    """No threads, plots, processes or open files after a few runs; the long form does a hundred."""
     before, after, grown = repeat(lab, 3)
     assert after == before
     assert grown == 0

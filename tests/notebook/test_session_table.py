@@ -35,12 +35,12 @@ def chosen(table: SessionTable) -> list[str]:
     ]
 
 
-def test_a_click_selects_and_tells() -> None:
-    told: list[str | None] = []
-    table = SessionTable(told.append)
+def test_a_click_selects_and_calls_back() -> None:
+    seen: list[str | None] = []
+    table = SessionTable(seen.append)
     table.set_manifests([manifest(1), manifest(2)])
     table.ids[1].click()
-    assert told == [table.visible[1]] == [table.selected] == chosen(table)
+    assert seen == [table.visible[1]] == [table.selected] == chosen(table)
 
 
 def test_the_filter_matches_id_symbol_and_notes_as_one_types() -> None:
@@ -83,8 +83,8 @@ def test_a_thousand_sessions_are_comfortable() -> None:
 
 
 def test_the_selection_survives_a_refresh_and_ends_with_its_session() -> None:
-    told: list[str | None] = []
-    table = SessionTable(told.append)
+    seen: list[str | None] = []
+    table = SessionTable(seen.append)
     table.set_manifests([manifest(n) for n in range(50)])
     table.select("session-0042")
     assert chosen(table) == ["session-0042"]
@@ -92,7 +92,7 @@ def test_the_selection_survives_a_refresh_and_ends_with_its_session() -> None:
     assert table.selected == "session-0042"
     table.set_manifests([manifest(n) for n in range(5)])
     assert table.selected is None
-    assert told == ["session-0042", None]
+    assert seen == ["session-0042", None]
 
 
 def test_what_a_manifest_says_cannot_become_markup() -> None:

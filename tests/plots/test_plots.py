@@ -1,4 +1,4 @@
-"""Pictures: what is drawn, on which axes, and that nothing needs pyplot."""
+"""Plots: what is drawn, on which axes, and that nothing needs pyplot."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Report:
     out_of_sample = np.array([1.0, -1.0, -2.0, 0.5])
 
 
-def pictures() -> dict[str, Figure]:
+def every_plot() -> dict[str, Figure]:
     scores = prices(50).with_columns(score=pl.Series(np.linspace(-1, 1, 50)))
     events = pl.DataFrame(
         {"timestamp": prices(50)["timestamp"], "type": ["MARKET_TRADE", "SCORING_UPDATE"] * 25}
@@ -88,10 +88,10 @@ def pictures() -> dict[str, Figure]:
     }
 
 
-def test_every_picture_draws_and_labels_its_axes() -> None:
+def test_every_plot_draws_and_labels_its_axes() -> None:
     """Each renders to PNG; every bottom and left axis says what it shows; the background is transparent."""
-    drawn = pictures()
-    assert set(drawn) | {"Picture"} == set(plots.__all__)
+    drawn = every_plot()
+    assert set(drawn) | {"Plot"} == set(plots.__all__)
     for name, figure in drawn.items():
         assert isinstance(figure, Figure)
         assert figure._repr_png_().startswith(b"\x89PNG"), name
@@ -167,7 +167,7 @@ def test_the_trade_log_and_pandas_will_do() -> None:
         np.testing.assert_array_equal(ours.get_ydata(), theirs.get_ydata())
 
 
-def test_nothing_to_draw_is_said_in_the_picture() -> None:
+def test_an_empty_plot_says_why() -> None:
     none = trades().clear()
     for figure in (plots.equity(none), plots.excursions(none), plots.exit_reasons(none)):
         assert "no trades" in [text.get_text() for axes in figure.axes for text in axes.texts]

@@ -1,4 +1,4 @@
-"""Make the pictures of README.md from the sample: ``python tools/make_pictures.py [FOLDER]`` (default docs/images).
+"""Make the images of README.md from the sample: ``python tools/make_images.py [FOLDER]`` (default docs/images).
 
 ``heatmap.png`` and ``equity.png`` are what ``replaylab.plots`` returns; ``panel.png`` is a screenshot of the dashboard
 in a real JupyterLab, taken with Chromium (``tools/install-chromium``). The sample is a synthetic market.
@@ -44,20 +44,20 @@ def main(folder: Path) -> None:
     result = lab.sweep(hour, grid, params=TradingParams(tp2_pct=0.6), progress=False)
     best = result.trades(int(result.best(1)["row"][0]))
     tries = f"{result.frame.height:,} parameter sets on an hour of a synthetic market"
-    figures = {
+    drawn = {
         "heatmap": plots.heatmap(result.frame, "entry_threshold", "sl_pct", title=tries),
         "equity": plots.equity({"best of the sweep": best, "as recorded": lab.trades()}, title="Equity"),
     }
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         data = BytesIO()
-        # Pages that show README may be dark: the picture brings its own white.
+        # Pages that show README may be dark: the image has a white background.
         figure.savefig(data, format="png", dpi=100, facecolor="white")
         save(Image.open(data), folder / f"{name}.png")
     photograph(lab, folder / "panel.png")
 
 
 def photograph(lab: Lab, target: Path) -> None:
-    """Play the hour at 20× until something has happened, and take a picture of the panel."""
+    """Play the hour at 20× until trades have closed, and save a screenshot of the panel."""
     executable = find_browser()
     if executable is None:
         raise SystemExit("no Chromium on this machine: run tools/install-chromium")
@@ -83,9 +83,9 @@ def photograph(lab: Lab, target: Path) -> None:
     save(Image.open(BytesIO(data)), target)
 
 
-def save(picture: Image.Image, target: Path) -> None:
-    picture.convert("RGB").save(target, optimize=True)
-    print(f"{target}: {target.stat().st_size // 1024} KiB, {picture.width} × {picture.height}")
+def save(image: Image.Image, target: Path) -> None:
+    image.convert("RGB").save(target, optimize=True)
+    print(f"{target}: {target.stat().st_size // 1024} KiB, {image.width} × {image.height}")
 
 
 if __name__ == "__main__":

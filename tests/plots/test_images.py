@@ -1,6 +1,6 @@
-"""Each public picture beside one that a person has looked at (``tests/pictures``).
+"""Each public plot compared with a reviewed image (``tests/plots/images``).
 
-``pytest --mpl-generate-path=tests/pictures tests/test_pictures.py`` draws them again after a change that is meant.
+``pytest --mpl-generate-path=tests/plots/images tests/plots/test_images.py`` draws them again after an intended change.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from replaylab import plots
 
 START = datetime(2025, 11, 18, 10, tzinfo=UTC)
-# With the FreeType that drew the kept pictures (the wheels of matplotlib bring their own) only rounding differs: one
+# With the FreeType that drew the kept images (the wheels of matplotlib bring their own) only rounding differs: one
 # colour of a few small marks is then seen. Another FreeType moves every panel by a pixel or two, which costs up to 30.
 DRAWN_WITH = "2.14.3"
 TOLERANCE = 1.5 if ft2font.__freetype_version__ == DRAWN_WITH else 30.0
 
 
 def waves(count: int, *periods: float) -> np.ndarray:
-    """Return a curve that looks like a price and is the same with every version of NumPy."""
+    """Return a curve shaped like a price and is the same with every version of NumPy."""
     places = np.arange(count)
     return sum(np.sin(2 * np.pi * places / period + period) for period in periods) / len(periods)
 
@@ -130,7 +130,7 @@ def decisions() -> pl.DataFrame:
 
 
 AXES = ["entry_threshold", "sl_pct", "max_hold_s"]
-PICTURES: dict[str, Callable[[], Figure]] = {
+PLOTS: dict[str, Callable[[], Figure]] = {
     "density": lambda: plots.density(events(), "What the session holds"),
     "equity": lambda: plots.equity({"best of the sweep": trades(), "default": trades(shift=-0.8)}, "Equity"),
     "excursions": lambda: plots.excursions(trades()),
@@ -146,22 +146,20 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def test_each_public_picture_is_compared(request: pytest.FixtureRequest) -> None:
+def test_each_public_plot_is_compared(request: pytest.FixtureRequest) -> None:
     """And the comparison is switched on: without it the tests below would pass whatever is drawn."""
     assert request.config.getoption("--mpl")
-    assert set(PICTURES) == set(plots.__all__) - {"Picture"}
-    kept = {
-        path.stem.removeprefix("test_picture_") for path in (Path(__file__).parent / "pictures").glob("*")
-    }
-    assert kept == set(PICTURES)
+    assert set(PLOTS) == set(plots.__all__) - {"Plot"}
+    kept = {path.stem.removeprefix("test_image_") for path in (Path(__file__).parent / "images").glob("*")}
+    assert kept == set(PLOTS)
 
 
 @pytest.mark.mpl_image_compare(
-    baseline_dir="pictures",
+    baseline_dir="images",
     style="default",
     tolerance=TOLERANCE,
     savefig_kwargs={"dpi": 60, "facecolor": "white"},
 )
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture(name: str) -> Figure:
-    return PICTURES[name]()
+@pytest.mark.parametrize("name", PLOTS)
+def test_image(name: str) -> Figure:
+    return PLOTS[name]()
