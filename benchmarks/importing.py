@@ -147,17 +147,17 @@ def main() -> None:
             if done.returncode:
                 print(f"{title:<44}  not run: {done.stderr.strip().splitlines()[-1][:70]}")
                 continue
-            figures = json.loads(done.stdout)
-            rate = options.rows / figures["seconds"]
+            measured = json.loads(done.stdout)
+            rate = options.rows / measured["seconds"]
             size = file.stat().st_size / 1e6
             print(
-                f"{title:<44}{size:>9.0f}{figures['seconds']:>8.2f}{figures['cpu']:>8.2f}"
-                f"{rate:>13,.0f}{figures['peak'] / 1e6:>9.0f}"
+                f"{title:<44}{size:>9.0f}{measured['seconds']:>8.2f}{measured['cpu']:>8.2f}"
+                f"{rate:>13,.0f}{measured['peak'] / 1e6:>9.0f}"
             )
     print(
         "\nTimes include reading, all checks, sorting, merging and Parquet; the CPU time also starting Python. For"
         "\ntardis-book a row is one level. Not shown: JSON captures (Python parses each message), slow disks, files of"
-        "\nmany days. On a machine that is busy with other work, look at the CPU time."
+        "\nmany days. On a machine that is busy with other work, compare the CPU time."
     )
 
 

@@ -148,13 +148,13 @@ def peak_bytes() -> int:
 
 
 def measure(task: str, root: Path, cache: Path) -> dict[str, float] | str:
-    """Run one task in a fresh process; its figures, or why there are none."""
+    """Run one task in a fresh process; its measurements, or the reason for none."""
     command = [sys.executable, __file__, "--task", task, str(root), str(cache)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1][:80]
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
 def main() -> None:
@@ -215,7 +215,7 @@ def main() -> None:
         "\nPeak memory is what the load adds to a process that has its libraries loaded. Not shown: files with damaged"
         "\nlines or unknown fields (those lines are read one by one), small logs (below 96 MB the scanner is not worth"
         "\nloading, and msgspec reads them, some 170 MB a second), cold disks."
-        "\nOn a machine that is busy with other work, look at the CPU time."
+        "\nOn a machine that is busy with other work, compare the CPU time."
     )
 
 

@@ -9,7 +9,7 @@ What is not there is left out, and the table says so.
 
 What it does not show: a disk that is busy with something else; lines of other sizes; loggers that are set up to do
 less or more than these. replaylab checks every field of every record and keeps processes apart; the others do
-neither. On a machine that does other work the figures move by tens of percent: compare within one run.
+neither. On a machine that does other work the numbers move by tens of percent: compare within one run.
 """
 
 from __future__ import annotations

@@ -493,7 +493,7 @@ def _time_series(name: str, values: list[Any]) -> pl.Series:
 
 
 def _json_series(name: str, values: list[Any], *, checked: bool) -> pl.Series:
-    """Return JSON texts as a column, each to the letter; raises _NotPlainError for one that is no usable object."""
+    """Return raw JSON objects as a column of unchanged strings; raises _NotPlainError for any other value."""
     if checked or not values or None in values:
         texts = [None if value is None else bytes(value).decode() for value in values]
         if not checked and any(text is not None and not _is_plain_object(text) for text in texts):

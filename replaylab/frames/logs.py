@@ -188,7 +188,7 @@ def load_events(
 ) -> Loaded:
     """Load state events: timestamp, symbol, from_state, to_state, event_type, reason, extra, unknown_fields, line.
 
-    ``symbols`` chooses files; None takes all. ``extra`` is JSON text, byte for byte as logged; ``expand`` names keys
+    ``symbols`` chooses files; None takes all. ``extra`` is a JSON string, byte for byte as logged; ``expand`` names keys
     of it ("score", "components.flow") that become columns of their own. Large files are kept as Parquet under
     ``cache``, so that the next load is faster. Raises TimeError, UnsafeNameError and OSError.
     """
@@ -290,7 +290,7 @@ def scan_days(
 def load_replay_events(
     path: str | os.PathLike[str], *, keep_text: bool = False, cache: Path | None = None
 ) -> Loaded:
-    """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON text), unknown_fields, line.
+    """Load the ``events.jsonl`` of a session: timestamp, type, symbol, payload (JSON string), unknown_fields, line.
 
     ``keep_text`` adds ``timestamp_text``, the timestamp as it was written. Large files are kept as Parquet under
     ``cache``, so that the next load is faster.
@@ -309,7 +309,7 @@ def load_replay_events(
 
 
 def load_trading_params(root: RootLike) -> Loaded:
-    """Load the parameters that were in force: timestamp, params (JSON text), unknown_fields, line."""
+    """Load the parameters that were in force: timestamp, params (JSON string), unknown_fields, line."""
     root = DataRoot(root)
     return _load(root.trading_params, PARAMS, name_in(root, root.trading_params))
 
@@ -381,7 +381,7 @@ def expand_json(frame: pl.DataFrame, column: str, keys: str | Iterable[str]) -> 
     """Return ``frame`` with one more column for each key of the JSON objects in ``column``.
 
     A dot steps into an object ("components.flow"), unless the whole key is there. Numbers become Float64 or Int64,
-    texts String, flags Boolean; a mixture, and what is not a scalar, becomes JSON text. Where the key is missing
+    strings String, flags Boolean; mixed types and values that are no scalars become JSON strings. Where the key is missing
     the value is null. A key that is the name of a column already comes as ``<column>_<key>``.
     """
     wanted = [keys] if isinstance(keys, str) else list(dict.fromkeys(keys))

@@ -84,7 +84,7 @@ def load_metrics(
 ) -> Loaded:
     """Load ``metrics/<symbol>.json``: timestamp, symbol, type, payload, line.
 
-    ``payload`` is the snapshot as JSON text without type, timestamp and symbol. ``line`` counts the elements.
+    ``payload`` is the snapshot as a JSON string without type, timestamp and symbol. ``line`` counts the elements.
     """
     return _load(DataRoot(root), "metrics", _METRICS, _metric, symbols, start, end)
 
@@ -104,7 +104,7 @@ def load_order_book_json(
 ) -> Loaded:
     """Load ``orderbook/<symbol>.json``.
 
-    Columns: timestamp, symbol, bids and asks (JSON text of [price, qty] pairs, best first), unknown_fields, line.
+    Columns: timestamp, symbol, bids and asks (JSON strings of [price, qty] pairs, best first), unknown_fields, line.
     """
     return _load(DataRoot(root), "order_book", _BOOKS, _book, symbols, start, end)
 

@@ -637,7 +637,7 @@ def _is_same(text: int, start: int, heap: int, at: int, size: int) -> bool:
 
 _PIECE_BYTES = 4 << 20
 _KINDS = {"text": TEXT, "json": JSON}
-# With more odd lines than every fourth, looking at each is slower than decoding all of them together.
+# If more than every fourth line is odd, decoding the whole block is faster than decoding its odd lines one by one.
 _FEW = 4
 _WORKERS = min(8, os.cpu_count() or 1)
 _log = logging.getLogger("replaylab.frames")

@@ -33,7 +33,7 @@ def without_place(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def fail_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nobody gets the lock of a log."""
+    """Make every later attempt to lock a log fail."""
 
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -172,8 +172,8 @@ def test_a_rotation_that_fails_leaves_the_log_as_it_was(
     assert path.read_bytes() == before
     assert [name for name in tree(tmp_path) if name.endswith(".tmp")] == []
     # The parts of the one that was killed are there, and so are their lines in the log: they are read once.
-    said = [name for name in tree(tmp_path) if name.startswith(("archive", "summary"))]
-    assert bool(said) is killed
+    written = [name for name in tree(tmp_path) if name.startswith(("archive", "summary"))]
+    assert bool(written) is killed
     assert frames.load_events(tmp_path).frame.height == 20
     assert daily_summary(tmp_path)["rows"].to_list() == [1] * 20
     monkeypatch.undo()

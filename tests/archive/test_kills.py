@@ -63,7 +63,7 @@ def kill_at_random_moments(root: Path, kills: int, seed: int) -> int:
         assert child.stdin is not None
         child.stdin.write(b"go\n")
         child.stdin.flush()
-        # Nearly all of the time goes into imports; the lock file tells that the work has begun.
+        # Nearly all of the time goes into imports; the lock file shows that the work has begun.
         lock = root / "system" / ".retention.lock"
         limit = time.monotonic() + 60
         while not lock.exists() and child.poll() is None and time.monotonic() < limit:

@@ -99,7 +99,7 @@ def test_a_part_whose_summary_is_gone_is_kept(tmp_path: Path) -> None:
     report = run_retention(tmp_path, now=NOW, config=config)
     assert report.deleted_files == []
     assert "day-2025-01-01.json does not count the lines of this part" in report.errors[0].error
-    # Another account of that day does not stand for the part either.
+    # Another account of that day does not cover the part either.
     assert "day-2025-01-02.json does not count the lines of this part" in report.errors[1].error
     saved.write_bytes(text)
     report = run_retention(tmp_path, now=NOW, config=config)

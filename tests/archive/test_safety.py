@@ -1,4 +1,4 @@
-"""What a clean-up leaves alone, and how it goes on where something is in its way."""
+"""Files that a clean-up does not touch, and clean-ups that meet an obstacle."""
 
 from __future__ import annotations
 
@@ -170,16 +170,16 @@ def test_a_clean_up_that_stops_still_leaves_its_report(
     write_lines(tmp_path / "trades_log/day-2025-11-20.jsonl", trade("2025-11-20"))
 
     def stop(*args: object) -> int:
-        raise RuntimeError("nobody knows why")
+        raise RuntimeError("reason unknown")
 
     monkeypatch.setattr(retention, "excess", stop)
-    with pytest.raises(RuntimeError, match="nobody knows why"):
+    with pytest.raises(RuntimeError, match="reason unknown"):
         run_retention(tmp_path, now=NOW)
     report = last_report(DataRoot(tmp_path))
     assert report is not None
     assert report.deleted_files == ["trades_log/day-2025-01-01.jsonl"]
     assert report.kept_files == ["trades_log/day-2025-11-20.jsonl"]
-    assert [error.error for error in report.errors] == ["the clean-up stopped: nobody knows why"]
+    assert [error.error for error in report.errors] == ["the clean-up stopped: reason unknown"]
 
 
 def test_what_was_rotated_or_archived_is_for_the_users_of_the_log(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_what_was_rotated_or_archived_is_for_the_users_of_the_log(tmp_path: Path
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_damaged_part_is_in_nobodys_way(tmp_path: Path, marked: bool) -> None:
-    """Other days leave their log; one that may still be in it is reported until somebody looks at it."""
+    """Other days leave their log; one that may still be in it is reported until it is repaired."""
     log = write_lines(tmp_path / "events/BTCUSDT.jsonl", event("2025-01-01"), event("2025-11-20"))
     part = write_lines(tmp_path / "archive/events/BTCUSDT/day-2024-01-01.parquet", "garbage")
     if marked:

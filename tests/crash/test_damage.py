@@ -1,4 +1,4 @@
-"""Damaged files and full disks: every line is accounted for, nothing raises, and the logger goes on by itself."""
+"""Damaged files and full disks: every line is accounted for, nothing raises, and the logger continues by itself."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_disk_that_is_really_full_fails_the_line_and_recovers(small_disk):
 
 
 def test_a_full_disk_fails_only_the_lines_that_do_not_fit(tmp_path):
-    """Lines that could not be written are the ones whose handles said so: rows + failed handles = lines logged."""
+    """Lines that could not be written are those whose handles failed: rows + failed handles = lines logged."""
     from tests.logging.faults import FaultyDisk
 
     disk, chance = FaultyDisk(), random.Random(5)

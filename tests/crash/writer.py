@@ -1,4 +1,4 @@
-"""The process that the crash tests kill: logs as fast as it can, and tells which lines were acknowledged.
+"""The process that the crash tests kill: logs as fast as it can, and reports which lines were acknowledged.
 
 python writer.py ROOT NAME DURABILITY     (acknowledged numbers go to standard output, one line each)
 

@@ -270,7 +270,7 @@ def test_a_tail_of_zeros_is_one_reject() -> None:
 )
 @pytest.mark.parametrize("before", range(0, 130, 13))
 def test_numbers_beyond_all_doubles_are_rejects_wherever_they_stand(number: str, before: int) -> None:
-    """They are JSON, but whoever reads the text later could not read them."""
+    """They are JSON, but later readers of the JSON could not read them."""
     line = (
         json.dumps({**GOOD, "extra": {"x" * before: 1, "n": 0}})
         .encode()
@@ -339,9 +339,9 @@ def test_both_ways_give_the_same_frame_of_a_session(
         assert (loaded.lines, loaded.rows, loaded.blank) == (careful.lines, careful.rows, careful.blank)
 
 
-def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
+def test_the_scanner_takes_the_regular_form_only() -> None:
     """So that the quick way is one: of lines as Python, JavaScript and replaylab write them, none is left over."""
-    usual = [
+    regular = [
         json.dumps(GOOD),
         json.dumps(GOOD, ensure_ascii=False, separators=(",", ":")),
         json.dumps({key: GOOD[key] for key in sorted(GOOD)}),
@@ -359,15 +359,15 @@ def test_the_scanner_takes_what_is_usual_and_nothing_else() -> None:
         json.dumps(GOOD) + "x",
         "",
     ]
-    texts = [line.encode() + b"\n" for line in (*usual, *odd)]
+    texts = [line.encode() + b"\n" for line in (*regular, *odd)]
     data = b"".join(texts)
     fields = scanner.fields_for(EVENTS)
     assert fields is not None
     found = scanner._room(len(texts), len(fields), len(data))
     taken = scan_lines(np.frombuffer(bytearray(data + bytes(SLACK)), np.uint8), len(data), fields, found)
-    assert (taken[0], taken[2]) == (len(usual), len(odd))
-    assert found.line[: len(usual)].tolist() == list(range(len(usual)))
-    assert found.odd[: len(odd), 0].tolist() == list(range(len(usual), len(texts)))
+    assert (taken[0], taken[2]) == (len(regular), len(odd))
+    assert found.line[: len(regular)].tolist() == list(range(len(regular)))
+    assert found.odd[: len(odd), 0].tolist() == list(range(len(regular), len(texts)))
 
 
 def test_logs_with_numbers_of_their_own_go_the_careful_way() -> None:
