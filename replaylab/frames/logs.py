@@ -381,7 +381,7 @@ def expand_json(frame: pl.DataFrame, column: str, keys: str | Iterable[str]) -> 
     """Return ``frame`` with one more column for each key of the JSON objects in ``column``.
 
     A dot steps into an object ("components.flow"), unless the whole key is there. Numbers become Float64 or Int64,
-    strings String, flags Boolean; mixed types and values that are no scalars become JSON strings. Where the key is missing
+    strings String, flags Boolean; mixed types and non-scalar values become JSON strings. Where the key is missing
     the value is null. A key that is the name of a column already comes as ``<column>_<key>``.
     """
     wanted = [keys] if isinstance(keys, str) else list(dict.fromkeys(keys))
