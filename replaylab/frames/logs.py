@@ -188,7 +188,7 @@ def load_events(
 ) -> Loaded:
     """Load state events: timestamp, symbol, from_state, to_state, event_type, reason, extra, unknown_fields, line.
 
-    ``symbols`` chooses files; None takes all. ``extra`` is a JSON string, byte for byte as logged; ``expand`` names keys
+    ``symbols`` chooses files; None takes all. ``extra`` is a JSON string, as logged; ``expand`` names keys
     of it ("score", "components.flow") that become columns of their own. Large files are kept as Parquet under
     ``cache``, so that the next load is faster. Raises TimeError, UnsafeNameError and OSError.
     """
