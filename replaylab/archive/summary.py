@@ -332,7 +332,7 @@ def daily_summary(root: DataRoot | str | os.PathLike[str], *, live: bool = True)
 
     >>> daily_summary("data").filter(log="trades_log").select("day", "realized_pnl")      # doctest: +SKIP
 
-    ``exit_reasons``, ``statuses`` and ``event_types`` are JSON strings of counts, ``score_bins`` are 20 equal bins of the
+    ``exit_reasons``, ``statuses`` and ``event_types`` are JSON counts, ``score_bins`` are 20 equal bins of the
     score over −1 to 1. Lines that could not be read are counted in ``rejects`` of a row without a symbol.
     ``live=False`` reads the summaries alone, and not the logs that are still there.
     """
