@@ -15,7 +15,7 @@ import polars as pl
 
 from replaylab import Lab, ScoringParams, TradingParams, history
 from replaylab.importers.synthetic import write_synthetic
-from replaylab.logging.streams import write_atomic
+from replaylab.fsio import write_atomic
 from replaylab.timestamps import iso, to_ns
 
 SEED = 11

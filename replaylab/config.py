@@ -58,10 +58,11 @@ class RetentionConfig(Settings, kw_only=True, frozen=True):
 class LoggingConfig(Settings, kw_only=True, frozen=True):
     """What an acknowledged line survives, and how lines wait.
 
-    ``durability="flush"``: the death of the process. ``"fsync"``: the death of the machine; lines that wait are
+    ``durability="flush"``: a crash of the process. ``"fsync"``: a crash of the machine; lines that wait are
     synced together, ``max_delay_ms`` apart at most. ``queue=True`` writes from a thread at ``"flush"`` too.
     A full queue of ``queue_size`` lines makes the caller wait (``overflow="wait"``) or drops lines and counts them.
-    ``redact``: keys (any case) whose values in ``extra`` are replaced before writing.
+    ``redact``: names of keys whose values in ``extra`` are replaced before writing: keys that end with one of them,
+    in any case. A ``token`` is a coin, not a secret. Replaced values are counted in health.
     """
 
     durability: Literal["flush", "fsync"] = "flush"
@@ -70,8 +71,8 @@ class LoggingConfig(Settings, kw_only=True, frozen=True):
     max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     overflow: Literal["wait", "drop"] = "wait"
     redact: tuple[str, ...] = (
-        *("apiKey", "apiKeys", "apiSecret", "secret", "secrets", "secretKey", "privateKey", "token"),
-        *("password", "passwd", "passphrase", "authorization"),
+        *("apiKey", "apiSecret", "secret", "password", "passphrase", "privateKey", "accessToken"),
+        "authorization",
     )
 
 

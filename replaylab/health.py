@@ -11,8 +11,7 @@ from replaylab.archive import last_report, report_path
 from replaylab.config import Config
 from replaylab.errors import RecordError, ReplaylabError, UnsafeNameError
 from replaylab.frames import load_snapshot
-from replaylab.logging import Logger
-from replaylab.logging.health import LogStats, judge
+from replaylab.logging import Logger, LogStats, judge
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, ServiceHealth
 from replaylab.replay import read_status

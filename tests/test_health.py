@@ -13,10 +13,10 @@ import pytest
 from replaylab.archive import run_retention
 from replaylab.config import Config, LoggingConfig, RetentionConfig
 from replaylab.errors import LogWriteError, ReplaylabError, SessionNotFoundError
+from replaylab.fsio import Disk
 from replaylab.health import check_health
 from replaylab.lab import Lab
 from replaylab.logging import Logger
-from replaylab.logging.disk import Disk
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, ReplayEvent, ReplayStatus
 from replaylab.replay import ReplayEngine, read_status

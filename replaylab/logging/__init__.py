@@ -3,11 +3,8 @@
 >>> from replaylab.logging import Logger
 """
 
-from replaylab.logging.handles import Handle
-from replaylab.logging.health import LogStats
-from replaylab.logging.locks import rotate_lock
-from replaylab.logging.logger import Logger
-from replaylab.logging.stream_types import StreamType
-from replaylab.logging.streams import FileStreamManager, write_atomic
+from replaylab.logging.files import FileStreamManager, Handle, rotate_lock
+from replaylab.logging.health import LogStats, judge
+from replaylab.logging.logger import Logger, StreamType
 
-__all__ = ["FileStreamManager", "Handle", "LogStats", "Logger", "StreamType", "rotate_lock", "write_atomic"]
+__all__ = ["FileStreamManager", "Handle", "LogStats", "Logger", "StreamType", "judge", "rotate_lock"]

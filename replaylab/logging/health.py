@@ -1,4 +1,4 @@
-"""What went wrong while writing: counted, told to whoever asks for health, and, for dropped lines, logged."""
+"""Failures, drops and redactions of a logger: counted, reported in health, and, for dropped lines, logged."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from typing import Any
 import orjson
 
 from replaylab.errors import LogWriteError
-from replaylab.logging.group import Entry
-from replaylab.paths import DataRoot, is_safe_name
+from replaylab.logging.group_commit import Entry
+from replaylab.paths import DataRoot, is_safe_symbol
 from replaylab.records import ReplayEvent, ServiceHealth, StateEvent, encode_record
 from replaylab.timestamps import iso, now_ns
 
-__all__ = ["LOW_DISK_BYTES", "LogStats", "Troubles", "judge"]
-
 LOW_DISK_BYTES = 100 << 20
-# A drop is past mending, so it stays in health long enough for a monitor to see it.
+# A drop cannot be repaired: it stays in health long enough for a monitor to see it.
 _DROPS_SHOWN_SECONDS = 300.0
 _DEAD_SECONDS = 60.0
 _NEAR_FULL = 0.8
 _STALLED_SECONDS = 5.0
-# Where it is told of lines that belong to no symbol that could be a file.
+# The log that reports drops of lines without a usable symbol.
 _NO_SYMBOL = "LOGGER"
 _log = logging.getLogger("replaylab.logging")
 
@@ -38,7 +36,8 @@ _log = logging.getLogger("replaylab.logging")
 class LogStats:
     """What a logger did since it was made. ``failing`` names files whose last write failed, for ``failing_seconds``.
 
-    ``busy_seconds``: how long the disk has been working on the lines that the writer thread gave it last.
+    ``busy_seconds``: seconds since the writer thread gave the disk its present lines. ``redactions`` counts the values
+    replaced because of their keys, ``redacted_keys``.
     """
 
     lines: int
@@ -54,11 +53,13 @@ class LogStats:
     queue_size: int
     busy_seconds: float
     open_files: int
+    redactions: int = 0
+    redacted_keys: tuple[str, ...] = ()
 
 
 @dataclass
 class _Dropped:
-    """Lines of one log that were dropped and are not told about in it yet."""
+    """Lines of one log that were dropped and are not reported in it yet."""
 
     count: int = 0
     first: str = ""
@@ -74,7 +75,7 @@ class _Dropped:
 
 
 class Troubles:
-    """Counts failures and drops; safe to use from many threads."""
+    """Counts failures, drops and redactions; safe to use from many threads."""
 
     def __init__(self, root: DataRoot) -> None:
         self.failing: dict[str, float] = {}
@@ -85,18 +86,19 @@ class Troubles:
         self.failing_since: float | None = None
         self.last_failure: float | None = None
         self.last_drop: float | None = None
+        self.redactions: dict[str, int] = {}
         self._root = root
         self._start_fresh()
         _all_troubles.add(self)
 
     def _start_fresh(self) -> None:
-        """Also for a forked child: what was not told yet is the parent's to tell."""
-        self._untold: dict[tuple[str, str], _Dropped] = {}
+        """Also in a forked child: drops not reported yet are the parent's to report."""
+        self._unreported: dict[tuple[str, str], _Dropped] = {}
         # A signal handler that logs may interrupt a call that holds it.
         self._lock = threading.RLock()
 
     def report(self, path: str, lines: int, error: LogWriteError | None) -> None:
-        """Take note of the fate of lines."""
+        """Record the outcome of lines."""
         if error is not None:
             self.failed(path, lines, error)
         elif self.failing:
@@ -118,16 +120,24 @@ class Troubles:
         with self._lock:
             self.failing_since = None
             recovered = self.failing.pop(path, None) is not None
-            # A file that nobody writes to any more (of yesterday, say) must not keep health at WARN for ever.
+            # A file without further writes (yesterday's, say) must not keep health at WARN for ever.
             oldest = time.monotonic() - _DEAD_SECONDS
             self.failing = {name: at for name, at in self.failing.items() if at > oldest}
         if recovered:
             _log.warning("writing again: %s", path)
 
-    def dropped(self, stream: str | None, session_id: str | None, data: bytes) -> None:
-        """Take note of a line that found the queue full; the log itself is told when there is room again.
+    def redacted(self, key: str) -> None:
+        """Record that the value of a key was replaced, and warn at the first of each key."""
+        with self._lock:
+            is_new = key not in self.redactions
+            self.redactions[key] = self.redactions.get(key, 0) + 1
+        if is_new:
+            _log.warning("values of %r are redacted in the logs: LoggingConfig.redact names this key", key)
 
-        ``stream`` is None for what the next content replaces, and leaves no gap.
+    def dropped(self, stream: str | None, session_id: str | None, data: bytes) -> None:
+        """Record a line that found the queue full; its log gets a line about it when there is room again.
+
+        ``stream`` is None for a file that the next content replaces: that leaves no gap.
         """
         with self._lock:
             self.drops += 1
@@ -135,18 +145,18 @@ class Troubles:
             if stream is not None:
                 plain = orjson.loads(data)
                 symbol = plain.get("symbol")
-                # Of orders and trades any text may be the symbol.
-                name = symbol if isinstance(symbol, str) and is_safe_name(symbol) else _NO_SYMBOL
+                # Orders and trades accept any string as symbol.
+                name = symbol if isinstance(symbol, str) and is_safe_symbol(symbol) else _NO_SYMBOL
                 key = ("session", session_id) if session_id else ("symbol", name)
                 when = str(plain.get("timestamp", ""))
-                self._untold.setdefault(key, _Dropped()).add(_Dropped(1, when, when, {str(stream): 1}))
+                self._unreported.setdefault(key, _Dropped()).add(_Dropped(1, when, when, {str(stream): 1}))
 
-    def lines_to_tell(self) -> list[tuple[str, bytes, Entry]]:
-        """Return a line for each log that lost some, to be written beside what made it."""
+    def report_lines(self) -> list[tuple[str, bytes, Entry]]:
+        """Return a line for each log that lost some, to be written with the next group."""
         with self._lock:
-            untold, self._untold = self._untold, {}
+            unreported, self._unreported = self._unreported, {}
         found: list[tuple[str, bytes, Entry]] = []
-        for (kind, name), dropped in untold.items():
+        for (kind, name), dropped in unreported.items():
             extra = {
                 "dropped": dropped.count,
                 "firstTimestamp": dropped.first,
@@ -178,12 +188,12 @@ class Troubles:
                         "extra": extra,
                     },
                 )
-            found.append((os.fspath(path), line + b"\n", _Telling(self._put_back, (kind, name), dropped)))
+            found.append((os.fspath(path), line + b"\n", _Report(self._put_back, (kind, name), dropped)))
         return found
 
     def _put_back(self, key: tuple[str, str], dropped: _Dropped) -> None:
         with self._lock:
-            self._untold.setdefault(key, _Dropped()).add(dropped)
+            self._unreported.setdefault(key, _Dropped()).add(dropped)
 
 
 _all_troubles: weakref.WeakSet[Troubles] = weakref.WeakSet()
@@ -198,8 +208,8 @@ os.register_at_fork(after_in_child=_start_fresh_after_fork)
 
 
 @dataclass(frozen=True)
-class _Telling:
-    """Waits for the line that tells of a drop; if it could not be written, it is told later."""
+class _Report:
+    """Receives the outcome of a line about drops; if it could not be written, the drops are reported later."""
 
     put_back: Callable[[tuple[str, str], _Dropped], None]
     key: tuple[str, str]
@@ -216,7 +226,8 @@ def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYT
     ERROR when nothing can be written at all: the data root refuses, every write has failed for a minute, or the disk
     has not finished one for as long.
     WARN for writes that fail or take more than five seconds, lines dropped in the last five minutes, a queue more than
-    80 % full, or a disk with less than ``low_disk_bytes`` left. OK else; what failed earlier stays in the message.
+    80 % full, or a disk with less than ``low_disk_bytes`` left. OK else; earlier failures and redactions stay in the
+    message.
     """
     status, reasons = "OK", []
     folder = next((path for path in (root.path, *root.path.parents) if path.exists()), root.path)
@@ -233,7 +244,7 @@ def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYT
     if stats.busy_seconds >= _STALLED_SECONDS:
         dead = stats.busy_seconds >= _DEAD_SECONDS
         status = "ERROR" if dead or status == "ERROR" else "WARN"
-        reasons.append(f"the disk has been working on the last lines for {stats.busy_seconds:.0f} s")
+        reasons.append(f"the disk has not finished the last lines after {stats.busy_seconds:.0f} s")
     if stats.queued >= stats.queue_size * _NEAR_FULL:
         status = "WARN" if status == "OK" else status
         reasons.append(f"the queue is near full: {stats.queued} of {stats.queue_size} lines wait")
@@ -245,6 +256,8 @@ def judge(root: DataRoot, stats: LogStats, *, low_disk_bytes: int = LOW_DISK_BYT
         reasons.append(
             f"{stats.failures} lines failed, the last at {stats.last_error_at}: {stats.last_error}"
         )
+    if stats.redactions:
+        reasons.append(f"{stats.redactions} values redacted, of the keys {', '.join(stats.redacted_keys)}")
     plain: dict[str, Any] = {
         "status": status,
         "lastUpdateAt": iso(now_ns()),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -15,25 +19,27 @@ from msgspec import ValidationError, convert
 from orjson import OPT_APPEND_NEWLINE, dumps
 
 from replaylab.config import LoggingConfig
-from replaylab.errors import InterlockError, LogWriteError, RecordError
-from replaylab.logging.disk import Disk
-from replaylab.logging.gate import Gate
-from replaylab.logging.group import GroupWriter, write_error
-from replaylab.logging.handles import DONE, DoneHandle, Handle
+from replaylab.errors import ConfigError, InterlockError, LogWriteError, RecordError
+from replaylab.fsio import Disk
+from replaylab.logging.fast_check import FastCheck, Redactor
+from replaylab.logging.files import DONE, DoneHandle, FileStreamManager, Handle
+from replaylab.logging.group_commit import GroupWriter, write_error
 from replaylab.logging.health import LOW_DISK_BYTES, LogStats, Troubles, judge
-from replaylab.logging.redaction import Redactor
-from replaylab.logging.stream_types import StreamType
-from replaylab.logging.streams import FileStreamManager
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import (
     ExecutionSnapshot,
+    FeatureSnapshot,
     HealthSnapshot,
+    MarketTrade,
+    OrderBookSnapshot,
     OrderLogRecord,
     Record,
+    RegimeSnapshot,
     ReplayEvent,
     ReplayManifest,
     RiskSnapshot,
+    ScoringSnapshot,
     ServiceHealth,
     StateEvent,
     TpslSnapshot,
@@ -42,14 +48,33 @@ from replaylab.records import (
 )
 from replaylab.timestamps import check_time, date_key, iso, to_ns
 
-__all__ = ["Logger"]
-
 Plain = Mapping[str, Any]
-# How msgspec, orjson and what an event holds instead of texts refuse the quick look. No wider: a signal handler may
-# raise what it likes in the middle of it.
-_UNUSUAL = (ValidationError, TypeError, LookupError, AttributeError, UnicodeError)
+# What msgspec, orjson and values of other types than str raise in the fast check. No wider: a signal handler may raise
+# anything in the middle of it.
+_NOT_FAST = (ValidationError, TypeError, LookupError, AttributeError, UnicodeError)
 _REMEMBERED_PATHS = 10_000
 _WITHOUT_FREE_FIELDS = (TradeLogRecord, OrderLogRecord)
+# Elements that a rolling file keeps: a tape of that size has about 1 MB.
+_ROLLING_ELEMENTS = 10_000
+_METRICS: dict[str, type[Record]] = {
+    "FEATURE_SNAPSHOT": FeatureSnapshot,
+    "SCORING_SNAPSHOT": ScoringSnapshot,
+    "REGIME_SNAPSHOT": RegimeSnapshot,
+}
+
+
+class StreamType(StrEnum):
+    """The kinds of log streams, as the specification names them."""
+
+    STATE_EVENT = "STATE_EVENT"
+    TRADE_LOG = "TRADE_LOG"
+    ORDER_LOG = "ORDER_LOG"
+    RISK_SNAPSHOT = "RISK_SNAPSHOT"
+    TPSL_SNAPSHOT = "TPSL_SNAPSHOT"
+    EXECUTION_SNAPSHOT = "EXECUTION_SNAPSHOT"
+    REPLAY_SESSION_MANIFEST = "REPLAY_SESSION_MANIFEST"
+    REPLAY_EVENTS = "REPLAY_EVENTS"
+    HEALTH_SNAPSHOT = "HEALTH_SNAPSHOT"
 
 
 class Logger:
@@ -61,7 +86,7 @@ class Logger:
 
     Records are record objects, or plain dicts in their on-disk (camelCase) form. Each method checks its record first
     and raises RecordError, naming the field, before anything is written; then it returns a Handle, which raises
-    LogWriteError when the disk refused. What a finished handle promises is the ``durability`` of ``config``.
+    LogWriteError when the disk refused. What a settled handle promises is the ``durability`` of ``config``.
 
     With ``run_mode="REPLAY"`` the logs of a live root cannot be written (InterlockError): a replay records into its
     own run folder, for which ``replay_run=True`` is given. Safe to use from many threads and processes.
@@ -80,13 +105,15 @@ class Logger:
         self.config = config
         self.streams = FileStreamManager(disk=disk)
         self._locked = run_mode == "REPLAY" and not replay_run
-        self._redactor = Redactor(config.redact)
+        self._troubles = Troubles(self.root)
+        self._redactor = Redactor(config.redact, self._troubles.redacted)
         self._has_secret = self._redactor.has_secret
-        self._gate = Gate()
+        self._check = FastCheck()
         self._append_now = self.streams.append
         self._event_paths: dict[str, str] = {}
         self._day_paths: dict[tuple[str, str], str] = {}
-        self._troubles = Troubles(self.root)
+        self._rolling: dict[str, deque[bytes]] = {}
+        self._rolling_lock = threading.RLock()
         self._writer: GroupWriter | None = None
         if config.queue or config.durability == "fsync":
             self._writer = GroupWriter(
@@ -95,15 +122,15 @@ class Logger:
                 size=config.queue_size,
                 max_delay_s=config.max_delay_ms / 1000,
                 overflow=config.overflow,
-                extra_lines=self._troubles.lines_to_tell,
+                extra_lines=self._troubles.report_lines,
                 report=self._troubles.report,
             )
 
     def log_state_event(self, symbol: str, event: StateEvent | Plain) -> Handle:
         """Append to ``events/<symbol>.jsonl``."""
-        # The busiest method: all that a usual event needs stands here, without calls. See Gate.
+        # The busiest method: everything that a plain event needs is inline. See FastCheck.
         try:
-            convert(event, self._gate.form)
+            convert(event, self._check.form)
             text = event["timestamp"]  # type: ignore[index]
             if (
                 text[10] == "T"
@@ -115,7 +142,7 @@ class Logger:
                 line = dumps(event, None, OPT_APPEND_NEWLINE)
             else:
                 line = self._state_event(symbol, event)
-        except _UNUSUAL:
+        except _NOT_FAST:
             line = self._state_event(symbol, event)
         path = self._event_paths.get(symbol) or self._event_path(symbol)
         if self._writer is not None:
@@ -129,7 +156,7 @@ class Logger:
         return DONE
 
     def _state_event(self, symbol: str, event: StateEvent | Plain) -> bytes:
-        """Return the line of a state event after a proper look at it."""
+        """Return the line of a state event after the full check."""
         line = encode_record(StateEvent, event)
         free: Any = event
         if isinstance(event, StateEvent):
@@ -137,15 +164,11 @@ class Logger:
             free = event.to_dict() if event.__dict__ else event.extra
         else:
             found = event["symbol"]
-        if found != symbol:
-            raise RecordError(
-                f"StateEvent.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
-                field="symbol",
-            )
+        _check_symbol("StateEvent", found, symbol)
         if self._has_secret(free):
             line = self._redact(line)
         elif isinstance(event, dict):
-            self._gate.learn(event["extra"])
+            self._check.learn(event["extra"])
         return line + b"\n"
 
     def log_trade(self, record: TradeLogRecord | Plain) -> Handle:
@@ -199,9 +222,47 @@ class Logger:
         return self._snapshot("execution", ExecutionSnapshot, snapshot)
 
     def write_health_snapshot(self, snapshot: HealthSnapshot | Plain) -> Handle:
-        """Overwrite ``system/health_snapshot.json``; in REPLAY mode too: it says how this process is."""
+        """Overwrite ``system/health_snapshot.json``; in REPLAY mode too: it describes this process."""
         line = self._encode(HealthSnapshot, snapshot)
-        return self._overwrite(os.fspath(self.root.snapshot("health")), line)
+        return self._overwrite(os.fspath(self.root.snapshot("health")), _indented(line))
+
+    def write_metrics(
+        self,
+        symbol: str,
+        snapshots: Iterable[FeatureSnapshot | ScoringSnapshot | RegimeSnapshot | Plain],
+        *,
+        keep: int = _ROLLING_ELEMENTS,
+    ) -> Handle:
+        """Append to ``metrics/<symbol>.json``, a JSON array of its newest ``keep`` elements.
+
+        >>> logger.write_metrics("BTCUSDT", [ScoringSnapshot(...)])  # doctest: +SKIP
+
+        A plain dict names its ``type``: FEATURE_SNAPSHOT, SCORING_SNAPSHOT or REGIME_SNAPSHOT. Each call rewrites the
+        file (atomically, some 5 ms at 10,000 elements): collect the snapshots of about a second. One process writes
+        the rolling files of a symbol; earlier elements of the file are kept.
+        """
+        elements = []
+        for snapshot in snapshots:
+            kind, plain = _typed(snapshot)
+            line = self._encode(_METRICS[kind], plain)
+            _check_symbol(_METRICS[kind].__name__, plain["symbol"], symbol)
+            elements.append(line)
+        return self._roll("write_metrics", self.root.metrics(symbol), elements, keep)
+
+    def write_tape(
+        self, symbol: str, trades: Iterable[MarketTrade | Plain], *, keep: int = _ROLLING_ELEMENTS
+    ) -> Handle:
+        """Append prints to ``trades/<symbol>.json``, a JSON array of the newest ``keep``; see ``write_metrics``."""
+        elements = [self._encode(MarketTrade, trade) for trade in trades]
+        return self._roll("write_tape", self.root.market_trades(symbol), elements, keep)
+
+    def write_order_book(self, symbol: str, book: OrderBookSnapshot | Plain) -> Handle:
+        """Overwrite ``orderbook/<symbol>.json``: ``[price, qty]`` pairs, best first."""
+        line = self._encode(OrderBookSnapshot, book)
+        self._check_live("write_order_book")
+        found = book.symbol if isinstance(book, OrderBookSnapshot) else book["symbol"]
+        _check_symbol("OrderBookSnapshot", found, symbol)
+        return self._overwrite(os.fspath(self.root.order_book(symbol)), _indented(line))
 
     def write_replay_manifest(self, session_id: str, manifest: ReplayManifest | Plain) -> Handle:
         """Overwrite ``replay/sessions/<sessionId>/manifest.json``."""
@@ -211,7 +272,7 @@ class Logger:
             raise RecordError(
                 f"ReplayManifest.sessionId: expected {session_id!r}, found {found!r}", field="sessionId"
             )
-        return self._overwrite(os.fspath(self.root.manifest(session_id)), line)
+        return self._overwrite(os.fspath(self.root.manifest(session_id)), _indented(line))
 
     def append_replay_event(self, session_id: str, event: ReplayEvent | Plain) -> Handle:
         """Append to ``replay/sessions/<sessionId>/events.jsonl``."""
@@ -222,14 +283,13 @@ class Logger:
     def flush(self, timeout: float | None = None) -> None:
         """Return when every line logged before this call is as safe as the durability setting says, or has failed.
 
-        Who must know which, asks the line's handle. Raises TimeoutError when the disk takes longer than ``timeout``
-        seconds.
+        The handle of a line has its own outcome. Raises TimeoutError when that takes longer than ``timeout`` seconds.
         """
         if self._writer is not None:
             self._writer.flush(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, and close every file. A logger that is used again opens its files again."""
+        """Write the waiting lines and close every file. A logger that is used again opens its files again."""
         if self._writer is not None:
             self._writer.close(timeout)
         self.streams.close()
@@ -253,6 +313,8 @@ class Logger:
             queue_size=self.config.queue_size,
             busy_seconds=writer.busy_seconds if writer is not None else 0.0,
             open_files=self.streams.open_files,
+            redactions=sum(troubles.redactions.values()),
+            redacted_keys=tuple(troubles.redactions),
         )
 
     def health(self, *, low_disk_bytes: int = LOW_DISK_BYTES) -> ServiceHealth:
@@ -278,7 +340,7 @@ class Logger:
             return
         from asyncio import to_thread
 
-        # The disk may be slow: the loop goes on meanwhile.
+        # The disk may be slow: the event loop runs on meanwhile.
         await to_thread(self.close)
 
     def _encode(self, cls: type[Record], value: Record | Plain) -> bytes:
@@ -314,7 +376,7 @@ class Logger:
     def _snapshot(self, name: str, cls: type[Record], snapshot: Record | Plain) -> Handle:
         line = self._encode(cls, snapshot)
         self._check_live(f"write_{name}_snapshot")
-        return self._overwrite(os.fspath(self.root.snapshot(name)), line)
+        return self._overwrite(os.fspath(self.root.snapshot(name)), _indented(line))
 
     def _check_live(self, method: str) -> None:
         if self._locked:
@@ -335,11 +397,24 @@ class Logger:
             self._troubles.worked(path)
         return DONE
 
-    def _overwrite(self, path: str, line: bytes) -> Handle:
-        data = msgspec.json.format(line, indent=2)
+    def _roll(self, method: str, path: Path, elements: list[bytes], keep: int) -> Handle:
+        """Append elements to a rolling file; what it held before the first call is read once."""
+        self._check_live(method)
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ConfigError(f"{method}: keep: expected a whole number ≥ 1, found {keep!r}", field="keep")
+        name = os.fspath(path)
+        with self._rolling_lock:
+            try:
+                held = self._rolling.get(name) or _elements_of(path)
+            except OSError as error:
+                return self._failed(name, error)
+            held = self._rolling[name] = deque([*held, *elements], maxlen=keep)
+            return self._overwrite(name, b"[\n" + b",\n".join(held) + b"\n]\n")
+
+    def _overwrite(self, path: str, data: bytes) -> Handle:
         if self._writer is not None:
             handle = self._writer.put(path, data, overwrite=True)
-            return handle or self._dropped(None, path, line, None)
+            return handle or self._dropped(None, path, data, None)
         try:
             self.streams.write_file(path, data, sync=False)
         except OSError as error:
@@ -361,6 +436,53 @@ class Logger:
         return DoneHandle(LogWriteError(errno.EAGAIN, waiting, path))
 
 
+def _check_symbol(record: str, found: Any, symbol: str) -> None:
+    if found != symbol:
+        raise RecordError(
+            f"{record}.symbol: expected {symbol!r}, the symbol it is logged for, found {found!r}",
+            field="symbol",
+        )
+
+
+def _typed(snapshot: Record | Plain) -> tuple[str, dict[str, Any]]:
+    """Return the type of a metrics element, and its fields with the type first."""
+    if isinstance(snapshot, Record):
+        kind = next(
+            (name for name, cls in _METRICS.items() if isinstance(snapshot, cls)), type(snapshot).__name__
+        )
+        plain = snapshot.to_dict()
+    elif isinstance(snapshot, Mapping):
+        kind, plain = snapshot.get("type"), dict(snapshot)
+    else:
+        raise RecordError(f"expected a snapshot or a dict, found a {type(snapshot).__name__}")
+    if kind not in _METRICS:
+        raise RecordError(f"type: expected one of {', '.join(_METRICS)}, found {kind!r}", field="type")
+    return kind, {"type": kind, **plain}
+
+
+def _elements_of(path: Path) -> list[bytes]:
+    """Return the elements of a rolling file, a JSON array or JSON Lines; raises OSError where it is neither."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    try:
+        is_array = data.lstrip().startswith(b"[")
+        raw = _ARRAY.decode(data) if is_array else _ARRAY_ELEMENT.decode_lines(data)
+    except msgspec.DecodeError as error:
+        reason = f"it is neither a JSON array nor JSON Lines ({error}); move it away to begin again"
+        raise OSError(errno.EINVAL, reason, os.fspath(path)) from None
+    return [bytes(element) for element in raw]
+
+
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
+_ARRAY_ELEMENT = msgspec.json.Decoder(msgspec.Raw)
+
+
+def _indented(line: bytes) -> bytes:
+    return msgspec.json.format(line, indent=2)
+
+
 def _with_date_key(record: Plain) -> Plain:
     """Return the dict with a dateKey, placed where the specification has it: after the timestamp."""
     try:
@@ -373,5 +495,5 @@ def _with_date_key(record: Plain) -> Plain:
 def _utc_day(timestamp: Any) -> str:
     if type(timestamp) is str and timestamp[-1:] == "Z":
         return timestamp[:10]
-    # With an offset, or a datetime: the encoder writes those as ISO text.
+    # With an offset, or a datetime: the encoder writes those as ISO strings.
     return date_key(to_ns(timestamp))

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from replaylab.logging.disk import Disk
+from replaylab.fsio import Disk
 
 
 class FaultyDisk(Disk):

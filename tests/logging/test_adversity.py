@@ -55,14 +55,14 @@ def run_alone(code: str, root: Path, settings: dict[str, Any]) -> str:
     return done.stdout
 
 
-def test_a_symbol_that_is_no_file_name_is_told_of_elsewhere_when_its_line_is_dropped(tmp_path: Path) -> None:
+def test_a_symbol_that_is_no_file_name_is_reported_elsewhere_when_its_line_is_dropped(tmp_path: Path) -> None:
     """Orders may carry any symbol; the writer goes on, and every line that was taken is acknowledged."""
     disk = FaultyDisk()
     disk.gate = threading.Event()
     logger = Logger(tmp_path, LoggingConfig(queue=True, queue_size=2, overflow="drop"), disk=disk)
-    handles = [logger.log_order(sample.order(symbol="BTC/USDT"))]
+    handles = [logger.log_order(sample.order(symbol="BTC USDT"))]
     wait_until(lambda: logger.stats().queued == 0)
-    handles += [logger.log_order(sample.order(symbol="BTC/USDT")) for _ in range(9)]
+    handles += [logger.log_order(sample.order(symbol="BTC USDT")) for _ in range(9)]
     disk.gate.set()
     logger.flush(5)
     logger.log_order(sample.order()).result(5)
@@ -164,7 +164,7 @@ def test_a_rotation_that_is_killed_half_way_takes_no_later_line_with_it(tmp_path
     code = """
         import os, signal, sys
         from replaylab.logging import rotate_lock
-        from replaylab.logging.streams import write_atomic
+        from replaylab.fsio import write_atomic
         with rotate_lock(sys.argv[1]) as fd:
             write_atomic(sys.argv[1], b"", sync=False)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_health_tells_of_a_disk_that_does_not_finish(tmp_path: Path, monkeypatch
     for seconds, status in ((6, "WARN"), (61, "ERROR")):
         with monkeypatch.context() as patched:
             patched.setattr(
-                "replaylab.logging.group.time.monotonic", lambda seconds=seconds: real() + seconds
+                "replaylab.logging.group_commit.time.monotonic", lambda seconds=seconds: real() + seconds
             )
             health = logger.health()
         assert health.status == status

@@ -8,7 +8,7 @@ import pytest
 
 from replaylab.config import LoggingConfig
 from replaylab.logging import Logger
-from replaylab.logging.redaction import REDACTED, Redactor
+from replaylab.logging.fast_check import REDACTED, Redactor
 from replaylab.records import ReplayEvent, StateEvent, TradeLogRecord
 from tests.logging import sample_records as sample
 
@@ -45,7 +45,7 @@ def test_secret_values_in_extra_are_replaced_and_all_else_is_kept(tmp_path):
 
 def test_secrets_in_unknown_fields_payloads_and_snapshots_are_replaced(tmp_path):
     at = "2025-11-18T10:00:00.000Z"
-    event = {"timestamp": at, "type": "X", "symbol": None, "payload": {"auth": {"token": "k-1"}}}
+    event = {"timestamp": at, "type": "X", "symbol": None, "payload": {"auth": {"privateKey": "k-1"}}}
     with Logger(tmp_path) as logger:
         logger.log_trade(sample.trade(apiKey="k-2"))
         logger.log_trade(TradeLogRecord.from_dict(sample.trade(apiKey="k-2")))
@@ -58,7 +58,7 @@ def test_secrets_in_unknown_fields_payloads_and_snapshots_are_replaced(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "key", ["apiKey", "API_KEY", "api-key", "x.api.key", "clientSecret", "auth token", "Passphrase"]
+    "key", ["apiKey", "API_KEY", "api-key", "x.api.key", "clientSecret", "access token", "Passphrase"]
 )
 def test_keys_named_like_a_secret(key):
     redactor = Redactor(LoggingConfig().redact)
@@ -66,7 +66,9 @@ def test_keys_named_like_a_secret(key):
     assert redactor.redact([{key: 1}]) == [{key: REDACTED}]
 
 
-@pytest.mark.parametrize("key", ["tokenSymbol", "tokens", "key", "secretary", "passwords_seen", "score", ""])
+@pytest.mark.parametrize(
+    "key", ["token", "tokenSymbol", "tokens", "key", "secretary", "passwords_seen", "score", ""]
+)
 def test_keys_that_only_look_like_one(key):
     redactor = Redactor(LoggingConfig().redact)
     assert not redactor.has_secret({"a": [{"b": {key: 1}}]})
@@ -81,8 +83,30 @@ def test_the_names_are_configurable(tmp_path):
 
 
 def test_the_memory_of_harmless_keys_is_bounded():
-    redactor = Redactor(["token"])
+    redactor = Redactor(["secret"])
     for n in range(10_000):
         assert not redactor.has_secret({f"key{n}": 1})
-    assert redactor.has_secret({"key1": 1, "token": 1})
+    assert redactor.has_secret({"key1": 1, "secret": 1})
     assert len(redactor._harmless) <= 4096
+
+
+def test_the_default_names_are_documented_secrets_and_a_token_is_a_coin():
+    assert LoggingConfig().redact == (
+        *("apiKey", "apiSecret", "secret", "password", "passphrase", "privateKey", "accessToken"),
+        "authorization",
+    )
+
+
+def test_redactions_are_counted_in_health_and_each_key_is_warned_of_once(tmp_path, caplog):
+    with Logger(tmp_path) as logger:
+        for _ in range(3):
+            logger.log_state_event("BTCUSDT", sample.state_event(extra=SECRETS))
+        logger.log_trade(sample.trade(apiKey="k-5"))
+        stats, health = logger.stats(), logger.health()
+    assert stats.redactions == 13
+    assert stats.redacted_keys == ("apiKey", "Bybit_API-Key", "accessToken", "PASSWORD")
+    assert health.status == "OK"
+    assert "13 values redacted, of the keys apiKey, Bybit_API-Key" in health.message
+    warned = [record.getMessage() for record in caplog.records if "redacted" in record.getMessage()]
+    assert len(warned) == 4
+    assert "'apiKey'" in warned[0]

@@ -1,5 +1,6 @@
-"""One thread writes for all callers: it takes every line that waits, writes and syncs them together, and only then
-acknowledges each. While the disk works on one group the next one gathers, so a slow disk makes larger groups.
+"""Group commit: one thread takes every line that waits, writes and syncs them together, then acknowledges each.
+
+While the disk works on one group the next one gathers, so a slow disk makes larger groups.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from replaylab.errors import LogWriteError
-from replaylab.logging.handles import Handle, fresh_error
-from replaylab.logging.streams import FileStreamManager
+from replaylab.logging.files import FileStreamManager, Handle, fresh_error
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Entry", "GroupWriter", "write_error"]
-
-# One write call takes this much; a failure takes back, and fails, no more lines than one call held.
+# Bytes of one write call; a failure takes back, and fails, no more lines than one call held.
 _WRITE_BYTES = 1 << 20
 # How long a call from inside an event loop may wait for room in the queue before its line is refused.
 _LOOP_WAIT_SECONDS = 0.05
@@ -34,7 +32,7 @@ _log = logging.getLogger("replaylab.logging")
 
 
 class Entry(Protocol):
-    """What waits for the fate of one line."""
+    """Receives the outcome of one line."""
 
     def finish(self, error: LogWriteError | None) -> None: ...
 
@@ -84,9 +82,9 @@ class GroupWriter:
     """A bounded queue and the thread that empties it into files.
 
     ``size`` lines may wait. A caller that finds the queue full waits (``overflow="wait"``; inside an event loop at
-    most 50 ms), or its line is dropped at once (``"drop"``); ``put`` returns None for a line that was not taken.
-    ``sync`` makes every group survive the death of the machine; ``max_delay_s`` lets a group gather for that long.
-    ``extra_lines`` is asked for more lines each time a group is taken.
+    most 50 ms), or its line is dropped at once (``"drop"``); ``put`` returns None for a line that was refused.
+    ``sync`` makes every group survive a crash of the machine; ``max_delay_s`` lets a group gather for that long.
+    ``extra_lines`` may add lines to each group.
     """
 
     def __init__(
@@ -129,12 +127,12 @@ class GroupWriter:
 
     @property
     def waiting(self) -> int:
-        """How many lines wait in the queue."""
+        """Number of lines in the queue."""
         return len(self._queue)
 
     @property
     def busy_seconds(self) -> float:
-        """How long the disk has been working on the group that it has now; 0 when it has none."""
+        """Seconds since the disk got its present group; 0 when it has none."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -159,7 +157,7 @@ class GroupWriter:
             self._hurry = True
             self._work.notify()
             if self._queue and not (self._thread is not None and self._thread.is_alive()):
-                # A signal handler flushes what the call that it interrupts has just queued, or raised in it.
+                # A signal handler flushes a line that the interrupted call has just queued, or it raised in that call.
                 self._thread = None
                 self._start()
             if not self.settled.wait_for(lambda: self._finished >= target, timeout):
@@ -185,12 +183,12 @@ class GroupWriter:
         self._stopping = False
         thread = threading.Thread(target=self._run, name="replaylab-log-writer", daemon=True)
         if self._thread is not None:
-            return  # A signal handler that logs was quicker.
+            return  # a signal handler that logs has started it meanwhile
         self._thread = thread
         try:
             thread.start()
         except RuntimeError:
-            # No thread is to be had: too many, or the interpreter is ending. Then the caller writes.
+            # No thread can start: too many, or the interpreter is ending. The caller writes.
             self._thread = None
             group, self._queue = self._queue, []
             self._write(group)
@@ -198,18 +196,18 @@ class GroupWriter:
             self.settled.notify_all()
             return
         except BaseException:
-            # A signal handler raised. Whether the thread runs is not known; if it does, it sees that it is not wanted.
+            # A signal handler raised. If the thread runs all the same, it finds another in its place and ends.
             self._thread = None
             raise
-        _see_to_exit()
+        _flush_at_exit()
 
     def _wait_for_room(self) -> bool:
-        # The writer itself, in a handler of the standard logging that logs here, would wait for itself.
+        # The writer thread, logging from a handler of Python's logging, would wait for itself.
         if not self._waits or threading.current_thread() is self._thread:
             return False
         limit = _LOOP_WAIT_SECONDS if _in_event_loop() else None
-        # Once a loop has waited in vain, its next calls are refused at once until the disk moves again:
-        # a thousand calls must not wait a thousand times.
+        # After one wait in vain the next calls are refused at once until the disk moves again: a thousand calls must
+        # not wait a thousand times.
         if limit is not None and self._refusing:
             return False
         taken = self._room.wait_for(lambda: len(self._queue) < self.size, limit)
@@ -231,7 +229,7 @@ class GroupWriter:
                 self._refusing = False
                 self._room.notify_all()
                 self._busy_since = time.monotonic()
-            # An empty group, the last one, still writes what is to be told.
+            # The last group, which is empty, still writes the extra lines.
             self._write(group)
             with self._lock:
                 self._busy_since = None
@@ -283,9 +281,9 @@ class GroupWriter:
         try:
             return self._extra_lines()
         except Exception:
-            # This thread must not end: everybody waits for it.
+            # This thread must not end: every caller waits for it.
             with suppress(Exception):
-                _log.exception("what was dropped cannot be told in the logs")
+                _log.exception("dropped lines cannot be reported in the logs")
             return []
 
     def _append(self, path: str, lines: list[bytes], entries: list[Entry]) -> None:
@@ -303,13 +301,13 @@ class GroupWriter:
         except OSError as error:
             return write_error(error, path)
         except Exception as error:
-            # Whatever it is, nobody may wait for ever for a line that this thread gave up.
+            # Every handle must settle, whatever went wrong.
             return LogWriteError(errno.EIO, f"the log writer failed: {error!r}", path)
         return None
 
     def _settle(self, path: str, entries: list[Entry], error: LogWriteError | None) -> None:
         with suppress(Exception):
-            # Somebody's handler of the standard logging may raise: this thread must go on.
+            # A handler of Python's logging may raise: this thread must not end.
             self._report(path, len(entries), error)
         with self._lock:
             for entry in entries:
@@ -317,7 +315,7 @@ class GroupWriter:
             awaited, self._awaited = self._awaited, {}
             self.settled.notify_all()
         for loop, futures in awaited.items():
-            # A loop that was closed meanwhile has nobody left who waits.
+            # A loop that was closed meanwhile has no waiters.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set_results, futures)
 
@@ -348,29 +346,29 @@ _writers: weakref.WeakSet[GroupWriter] = weakref.WeakSet()
 
 
 def _start_fresh_after_fork() -> None:
-    """The lines that waited are the parent's to write, and its thread does not exist in the child."""
+    """The waiting lines are the parent's to write, and the writer thread does not exist in the child."""
     for writer in list(_writers):
         writer._start_fresh()
 
 
-def _write_what_waits() -> None:
+def _close_all() -> None:
     for writer in list(_writers):
         try:
             writer.close(_EXIT_SECONDS)
         except TimeoutError as error:
-            _log.error("at exit: %s; they are lost", error)
+            _log.error("at exit: %s; these lines are lost", error)
 
 
-def _see_to_exit() -> None:
-    """Processes of multiprocessing end without Python's exit handlers, and have some of their own."""
+def _flush_at_exit() -> None:
+    """Register for the exit of a multiprocessing child, which skips Python's own exit handlers."""
     processes = sys.modules.get("multiprocessing.process")
-    if processes is not None and processes.parent_process() is not None and os.getpid() not in _seen_to:
+    if processes is not None and processes.parent_process() is not None and os.getpid() not in _registered:
         from multiprocessing.util import Finalize
 
-        _seen_to.add(os.getpid())
-        Finalize(None, _write_what_waits, exitpriority=100)
+        _registered.add(os.getpid())
+        Finalize(None, _close_all, exitpriority=100)
 
 
-_seen_to: set[int] = set()
+_registered: set[int] = set()
 os.register_at_fork(after_in_child=_start_fresh_after_fork)
-atexit.register(_write_what_waits)
+atexit.register(_close_all)

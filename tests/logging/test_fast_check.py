@@ -1,4 +1,4 @@
-"""The quick look at a state event against the proper one: the same line, or the same refusal."""
+"""The fast check of a state event against the full one: the same line, or the same refusal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from replaylab.config import LoggingConfig
 from replaylab.errors import RecordError
 from replaylab.logging import Logger
-from replaylab.logging.gate import Gate
-from replaylab.logging.redaction import Redactor
+from replaylab.logging.fast_check import FastCheck, Redactor
 from replaylab.records import StateEvent, encode_record
 
 GOOD: dict[str, Any] = {
@@ -108,7 +107,7 @@ def events(draw: st.DrawFn) -> dict[Any, Any]:
     return event
 
 
-def looked_at_properly(event: dict[Any, Any]) -> bytes:
+def fully_checked(event: dict[Any, Any]) -> bytes:
     line = encode_record(StateEvent, event)
     plain = orjson.loads(line)
     if plain["symbol"] != "BTCUSDT":
@@ -123,14 +122,14 @@ def logger(tmp_path_factory: pytest.TempPathFactory) -> Logger:
 
 @given(events())
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_line_is_that_of_the_proper_look_whatever_was_learned_before(
+def test_a_line_is_that_of_the_full_check_whatever_was_learned_before(
     logger: Logger, event: dict[Any, Any]
 ) -> None:
     """One logger sees all the events: what it learned of one must let no other pass that would be refused."""
     path = Path(logger.root.events("BTCUSDT"))
     before = path.stat().st_size if path.exists() else 0
     try:
-        expected = looked_at_properly(event) + b"\n"
+        expected = fully_checked(event) + b"\n"
     except RecordError:
         expected = b""
         with pytest.raises(RecordError):
@@ -141,13 +140,13 @@ def test_a_line_is_that_of_the_proper_look_whatever_was_learned_before(
 
 
 def test_what_was_learned_passes_and_other_keys_do_not() -> None:
-    """The quick look is one: an event like the last one needs no other."""
-    gate = Gate()
+    """An event like the last one needs no full check."""
+    check = FastCheck()
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert(GOOD, gate.form)
-    gate.learn(GOOD["extra"])
-    msgspec.convert(GOOD, gate.form)
-    msgspec.convert({**GOOD, "extra": {"flow": "x", "score": [1, 0.5], "components": {}}}, gate.form)
+        msgspec.convert(GOOD, check.form)
+    check.learn(GOOD["extra"])
+    msgspec.convert(GOOD, check.form)
+    msgspec.convert({**GOOD, "extra": {"flow": "x", "score": [1, 0.5], "components": {}}}, check.form)
     for extra in (
         {"apiKey": 1},
         {"score": math.nan},
@@ -155,16 +154,16 @@ def test_what_was_learned_passes_and_other_keys_do_not() -> None:
         {"score": {"flow": {"flow": 1}}},
     ):
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert({**GOOD, "extra": extra}, gate.form)
+            msgspec.convert({**GOOD, "extra": extra}, check.form)
 
 
-def test_a_program_that_invents_keys_does_not_make_the_gate_grow() -> None:
-    gate = Gate()
+def test_a_program_that_invents_keys_does_not_make_the_check_grow() -> None:
+    check = FastCheck()
     for n in range(1000):
-        gate.learn({f"key{n}": 1})
-    form = gate.form
-    gate.learn({"one more": 1})
-    assert gate.form is form
+        check.learn({f"key{n}": 1})
+    form = check.form
+    check.learn({"one more": 1})
+    assert check.form is form
     msgspec.convert({**GOOD, "extra": {"key1": 1}}, form)
 
 

@@ -1,11 +1,10 @@
-"""Append whole lines to files that stay open, safely among threads and processes.
+"""Append to logs and overwrite snapshots: one stream per file, whole lines alone, between processes too.
 
-Each group of lines is one ``write`` on a descriptor in append mode, under an exclusive advisory lock on the file.
-Under that lock the writer also sees whether the file ends where it left it; if not, it looks closer: the file may
-have been replaced, removed, cut, or left with a fragment by a process that died.
-
-A writer of more than 10,000 lines a second that is alone with its file keeps the lock from line to line, since taking
-it costs as much as writing a line. A thread gives it up every 50 ms for a moment, or for good when lines get fewer.
+Every append is one ``write`` in append mode under an exclusive advisory lock (``flock``) on the log itself. A writer of
+more than 10,000 lines a second that is alone with its file keeps that lock from line to line, which makes a line 2.6
+times as fast (3.0 against 7.9 µs of processor time); a thread releases it every 50 ms for others. ``rotate_lock``
+excludes all writers while a log is rewritten. What a crash left at the end of a log, a fragment or zero bytes, is moved
+to ``<file>.torn`` before the next line is written: no byte is lost.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ import errno
 import os
 import threading
 import weakref
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_END, lseek
 from pathlib import Path
@@ -23,32 +24,79 @@ from typing import Any
 
 import orjson
 
-from replaylab.errors import RecordError
-from replaylab.logging.atomic import remove_leftovers, sync_folder, write_atomic
-from replaylab.logging.disk import Disk
-from replaylab.logging.handles import DONE, Handle
-from replaylab.logging.locks import is_current
-from replaylab.logging.tails import close_tail
+from replaylab.errors import LogWriteError, RecordError
+from replaylab.fsio import Disk, after_last_newline, remove_leftovers, sync_folder, write_all, write_atomic
 from replaylab.records import find_not_finite
 
-__all__ = ["FileStreamManager", "write_atomic"]
-
-# How long a file that somebody else moved away may still receive lines before it is noticed.
+# For at most this long a busy writer appends to a file that another process has moved away.
 _CHECK_SECONDS = 0.05
-# So many lines between two checks (10,000 a second) make it worth while to keep the lock from line to line. Others
-# get their chance in a pause at every check; who uses it ends the keeping, for so long.
+# From this many lines between two checks (10,000 a second) the lock is kept from line to line. At every check it is
+# released for a pause; after another process has used one, the lock is not kept for _SHARED_SECONDS.
 _BUSY_LINES = 500
 _PAUSE_SECONDS = 0.0003
 _SHARED_SECONDS = 1.0
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
-class _Stream:
-    """One open log. ``end`` is where our last line ended; −1 makes the next append look closer, as does the time.
+class Handle(ABC):
+    """The fate of one line or snapshot: await it, or call ``result()``.
 
-    A signal handler that logs interrupts its own thread in the middle of a line: the lock lets it in, and ``depth``
-    tells it not to give up the file's lock, which the interrupted call still needs. Only while a fragment is dealt
-    with (``mending``) its line is refused.
+    >>> await logger.log_trade(record)                    # doctest: +SKIP
+    >>> logger.log_trade(record).result(timeout=5)        # doctest: +SKIP
+
+    Both return None when the line is as safe as the durability setting says, and raise LogWriteError when it could
+    not be written.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def result(self, timeout: float | None = None) -> None:
+        """Wait until the line is written; raises LogWriteError, or TimeoutError after ``timeout`` seconds."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the line is written, or has failed."""
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, None]: ...
+
+
+class DoneHandle(Handle):
+    """A handle whose line was written, or failed, before the call returned."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: LogWriteError | None = None) -> None:
+        self._error = error
+
+    def result(self, timeout: float | None = None) -> None:
+        if self._error is not None:
+            raise fresh_error(self._error)
+
+    def done(self) -> bool:
+        return True
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+        self.result()
+
+
+# One for all lines that were written at once: a line costs no allocation.
+DONE = DoneHandle()
+
+
+def fresh_error(error: LogWriteError) -> LogWriteError:
+    """Return a copy to raise: several callers may wait for one failure, and each adds its own traceback."""
+    return LogWriteError(error.errno, error.strerror, error.filename)
+
+
+class _Stream:
+    """One open log. ``end`` is where our last line ended; −1 makes the next append check the end of the file.
+
+    A signal handler that logs interrupts its own thread in the middle of a line: the RLock admits it, and ``depth``
+    keeps it from releasing the file's lock, which the interrupted call still needs. Only while a fragment is moved
+    or taken back (``mending``) its line is refused.
     """
 
     __slots__ = (
@@ -91,7 +139,7 @@ class _Stream:
         return busy
 
     def __del__(self) -> None:
-        # A logger that nobody closed must not leave its files open.
+        # A logger that was not closed must not leave its files open.
         _close(self)
 
 
@@ -119,9 +167,9 @@ class FileStreamManager:
         _managers.add(self)
 
     def append_line(self, path: str | os.PathLike[str], line: str | bytes) -> Handle:
-        """Append one line and its newline; it survives the death of the process when this returns.
+        """Append one line and its newline; it survives a crash of the process when this returns.
 
-        The handle is done and may be awaited. Raises ValueError for a text that is more than one line.
+        The handle is done and may be awaited. Raises ValueError for more than one line.
         """
         data = line.encode() if isinstance(line, str) else line
         if b"\n" in data:
@@ -130,11 +178,11 @@ class FileStreamManager:
         return DONE
 
     def append(self, path: str, data: bytes, lines: int = 1, *, sync: bool = False) -> None:
-        """Append whole lines, each with its newline, in one write; with ``sync`` they survive the machine's death.
+        """Append whole lines, each with its newline, in one write; with ``sync`` they survive a crash of the machine.
 
         When it raises, none of the lines is in the file, as far as the disk allows to take them back.
         """
-        # The way of every line: written for speed, all that is rare is behind a call.
+        # Runs for every line: the common case is inline, everything rare is behind a call.
         while True:
             stream = self._streams.get(path) or self._add(path)
             with stream.lock:
@@ -165,7 +213,7 @@ class FileStreamManager:
                     return
                 except BaseException:
                     stream.depth = depth
-                    # Closing ends the lock too. Whatever was wrong, the next line starts with a new descriptor.
+                    # Closing releases the lock too; the next line opens the file again.
                     _close(stream)
                     raise
 
@@ -190,19 +238,19 @@ class FileStreamManager:
 
     @property
     def open_files(self) -> int:
-        """How many files are open now."""
+        """Number of files that are open now."""
         return sum(stream.fd >= 0 for stream in list(self._streams.values()))
 
     @property
     def written(self) -> tuple[int, int]:
-        """How many lines and bytes were appended so far."""
+        """Numbers of lines and bytes appended so far."""
         with self._lock:
             streams = list(self._streams.values())
             lines, size = self._retired_lines, self._retired_bytes
         return lines + sum(stream.lines for stream in streams), size + sum(stream.bytes for stream in streams)
 
     def close(self) -> None:
-        """Close every file. Lines that were appended are safe already; a later append opens its file again."""
+        """Close every file. Appended lines are written already; a later append opens its file again."""
         # The stream's lock first, as where a signal handler logs to another file.
         for stream in list(self._streams.values()):
             with stream.lock, self._lock:
@@ -224,7 +272,7 @@ class FileStreamManager:
             if stream.lock.acquire(blocking=False):
                 try:
                     if stream.depth:
-                        continue  # This very thread is writing to it, and was interrupted.
+                        continue  # this thread was interrupted while writing to it
                     self._retire(stream)
                 finally:
                     stream.lock.release()
@@ -254,7 +302,7 @@ class FileStreamManager:
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
             stream.mending = True
             try:
-                end = close_tail(stream.fd, stream.path, self.disk)
+                end = _close_tail(stream.fd, stream.path, self.disk)
             finally:
                 stream.mending = False
         stream.end = end
@@ -264,19 +312,19 @@ class FileStreamManager:
                 self._keep(stream)
 
     def _keep(self, stream: _Stream) -> None:
-        """Keep the lock beyond this line, once a thread is there that gives it up when no more lines come."""
+        """Keep the lock after this line, once a thread runs that releases it when lines become fewer."""
         with self._keeping:
             if self._releaser is None:
                 releaser = threading.Thread(target=self._give_way, name="replaylab-log-releaser", daemon=True)
                 try:
                     releaser.start()
                 except RuntimeError:
-                    return  # This process is about to end.
+                    return  # no thread can start: the interpreter is ending
                 self._releaser = releaser
             stream.kept = True
 
     def _give_way(self) -> None:
-        """Let others have the locks that are kept, for a moment at every check; ends when none is kept any more."""
+        """Release the kept locks for a pause at every check; end when none is kept any more."""
         while True:
             sleep(_CHECK_SECONDS)
             for stream in list(self._streams.values()):
@@ -290,7 +338,7 @@ class FileStreamManager:
                     return
 
     def _offer(self, stream: _Stream) -> None:
-        """Unlock the file; lock it again only if lines still come and nobody else did anything to it."""
+        """Unlock the file; lock it again only if lines still come and no other process has touched it."""
         stream.kept = False
         stream.check_at = monotonic()
         try:
@@ -303,7 +351,7 @@ class FileStreamManager:
                 else:
                     flock(stream.fd, LOCK_UN)
         except BlockingIOError:
-            pass  # Somebody else has it now.
+            pass  # another process has it now
         except OSError:
             _close(stream)
 
@@ -318,7 +366,7 @@ class FileStreamManager:
                     raise OSError(errno.EIO, "the disk took no more bytes")
                 written += more
         except OSError:
-            # If that fails too, the fragment stays until the next line finds it; why the line failed matters more.
+            # If that fails too, the next append moves the fragment; the caller gets the first error.
             with suppress(OSError):
                 self.disk.truncate(fd, start)
             raise
@@ -326,12 +374,12 @@ class FileStreamManager:
             stream.mending = False
 
     def _open(self, stream: _Stream) -> int:
-        # Whoever made the file may not have synced its name: with ``sync`` the first lines see to it.
+        # The file's name may not be synced yet, whichever process made it: with ``sync`` the first lines do that.
         folder = Path(stream.path).parent
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         fd = self.disk.open(stream.path, _FLAGS)
         if stream.fd >= 0:
-            # A signal handler that logs was quicker, and has locked what it opened.
+            # A signal handler that logs has opened and locked it meanwhile.
             os.close(fd)
             return stream.fd
         stream.fd, stream.end = fd, -1
@@ -341,12 +389,12 @@ class FileStreamManager:
     def _sync(self, stream: _Stream, length: int) -> None:
         try:
             self.disk.fsync(stream.fd)
-            # A file needs its name on disk too, and those of the folders that were made for it.
+            # The names of the file and of the folders made for it must reach the disk too.
             while stream.unsynced_names:
                 sync_folder(stream.unsynced_names[-1], self.disk)
                 stream.unsynced_names.pop()
         except OSError:
-            # The kernel may have dropped the pages: these lines were never acknowledged, so take them back.
+            # The kernel may have dropped the pages. These lines were never acknowledged: take them back.
             flock(stream.fd, LOCK_EX)
             if lseek(stream.fd, 0, SEEK_END) == stream.end:
                 self.disk.truncate(stream.fd, stream.end - length)
@@ -356,7 +404,7 @@ class FileStreamManager:
 def _close(stream: _Stream) -> None:
     fd, stream.fd, stream.kept = stream.fd, -1, False
     if fd >= 0:
-        # Every line was written before; there is nothing left that could fail.
+        # Every line is written already: a failing close loses nothing.
         with suppress(OSError):
             os.close(fd)
 
@@ -365,7 +413,7 @@ _managers: weakref.WeakSet[FileStreamManager] = weakref.WeakSet()
 
 
 def _forget_after_fork() -> None:
-    """A child must not share descriptors with its parent: advisory locks do not keep the two apart."""
+    """A child must not share descriptors with its parent: they would share the advisory locks too."""
     for manager in list(_managers):
         streams = list(manager._streams.values())
         manager._streams = {}
@@ -377,3 +425,112 @@ def _forget_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# Shorter than the pause in which a busy writer releases its lock.
+_POLL_SECONDS = 0.0001
+
+
+@contextmanager
+def rotate_lock(path: str | os.PathLike[str], timeout: float = 10.0) -> Iterator[int]:
+    """Exclude every writer of ``path`` while its content is rewritten; yields a descriptor for reading.
+
+    >>> with rotate_lock("data/events/BTCUSDT.jsonl") as fd:     # doctest: +SKIP
+    ...     write_atomic("data/events/BTCUSDT.jsonl", newest_lines(fd))
+
+    Inside, replace ``path`` (``write_atomic``), unlink it, or leave it; writers then continue in the new file and lose
+    no line. Do not log to the same file inside: it would wait for itself. The replaced file is truncated on exit, once
+    the folder is synced, so that writers notice: copy what is to be kept. Raises FileNotFoundError, and
+    TimeoutError when a writer holds the file for more than ``timeout`` seconds.
+    """
+    deadline = monotonic() + timeout
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            while True:
+                try:
+                    flock(fd, LOCK_EX | LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if monotonic() >= deadline:
+                        raise TimeoutError(
+                            f"{os.fspath(path)}: a writer held this file for more than {timeout:g} s"
+                        ) from None
+                    sleep(_POLL_SECONDS)
+            if not is_current(fd, os.fspath(path)):
+                continue
+            try:
+                yield fd
+            finally:
+                if os.fstat(fd).st_nlink == 0:
+                    try:
+                        # Without this, a power failure could keep the truncation and lose the new name: the log
+                        # would be empty.
+                        sync_folder(str(Path(path).parent))
+                    finally:
+                        os.ftruncate(fd, 0)
+            return
+        finally:
+            os.close(fd)
+
+
+def is_current(fd: int, path: str) -> bool:
+    """Whether ``path`` still names the open file."""
+    try:
+        named = os.stat(path)  # noqa: PTH116 - runs for every line
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(fd)
+    return named.st_ino == ours.st_ino and named.st_dev == ours.st_dev
+
+
+_CHUNK = 1 << 16
+# Records are some hundred bytes; a longer fragment is never one whole record that only lacks its newline.
+_WHOLE_RECORD = 1 << 20
+
+
+def _close_tail(fd: int, path: str, disk: Disk) -> int:
+    """Make the open file end with a newline, and return its size. The caller holds the exclusive lock.
+
+    A last line that is a whole JSON object and only lacks its newline is kept and gets one. Anything else after
+    the last newline is appended to ``<path>.torn``, synced, and cut off. Raises OSError.
+    """
+    size = os.fstat(fd).st_size
+    start = after_last_newline(fd, size)
+    if start == size:
+        return size
+    if _is_whole_object(fd, start, size):
+        write_all(fd, b"\n", disk)
+        return size + 1
+    torn = disk.open(f"{path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    before = os.fstat(torn).st_size
+    try:
+        place = start
+        while place < size:
+            piece = os.pread(fd, min(_CHUNK, size - place), place)
+            if not piece:
+                break
+            write_all(torn, piece, disk)
+            place += len(piece)
+        write_all(torn, b"\n", disk)
+        disk.fsync(torn)
+        sync_folder(os.path.dirname(path), disk)  # noqa: PTH120 - both are strings
+    except BaseException:
+        # The next line tries again: a partial copy for each attempt would fill a disk that is full already.
+        with suppress(OSError):
+            disk.truncate(torn, before)
+        raise
+    finally:
+        os.close(torn)
+    disk.truncate(fd, start)
+    return start
+
+
+def _is_whole_object(fd: int, start: int, size: int) -> bool:
+    if size - start > _WHOLE_RECORD:
+        return False
+    text = os.pread(fd, size - start, start)
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from replaylab.errors import RecordError
-from replaylab.logging import FileStreamManager, rotate_lock, write_atomic
+from replaylab.fsio import write_atomic
+from replaylab.logging import FileStreamManager, rotate_lock
 from tests.logging.faults import FaultyDisk
 
 
@@ -137,7 +138,7 @@ def test_what_was_replaced_keeps_its_bytes_until_the_folder_is_synced(tmp_path, 
         else:
             path.unlink()
         monkeypatch.setattr(
-            "replaylab.logging.locks.sync_folder", lambda folder: seen.append((folder, os.fstat(fd).st_size))
+            "replaylab.logging.files.sync_folder", lambda folder: seen.append((folder, os.fstat(fd).st_size))
         )
     assert seen == [(str(tmp_path), 4)]
 
