@@ -71,13 +71,15 @@ class Redactor:
     >>> Redactor(["apiKey", "accessToken"]).redact({"token": "BTC", "auth": {"bybit_api_key": "k-123"}})
     {'token': 'BTC', 'auth': {'bybit_api_key': '[redacted]'}}
 
-    A key is secret when it ends with one of the names; case, ``_``, ``-``, ``.`` and blanks do not count.
+    A key is secret when it ends with one of the names, also followed by ``s`` or ``key`` (``API_SECRET_KEY``); case,
+    ``_``, ``-``, ``.`` and blanks do not count.
     ``on_redacted`` is called with the key of each value that is replaced.
     """
 
     def __init__(self, names: Iterable[str], on_redacted: Callable[[str], None] | None = None) -> None:
         self._on_redacted = on_redacted
-        self._endings = tuple(folded for name in names if (folded := _fold(name)))
+        known = [folded for name in names if (folded := _fold(name))]
+        self._endings = tuple(name + more for name in known for more in ("", "s", "key"))
         self._harmless: set[str] = set()
 
     def has_secret(self, value: Any) -> bool:

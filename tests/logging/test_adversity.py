@@ -189,13 +189,13 @@ class Credentials:
         collections.OrderedDict(apiKey="S3CRET"),
         collections.defaultdict(str, apiKey="S3CRET"),
         ({"apiKey": "S3CRET"},),
-        [[{"secretKey": "S3CRET"}]],
+        [[{"apiSecret": "S3CRET"}]],
         Credentials("S3CRET"),
         {
             "API_SECRET_KEY": "S3CRET",
             "private-key": "S3CRET",
             "Authorization": "Bearer S3CRET",
-            "passwd": "S3CRET",
+            "passwords": "S3CRET",
         },
     ],
     ids=lambda inside: type(inside).__name__,
@@ -315,7 +315,7 @@ def test_health_tells_of_a_disk_that_does_not_finish(tmp_path: Path, monkeypatch
             )
             health = logger.health()
         assert health.status == status
-        assert "working on the last lines" in (health.message or "")
+        assert "not finished the last lines" in (health.message or "")
     disk.gate.set()
     logger.close()
     assert logger.health().status == "OK"

@@ -358,7 +358,7 @@ def test_write_atomic_keeps_the_old_content_when_it_fails(tmp_path):
         write_atomic(path, b"new", disk=disk)
     disk.write_error, disk.fsync_error = 0, errno.EIO
     with pytest.raises(OSError, match="Input/output"):
-        write_atomic(path, b"new", disk=disk)
+        write_atomic(path, b"new", sync=True, disk=disk)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in path.parent.iterdir()] == ["s.json"]
 

@@ -58,7 +58,18 @@ def test_secrets_in_unknown_fields_payloads_and_snapshots_are_replaced(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "key", ["apiKey", "API_KEY", "api-key", "x.api.key", "clientSecret", "access token", "Passphrase"]
+    "key",
+    [
+        "apiKey",
+        "API_KEY",
+        "api-key",
+        "x.api.key",
+        "apiKeys",
+        "API_SECRET_KEY",
+        "clientSecret",
+        "access token",
+        "Passphrase",
+    ],
 )
 def test_keys_named_like_a_secret(key):
     redactor = Redactor(LoggingConfig().redact)
