@@ -2,272 +2,440 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from replaylab.records import StateEvent, TradeLogRecord
+from replaylab.features import VISIBLE_LEVELS
+from replaylab.records import TradeLogRecord
 from replaylab.timestamps import date_key, iso
 from replaylab.trading import formulas
-from replaylab.trading.orders import OrderRouter, Recorder, Stamp
-from replaylab.trading.positions import ClosedTrade, Position, close, fill_tp1, open_position
+from replaylab.trading.orders import Journal, OrderRouter
+from replaylab.trading.positions import ClosedTrade, Fill, PendingEntry, Position, RestingLimit
 from replaylab.trading.risk import RiskEngine, Snapshots
 from replaylab.trading.rules import Rules
-from replaylab.trading.state import COOLDOWN, IDLE, LONG, PENDING_ENTRY, SHORT, SymbolState
+from replaylab.trading.state import IDLE, LONG, PENDING_ENTRY, SHORT, SymbolState
+
+_STOPS = ("STOP_LOSS", "BREAK_EVEN", "TRAILING")
+_NOTHING: Mapping[str, Any] = {}
 
 
-class TpslEngine:
-    """Checks the exits of a position in the order of the model and moves its stop."""
+@dataclass(slots=True)
+class EntryCounts:
+    """Entries that never became a position; ``cancelled`` ones, by a hole (counted on their own too) or at the end."""
 
-    __slots__ = ("_on_tp1", "_router", "_rules", "_tp1_all", "_tp1_on")
-
-    def __init__(self, rules: Rules, router: OrderRouter, on_tp1: Callable[[Position, int], None]) -> None:
-        self._rules = rules
-        self._router = router
-        self._on_tp1 = on_tp1
-        self._tp1_on = rules.params.tp1_fraction > 0.0
-        self._tp1_all = rules.params.tp1_fraction == 1.0
-
-    @property
-    def tp1_on(self) -> bool:
-        return self._tp1_on
-
-    def on_price(self, position: Position, ts: int, price: float) -> str:
-        """Take one later price event; return the reason to close what is left, or "" to stay open."""
-        rules = self._rules
-        direction = position.direction
-        if price > position.high:
-            position.high = price
-        elif price < position.low:
-            position.low = price
-        if formulas.stop_hit(price, position.stop, direction):
-            return position.stop_reason
-        if self._tp1_on and not position.tp1_filled and formulas.target_hit(price, position.tp1, direction):
-            self._on_tp1(position, ts)
-            if self._tp1_all:
-                return "TP1"
-            self._break_even(position, ts)
-        # No else: one jump can fill both targets.
-        if formulas.target_hit(price, position.tp2, direction):
-            return "TP2"
-        if rules.max_hold_ns >= 0 and ts - position.entry_ts >= rules.max_hold_ns:
-            return "TIMEOUT"
-        if position.exit_reason is not None and ts >= position.exit_due:
-            return position.exit_reason
-        if rules.params.trailing_activation_pct is not None:
-            self.trail(position, ts, price)
-        return ""
-
-    def trail(self, position: Position, ts: int, price: float) -> None:
-        """Raise the best price and, once trailing is active, the stop; it acts from the next price event on."""
-        rules = self._rules
-        activation = rules.params.trailing_activation_pct
-        if activation is None:
-            return
-        direction = position.direction
-        if direction * (price - position.best) > 0.0:
-            position.best = price
-        best = position.best
-        if formulas.trailing_active(best, position.entry, direction, activation):
-            stop = formulas.trailing_price(best, direction, rules.params.trailing_distance_pct)
-            if formulas.tightens(stop, position.stop, direction):
-                position.stop = stop
-                position.stop_reason = "TRAILING"
-                self._router.move_stop(ts, position)
-
-    def _break_even(self, position: Position, ts: int) -> None:
-        offset = self._rules.params.break_even_offset_pct
-        if offset is None:
-            return
-        stop = formulas.break_even_price(position.entry, position.direction, offset)
-        if formulas.tightens(stop, position.stop, position.direction):
-            position.stop = stop
-            position.stop_reason = "BREAK_EVEN"
-            self._router.move_stop(ts, position)
+    expired: int = 0
+    rejected: int = 0
+    cancelled: int = 0
+    cancelled_by_hole: int = 0
 
 
 class Execution:
     """Submits orders for the state machine and fills them at price events, as the model says."""
 
     def __init__(
-        self,
-        rules: Rules,
-        risk: RiskEngine,
-        router: OrderRouter,
-        recorder: Recorder | None,
-        stamp: Stamp,
-        snapshots: Snapshots | None,
+        self, rules: Rules, risk: RiskEngine, router: OrderRouter, journal: Journal, snapshots: Snapshots
     ) -> None:
         self._rules = rules
         self._risk = risk
         self._router = router
-        self._recorder = recorder
-        self._stamp = stamp
+        self._journal = journal
         self._snapshots = snapshots
-        self._tpsl = TpslEngine(rules, router, self._fill_tp1)
+        self._limit_fill = rules.params.limit_fill
         self.trades: list[ClosedTrade] = []
+        self.counts = EntryCounts()
 
     # Orders of the state machine.
 
-    def submit_entry(self, state: SymbolState, ts: int, direction: float) -> None:
-        """Submit a market entry; its fill is the first price event from now on that latency allows."""
-        state.pending = direction
-        state.pending_due = ts + self._rules.latency_ns
+    def submit_entry(self, state: SymbolState, ts: int, direction: float) -> PendingEntry | None:
+        """Submit an entry; None where a LIMIT entry has no reference price."""
+        p = self._rules.params
+        price = state.last_price or 0.0
+        entry = PendingEntry(direction, ts + self._rules.latency_ns)
+        if p.entry_order == "LIMIT":
+            reference = self._entry_reference(state, ts, direction)
+            if reference is None:
+                return None
+            raw = formulas.limit_entry_price(reference, direction, p.entry_offset_bps)
+            price = entry.limit = formulas.rounded_price(raw, -direction, *state.instrument.tick)
+        qty = self._qty(state, price) if price > 0.0 else 0.0
+        entry.qty = qty
+        state.pending = entry
         state.state = PENDING_ENTRY
         self._risk.entry_decided(ts)
-        if self._router.records:
-            # The size is only known at the fill; the order names what it would be at the last price.
-            price = state.last_price or 0.0
-            qty = self._rules.qty(price) if price else 0.0
-            state.pending_order = self._router.market(
-                ts, state.symbol, direction > 0, qty, price, False, "STATE_MACHINE"
-            )
-            self._changed()
+        if self._journal.on:
+            self._router.enter(ts, state.symbol, entry, qty, price)
+            self._snapshots.changed()
+        return entry
 
     def submit_exit(self, state: SymbolState, position: Position, ts: int, reason: str) -> None:
         """Submit a market exit; the first one submitted stands."""
         position.exit_reason = reason
         position.exit_due = ts + self._rules.latency_ns
-        if self._router.records:
-            position.order_exit = self._market_exit(state, position, ts, "STATE_MACHINE")
-            self._changed()
+        if self._journal.on:
+            position.order_exit = self._exit_at_market(state, position, ts, "STATE_MACHINE")
+            self._snapshots.changed()
+
+    def settle_funding(self, state: SymbolState, ts: int, rate: float, mark: float | None) -> None:
+        """Settle funding on an open position, at the mark price or else at the symbol's last price."""
+        position = state.position
+        if position is not None:
+            price = position.entry if state.last_price is None else state.last_price
+            self._risk.realised(ts, position.settle(price if mark is None else mark, rate))
+            self._snapshots.changed()
 
     # Price events.
 
-    def on_price(self, state: SymbolState, index: int, ts: int, price: float) -> None:
-        """Take one price event of a symbol: fill what waits for it, check what is open."""
+    def on_price(
+        self, state: SymbolState, index: int, ts: int, price: float, payload: Mapping[str, Any] = _NOTHING
+    ) -> PendingEntry | None:
+        """Take one price event of a symbol; return the LIMIT entry that has begun to rest at it, if any.
+
+        ``payload`` is that of the event: a queue counts its quantity.
+        """
+        gap = self._rules.max_gap_ns
+        if 0 <= gap < ts - state.last_ts and state.last_index >= 0:
+            self._end_at_hole(state, ts, price)
         state.last_price = price
         state.last_index = index
         state.last_ts = ts
         position = state.position
         if position is not None:
-            reason = self._tpsl.on_price(position, ts, price)
+            position.seen(price)
+            reason = self._exit_due(state, position, ts, price, payload)
             if reason:
-                self._close(state, position, index, ts, price, reason)
-        elif state.pending != 0.0 and ts >= state.pending_due:
-            self._fill_entry(state, index, ts, price)
+                self._close(state, position, ts, reason)
+            return None
+        entry = state.pending
+        if entry is None:
+            return None
+        if entry.resting is not None:
+            if entry.resting.fills(price, self._limit_fill, payload):
+                self._open(state, entry, Fill(entry.resting.price), entry.qty)
+        elif ts >= entry.due:
+            return self._arrive(state, entry, ts, price)
+        return None
+
+    def end_entry(self, state: SymbolState, ts: int, status: str, reason: str) -> None:
+        """End a pending entry without a fill: the symbol is flat again."""
+        entry = state.pending
+        if entry is None:
+            return
+        counts = self.counts
+        if status == "EXPIRED":
+            counts.expired += 1
+        elif status == "REJECTED":
+            counts.rejected += 1
+        else:
+            counts.cancelled += 1
+        state.pending = None
+        state.state = IDLE
+        self._risk.position_gone()
+        if self._journal.on:
+            self._router.end(entry.order, ts, status, reason if status == "REJECTED" else None)
+            extra = {"reason": reason, "price": entry.limit, "qty": entry.qty}
+            self._log(state, ts, PENDING_ENTRY, "EXECUTION_CANCEL", reason, extra)
+            self._snapshots.changed()
 
     def end(self, states: list[SymbolState], ts: int) -> None:
         """Close what is open at its symbol's last price event and cancel entries that were never filled."""
         for state in states:
             position = state.position
-            if position is not None and state.last_price is not None:
-                self._close(state, position, state.last_index, state.last_ts, state.last_price, "SESSION_END")
-            elif state.pending != 0.0:
-                state.pending = 0.0
-                state.state = IDLE
-                self._risk.position_gone()
-                self._router.cancel(state.pending_order, ts)
-                self._log(state, ts, PENDING_ENTRY, "EXECUTION_CANCEL", "no price event before the end", {})
+            if position is not None:
+                self._close(state, position, state.last_ts, "SESSION_END")
+            elif state.pending is not None:
+                self.end_entry(state, ts, "CANCELED", "session end")
 
-    def _fill_entry(self, state: SymbolState, index: int, ts: int, price: float) -> None:
-        direction = state.pending
-        position = open_position(self._rules, state.symbol, direction, index, ts, price)
-        state.pending = 0.0
+    # Entries.
+
+    def _entry_reference(self, state: SymbolState, ts: int, direction: float) -> float | None:
+        """Return the price behind which a LIMIT entry rests: the best quote of its own side, else the last price."""
+        if self._book_usable(state, ts):
+            best = state.book.best_bid() if direction > 0.0 else state.book.best_ask()
+            if best is not None:
+                return best[0]
+        return state.last_price
+
+    def _arrive(self, state: SymbolState, entry: PendingEntry, ts: int, price: float) -> PendingEntry | None:
+        """Let an entry order arrive at a price event: a market order fills, a LIMIT order rests, or it is rejected."""
+        direction, limit = entry.direction, entry.limit
+        best = self._opposite(state, ts, direction)
+        if limit is None:
+            fill = state.market_fill if best is not None else "print"
+            quote = price if best is None else best
+            ref = formulas.market_price(quote, direction, self._rules.slippage_bps(fill))
+            qty = self._qty(state, ref)
+        else:
+            ref, qty = limit, entry.qty
+        if ref <= 0.0 or formulas.too_small(qty, ref, state.instrument.min_notional_usd):
+            self.end_entry(
+                state, ts, "REJECTED", "price not above zero" if ref <= 0.0 else "size below minimum"
+            )
+        elif limit is None:
+            self._open(state, entry, self._market_fill(state, qty, direction, ts, price), qty)
+        elif (
+            formulas.target_hit(limit, best, direction)
+            if best is not None
+            else formulas.traded_through(limit, price, direction)
+        ):
+            self.end_entry(state, ts, "REJECTED", "post-only order would take")
+        else:
+            entry.resting = RestingLimit(limit, qty, -direction)
+            self._queue(state, entry.resting, ts)
+            if self._rules.entry_ttl_ns >= 0:
+                entry.expires = ts + self._rules.entry_ttl_ns
+            return entry
+        return None
+
+    def _open(self, state: SymbolState, entry: PendingEntry, fill: Fill, qty: float) -> None:
+        """Open a position at the symbol's current price event."""
+        rules, ts, price = self._rules, state.last_ts, state.last_price or 0.0
+        p = rules.params
+        position = Position(rules, state.symbol, state.instrument, entry.direction, fill, qty)
+        position.start(state.last_index, ts, price)
+        if self._limit_fill == "queue":
+            self._queue(state, position.target1, ts)
+            self._queue(state, position.target2, ts)
+        state.pending = None
         state.position = position
-        state.state = LONG if direction > 0 else SHORT
-        self._risk.realised(ts, -position.fees)
-        if self._recorder is not None:
-            self._router.filled(state.pending_order, ts, position.entry, position.qty)
+        state.state = LONG if entry.direction > 0 else SHORT
+        maker = entry.limit is not None
+        self._risk.realised(ts, position.pay_entry(p.maker_fee_bps if maker else p.taker_fee_bps))
+        if self._journal.on:
+            self._router.filled(entry.order, ts, position.entry, position.qty)
             extra = {"reason": "ENTRY", "price": position.entry, "qty": position.qty}
             self._log(state, ts, PENDING_ENTRY, "EXECUTION_FILL", "entry filled", extra)
-            self._router.rest_exits(ts, position, self._tpsl.tp1_on)
-            self._changed(position)
-        self._tpsl.trail(position, ts, price)
+            self._router.rest_exits(ts, position)
+            self._snapshots.changed(position)
+        if maker and formulas.stop_hit(price, position.stop, position.direction):
+            # A price that jumped through both the limit and the stop.
+            reason = self._touch_stop(position, ts)
+            if reason:
+                self._close(state, position, ts, reason)
+        else:
+            self._trail(position, ts, price)
 
-    def _fill_tp1(self, position: Position, ts: int) -> None:
-        self._risk.realised(ts, fill_tp1(self._rules, position))
-        if self._recorder is not None:
+    def _qty(self, state: SymbolState, ref: float) -> float:
+        return formulas.rounded_qty(self._rules.qty(ref), *state.instrument.lot)
+
+    # Exits.
+
+    def _exit_due(
+        self, state: SymbolState, position: Position, ts: int, price: float, payload: Mapping[str, Any]
+    ) -> str:
+        """Take one later price event; return the reason to close what is left, or "" to stay open."""
+        rules, limit_fill, direction = self._rules, self._limit_fill, position.direction
+        if position.closing_due is not None:
+            return position.stop_reason if ts >= position.closing_due else ""
+        if formulas.stop_hit(price, position.stop, direction):
+            return self._touch_stop(position, ts)
+        if (
+            position.tp1_qty > 0.0
+            and not position.tp1_filled
+            and position.target1.fills(price, limit_fill, payload)
+        ):
+            self._fill_tp1(state, position, ts)
+            if position.left <= 0.0:
+                return "TP1"
+            self._break_even(position, ts)
+        # No else: one jump can fill both targets.
+        if position.target2.fills(price, limit_fill, payload):
+            return "TP2"
+        if 0 <= rules.max_hold_ns <= ts - position.entry_ts:
+            return "TIMEOUT"
+        if position.exit_reason is not None and ts >= position.exit_due:
+            return position.exit_reason
+        self._trail(position, ts, price)
+        return ""
+
+    def _touch_stop(self, position: Position, ts: int) -> str:
+        """Return the reason to close at a stop that was touched, or "" while its latency passes."""
+        if self._rules.stop_latency_ns == 0:
+            return position.stop_reason
+        position.closing_due = ts + self._rules.stop_latency_ns
+        return ""
+
+    def _fill_tp1(self, state: SymbolState, position: Position, ts: int) -> None:
+        self._risk.realised(ts, position.fill_tp1(self._rules.params.maker_fee_bps))
+        if self._journal.on:
             self._router.filled(position.order_tp1, ts, position.tp1, position.tp1_qty)
-            extra = {"reason": "TP1", "price": position.tp1, "qty": position.tp1_qty}
-            if self._rules.params.tp1_fraction < 1.0:
-                self._recorder.log_state_event(
-                    position.symbol,
-                    StateEvent(
-                        timestamp=self._stamp(ts),
-                        symbol=position.symbol,
-                        from_state=position.side,
-                        to_state=position.side,
-                        event_type="EXECUTION_PARTIAL",
-                        reason="TP1",
-                        extra=extra,
-                    ),
-                )
-            self._changed(position)
+            if position.left > 0.0:
+                extra = {"reason": "TP1", "price": position.tp1, "qty": position.tp1_qty}
+                self._log(state, ts, state.state, "EXECUTION_PARTIAL", "TP1", extra)
+            self._snapshots.changed(position)
+
+    def _break_even(self, position: Position, ts: int) -> None:
+        offset = self._rules.params.break_even_offset_pct
+        if offset is not None:
+            stop = formulas.break_even_price(position.entry, position.direction, offset)
+            self._tighten(position, ts, stop, "BREAK_EVEN")
+
+    def _trail(self, position: Position, ts: int, price: float) -> None:
+        """Raise the best price and, once trailing is active, the stop; it acts from the next price event on."""
+        p = self._rules.params
+        activation = p.trailing_activation_pct
+        if activation is None:
+            return
+        direction = position.direction
+        if direction * (price - position.best) > 0.0:
+            position.best = price
+        if formulas.trailing_active(position.best, position.entry, direction, activation):
+            stop = formulas.trailing_price(position.best, direction, p.trailing_distance_pct)
+            self._tighten(position, ts, stop, "TRAILING")
+
+    def _tighten(self, position: Position, ts: int, price: float, reason: str) -> None:
+        """Move the stop to the tick of ``price`` if that is tighter."""
+        stop = position.stop_level(price)
+        if formulas.tightens(stop, position.stop, position.direction):
+            position.stop = stop
+            position.stop_reason = reason
+            self._router.move_stop(ts, position)
+
+    def _end_at_hole(self, state: SymbolState, ts: int, price: float) -> None:
+        """End what is open at the price event before a hole, and cancel what is pending.
+
+        ``ts`` and ``price`` are the first ones after it: orders and state events are logged at that time, when the
+        hole becomes known.
+        """
+        position = state.position
+        if position is not None:
+            self._close(state, position, ts, "DATA_GAP", after=price)
+        elif state.pending is not None:
+            self.counts.cancelled_by_hole += 1
+            self.end_entry(state, ts, "CANCELED", "data gap")
 
     def _close(
-        self, state: SymbolState, position: Position, index: int, ts: int, price: float, reason: str
+        self, state: SymbolState, position: Position, ts: int, reason: str, *, after: float | None = None
     ) -> None:
-        rules = self._rules
-        left = position.left
+        """Close what is left at the symbol's current price event; ``after``: the first price after a hole."""
+        p = self._rules.params
+        left, fee_bps, gap_pnl = position.left, p.taker_fee_bps, None
         if reason in ("TP1", "TP2"):
-            fill, fee_bps = (position.tp1 if reason == "TP1" else position.tp2), rules.params.maker_fee_bps
+            fill, fee_bps = Fill(position.tp1 if reason == "TP1" else position.tp2), p.maker_fee_bps
+        elif reason in ("SESSION_END", "DATA_GAP"):
+            fill = self._print_fill(position, state.last_price or 0.0)
+            if after is not None:
+                gap_pnl = position.pnl_at(self._print_fill(position, after).price, fee_bps)
         else:
-            fill = formulas.market_exit_price(price, position.direction, rules.slippage_bps("print"))
-            fee_bps = rules.params.taker_fee_bps
-        trade, realised = close(rules, position, index, ts, fill, fee_bps, reason)
-        if reason != "TP1":
-            self._risk.realised(ts, realised)
+            fill = self._market_fill(state, left, -position.direction, ts, state.last_price or 0.0)
+        close_price, realised = position.close(fill, fee_bps, reason)
+        trade = ClosedTrade.of(
+            position,
+            state.last_index,
+            state.last_ts,
+            close_price,
+            reason,
+            leverage=p.leverage,
+            gap_pnl=gap_pnl,
+        )
+        if reason == "DATA_GAP":
+            self._risk.balance += realised
+        elif reason != "TP1":
+            self._risk.realised(ts, realised, check=reason != "SESSION_END")
         self._risk.position_gone()
         self._risk.trade_closed(trade.realized_pnl)
         self.trades.append(trade)
         state.position = None
         before = state.state
-        state.state = COOLDOWN if rules.cooldown_ns > 0 else IDLE
-        state.cooldown_end = ts + rules.cooldown_ns
-        if self._recorder is None:
+        if reason == "DATA_GAP":
+            state.state = IDLE
+        else:
+            state.cool_down(ts + self._rules.cooldown_ns, ts)
+        if self._journal.recorder is None:
             return
         if reason != "TP1":
-            self._router.filled(self._exit_order(state, position, ts, reason), ts, fill, left)
+            self._router.filled(self._exit_order(state, position, ts, reason), ts, fill.price, left)
         self._router.cancel_exits(ts, position)
-        extra = {"reason": reason, "price": fill, "qty": position.tp1_qty if reason == "TP1" else left}
+        qty = position.tp1_qty if reason == "TP1" else left
+        extra = {"reason": reason, "price": fill.price, "qty": qty}
         self._log(state, ts, before, "EXECUTION_EXIT", reason, extra)
-        self._recorder.log_trade(_trade_record(trade, self._stamp(ts), self._router.mode))
-        self._changed(position)
+        self._journal.recorder.log_trade(_trade_record(trade, self._router.mode))
+        self._snapshots.changed(position)
 
     def _exit_order(self, state: SymbolState, position: Position, ts: int, reason: str) -> str:
         """Return the order that an exit fills; a market exit without an order yet gets one."""
         if reason == "TP2":
             return position.order_tp2
-        if reason in ("STOP_LOSS", "BREAK_EVEN", "TRAILING"):
+        if reason in _STOPS:
             return position.order_stop
         if reason in ("SCORE_EXIT", "RISK_EXIT"):
             return position.order_exit
         source = "TPSL_ENGINE" if reason == "TIMEOUT" else "STATE_MACHINE"
-        return self._market_exit(state, position, ts, source)
+        return self._exit_at_market(state, position, ts, source)
 
-    def _market_exit(self, state: SymbolState, position: Position, ts: int, source: str) -> str:
+    def _exit_at_market(self, state: SymbolState, position: Position, ts: int, source: str) -> str:
         price = position.entry if state.last_price is None else state.last_price
-        return self._router.market(
-            ts, position.symbol, position.direction < 0, position.left, price, True, source
-        )
+        return self._router.exit_at_market(ts, position, price, source)
+
+    # Fill models.
+
+    def _book_usable(self, state: SymbolState, ts: int) -> bool:
+        """Whether the fill model in force reads the book, and the book is complete and young enough."""
+        if state.market_fill == "print":
+            return False
+        return self._book_current(state, ts)
+
+    def _book_current(self, state: SymbolState, ts: int) -> bool:
+        age = self._rules.max_book_age_ns
+        return state.book.mid() is not None and (age < 0 or ts - state.book_ts <= age)
+
+    def _opposite(self, state: SymbolState, ts: int, side: float) -> float | None:
+        """Return the best quote that an order would take, None where the book is not used."""
+        if not self._book_usable(state, ts):
+            return None
+        best = state.book.best_ask() if side > 0.0 else state.book.best_bid()
+        return None if best is None else best[0]
+
+    def _print_fill(self, position: Position, price: float) -> Fill:
+        """Fill an exit at a print, whatever the fill model."""
+        slippage = self._rules.slippage_bps("print")
+        return Fill(formulas.market_price(price, -position.direction, slippage))
+
+    def _market_fill(self, state: SymbolState, qty: float, side: float, ts: int, price: float) -> Fill:
+        """Fill a market order of ``side`` +1 (buy) or −1 (sell) at a price event."""
+        best = self._opposite(state, ts, side)
+        if best is None:
+            return Fill(formulas.market_price(price, side, self._rules.slippage_bps("print")))
+        slippage = self._rules.slippage_bps(state.market_fill)
+        printed = formulas.market_price(price, side, slippage)
+        thin = False
+        if state.market_fill == "quote":
+            fill = formulas.market_price(best, side, slippage)
+        else:
+            cost, left = 0.0, qty
+            level = best
+            for level, available in state.book.top(VISIBLE_LEVELS)[1 if side > 0.0 else 0]:
+                taken = left if left < available else available
+                cost += level * taken
+                left -= taken
+                if left <= 0.0:
+                    break
+            thin = left > 0.0
+            if thin:
+                cost += level * left
+            fill = formulas.book_price(cost, qty, side, slippage)
+        return Fill(formulas.worse_price(fill, printed, side), thin)
+
+    def _queue(self, state: SymbolState, order: RestingLimit, ts: int) -> None:
+        """Give an order that arrives its place in the queue: what is displayed at its price, 0 inside the spread."""
+        if self._limit_fill != "queue" or not self._book_current(state, ts):
+            return
+        bids, asks = state.book.top(VISIBLE_LEVELS)
+        displayed = dict(asks if order.side > 0.0 else bids).get(order.price)
+        if displayed is None and bids[0][0] < order.price < asks[0][0]:
+            displayed = 0.0
+        if displayed is not None:
+            order.ahead = self._rules.params.queue_share * displayed
 
     def _log(
         self, state: SymbolState, ts: int, before: str, kind: str, reason: str, extra: dict[str, Any]
     ) -> None:
-        if self._recorder is not None:
-            self._recorder.log_state_event(
-                state.symbol,
-                StateEvent(
-                    timestamp=self._stamp(ts),
-                    symbol=state.symbol,
-                    from_state=before,
-                    to_state=state.state,
-                    event_type=kind,
-                    reason=reason,
-                    extra=extra,
-                ),
-            )
-
-    def _changed(self, position: Position | None = None) -> None:
-        if self._snapshots is not None:
-            self._snapshots.changed()
-            if position is not None:
-                self._snapshots.tpsl = position
+        self._journal.event(ts, state.symbol, (before, state.state), kind, reason, extra)
 
 
-def _trade_record(trade: ClosedTrade, timestamp: str, mode: Any) -> TradeLogRecord:
+def _trade_record(trade: ClosedTrade, mode: Any) -> TradeLogRecord:
     return TradeLogRecord(
-        timestamp=timestamp,
+        timestamp=iso(trade.exit_ts),
         date_key=date_key(trade.exit_ts),
         symbol=trade.symbol,
         side="LONG" if trade.side == "LONG" else "SHORT",

@@ -1,4 +1,4 @@
-"""The order router: what it would send to an exchange goes to the order log, each order with its final status.
+"""The order router and the recorder: what a system does goes to the logs, each order with its final status.
 
 >>> OrderRouter("SIM", run_mode="REPLAY").mode
 'SIM'
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, cast
 
+import msgspec
+
 from replaylab.errors import ConfigError, InterlockError
 from replaylab.records import (
     ExecutionSnapshot,
@@ -21,11 +23,13 @@ from replaylab.records import (
     TradeLogRecord,
 )
 from replaylab.timestamps import iso
-from replaylab.trading.positions import Position
+from replaylab.trading.positions import PendingEntry, Position
+
+Mode = Literal["SIM", "DRY_RUN", "LIVE"]
 
 
 class Recorder(Protocol):
-    """Anything with these methods; ``replaylab.logging.Logger`` is one. What they return is not looked at."""
+    """Anything with these methods; ``replaylab.logging.Logger`` is one. What they return is ignored."""
 
     def log_state_event(self, symbol: str, event: StateEvent) -> Any: ...
 
@@ -40,39 +44,50 @@ class Recorder(Protocol):
     def write_execution_snapshot(self, snapshot: ExecutionSnapshot) -> Any: ...
 
 
-class Stamp:
-    """ISO text of an event's time. Many records share one time, so the last text is kept."""
+class Journal:
+    """Hands state events to the recorder. Without a recorder (``on`` false) nothing is built."""
 
-    __slots__ = ("_text", "_ts")
+    __slots__ = ("_stamp", "_ts", "on", "recorder")
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None) -> None:
+        self.on = recorder is not None
+        self.recorder = recorder
         self._ts = -1
-        self._text = ""
+        self._stamp = ""
 
-    def __call__(self, ts: int) -> str:
+    def stamp(self, ts: int) -> str:
+        """Return the ISO time of ``ts``. Many records share one time, so the last one is kept."""
         if ts != self._ts:
             self._ts = ts
-            self._text = iso(ts)
-        return self._text
+            self._stamp = iso(ts)
+        return self._stamp
 
-
-Mode = Literal["SIM", "DRY_RUN", "LIVE"]
+    def event(
+        self, ts: int, symbol: str, states: tuple[str, str], kind: str, reason: str, extra: dict[str, Any]
+    ) -> None:
+        """Log a state event; ``states`` are the symbol's state before and after."""
+        if self.recorder is not None:
+            self.recorder.log_state_event(
+                symbol,
+                StateEvent(
+                    timestamp=self.stamp(ts),
+                    symbol=symbol,
+                    from_state=states[0],
+                    to_state=states[1],
+                    event_type=kind,
+                    reason=reason,
+                    extra=extra,
+                ),
+            )
 
 
 class OrderRouter:
-    """Numbers orders and records them. Without a recorder it keeps nothing and costs next to nothing.
+    """Numbers orders and records them. Without a recorder it keeps nothing.
 
     With ``run_mode="REPLAY"`` a router in mode LIVE cannot be made: InterlockError.
     """
 
-    def __init__(
-        self,
-        mode: str = "SIM",
-        *,
-        run_mode: str = "LIVE",
-        recorder: Recorder | None = None,
-        stamp: Stamp | None = None,
-    ) -> None:
+    def __init__(self, mode: str = "SIM", *, run_mode: str = "LIVE", journal: Journal | None = None) -> None:
         if mode not in ("SIM", "DRY_RUN", "LIVE"):
             raise ConfigError(f'mode: expected "SIM", "DRY_RUN" or "LIVE", found {mode!r}', field="mode")
         if run_mode not in ("LIVE", "REPLAY"):
@@ -83,89 +98,74 @@ class OrderRouter:
                 'Use mode "SIM" (or "DRY_RUN"), or set run_mode="LIVE".'
             )
         self.mode: Mode = cast(Mode, mode)
-        self._recorder = recorder
-        self._stamp = stamp if stamp is not None else Stamp()
+        self._journal = journal if journal is not None else Journal(None)
         self._sent = 0
-        # Open orders by id: type, side, qty, price, trigger price, reduce only, source, notional.
         self._open: dict[str, OrderLogRecord] = {}
 
     @property
-    def records(self) -> bool:
-        """Whether anybody listens: the caller may skip its preparations if not."""
-        return self._recorder is not None
-
-    @property
     def open_orders(self) -> int:
-        """Orders that are neither filled nor cancelled; 0 while nothing is recorded."""
+        """Orders without a final status; 0 while nothing is recorded."""
         return len(self._open)
 
-    def market(
-        self, ts: int, symbol: str, buy: bool, qty: float, price: float, reduce_only: bool, source: str
-    ) -> str:
-        """Submit a market order. ``price`` is the last one known, for the notional only."""
-        return self._new(ts, symbol, buy, "MARKET", "IOC", None, None, qty, reduce_only, qty * price, source)
-
-    def limit(self, ts: int, symbol: str, buy: bool, qty: float, price: float) -> str:
-        """Submit a reduce-only limit order of the TPSL engine."""
-        return self._new(ts, symbol, buy, "LIMIT", "GTC", price, None, qty, True, qty * price, "TPSL_ENGINE")
-
-    def stop(self, ts: int, symbol: str, buy: bool, qty: float, trigger: float) -> str:
-        """Submit a reduce-only stop order of the TPSL engine."""
-        return self._new(
-            ts, symbol, buy, "STOP_MARKET", "GTC", None, trigger, qty, True, qty * trigger, "TPSL_ENGINE"
+    def enter(self, ts: int, symbol: str, entry: PendingEntry, qty: float, price: float) -> None:
+        """Submit an entry. A market order's quantity and ``price`` are those at the last price known."""
+        limit = entry.limit is not None
+        entry.order = self._new(
+            ts,
+            symbol,
+            "LIMIT" if limit else "MARKET",
+            side=entry.direction,
+            qty=qty,
+            ref=price,
+            price=price if limit else None,
+            time_in_force="PostOnly" if limit else "IOC",
         )
+
+    def exit_at_market(self, ts: int, position: Position, price: float, source: str) -> str:
+        """Submit a market order for what is left; ``price`` is the last one known, for the notional only."""
+        side, qty = -position.direction, position.left
+        return self._new(ts, position.symbol, "MARKET", side=side, qty=qty, ref=price, source=source)
 
     def filled(self, order_id: str, ts: int, price: float, qty: float) -> None:
-        """Record the fill of an order; an unknown or empty id is nobody's order and is passed over."""
+        """Record the fill of an order; an unknown or empty id is ignored."""
         order = self._open.pop(order_id, None)
-        if order is None or self._recorder is None:
-            return
-        self._recorder.log_order(
-            _copy(order, self._stamp(ts), "FILLED", qty, filled=qty, average=price, notional=qty * price)
-        )
-
-    def cancel(self, order_id: str, ts: int) -> None:
-        """Record that an order was taken back."""
-        order = self._open.pop(order_id, None)
-        if order is not None and self._recorder is not None:
-            self._recorder.log_order(
-                _copy(
-                    order,
-                    self._stamp(ts),
-                    "CANCELED",
-                    order.qty,
-                    filled=0.0,
-                    average=None,
-                    notional=order.notional_usd,
-                )
+        if order is not None:
+            self._log(
+                order,
+                timestamp=self._journal.stamp(ts),
+                status="FILLED",
+                qty=qty,
+                filled_qty=qty,
+                avg_fill_price=price,
+                notional_usd=qty * price,
             )
 
-    # The exits of a position.
+    def end(self, order_id: str, ts: int, status: str = "CANCELED", error: str | None = None) -> None:
+        """Record that an order ended without a fill: CANCELED, REJECTED or EXPIRED."""
+        order = self._open.pop(order_id, None)
+        if order is not None:
+            self._log(order, timestamp=self._journal.stamp(ts), status=status, last_error=error)
 
-    def rest_exits(self, ts: int, position: Position, tp1_on: bool) -> None:
+    def rest_exits(self, ts: int, position: Position) -> None:
         """Place TP1, TP2 and the stop of a position that was just opened."""
-        if self._recorder is None:
+        if not self._journal.on:
             return
-        buy = position.direction < 0
         rest = position.qty
-        if tp1_on:
-            position.order_tp1 = self.limit(ts, position.symbol, buy, position.tp1_qty, position.tp1)
+        if position.tp1_qty > 0.0:
+            position.order_tp1 = self._limit(ts, position, position.tp1_qty, position.tp1)
             rest = position.qty - position.tp1_qty
         if rest > 0.0:
-            position.order_tp2 = self.limit(ts, position.symbol, buy, rest, position.tp2)
-        position.order_stop = self.stop(ts, position.symbol, buy, position.qty, position.stop)
+            position.order_tp2 = self._limit(ts, position, rest, position.tp2)
+        position.order_stop = self._stop(ts, position)
 
     def move_stop(self, ts: int, position: Position) -> None:
-        """Take the resting stop back and place one at the position's new stop."""
-        if self._recorder is None:
-            return
-        self.cancel(position.order_stop, ts)
-        position.order_stop = self.stop(
-            ts, position.symbol, position.direction < 0, position.left, position.stop
-        )
+        """Cancel the resting stop and place one at the position's new stop."""
+        if self._journal.on:
+            self.end(position.order_stop, ts)
+            position.order_stop = self._stop(ts, position)
 
     def cancel_exits(self, ts: int, position: Position) -> None:
-        """Take back whatever still rests for a position that is closed."""
+        """Cancel whatever still rests for a position that is closed."""
         if self._open:
             for order_id in (
                 position.order_tp1,
@@ -173,78 +173,76 @@ class OrderRouter:
                 position.order_stop,
                 position.order_exit,
             ):
-                self.cancel(order_id, ts)
+                self.end(order_id, ts)
+
+    def _limit(self, ts: int, position: Position, qty: float, price: float) -> str:
+        return self._new(
+            ts,
+            position.symbol,
+            "LIMIT",
+            side=-position.direction,
+            qty=qty,
+            ref=price,
+            price=price,
+            time_in_force="GTC",
+            source="TPSL_ENGINE",
+        )
+
+    def _stop(self, ts: int, position: Position) -> str:
+        return self._new(
+            ts,
+            position.symbol,
+            "STOP_MARKET",
+            side=-position.direction,
+            qty=position.left,
+            ref=position.stop,
+            trigger=position.stop,
+            time_in_force="GTC",
+            source="TPSL_ENGINE",
+        )
 
     def _new(
         self,
         ts: int,
         symbol: str,
-        buy: bool,
         kind: str,
-        time_in_force: str,
-        price: float | None,
-        trigger: float | None,
+        *,
+        side: float,
         qty: float,
-        reduce_only: bool,
-        notional: float,
-        source: str,
+        ref: float,
+        price: float | None = None,
+        trigger: float | None = None,
+        time_in_force: str = "IOC",
+        source: str = "",
     ) -> str:
-        if self._recorder is None:
+        """Record a new order and return its id; one without a ``source`` is the state machine's entry."""
+        if self._journal.recorder is None:
             return ""
         self._sent += 1
-        order_id = f"{symbol}-{self._sent:06d}"
         order = OrderLogRecord(
-            timestamp=self._stamp(ts),
-            client_order_id=order_id,
+            timestamp=self._journal.stamp(ts),
+            client_order_id=f"{symbol}-{self._sent:06d}",
             exchange_order_id=None,
             symbol=symbol,
-            side="BUY" if buy else "SELL",
+            side="BUY" if side > 0 else "SELL",
             type=kind,
             time_in_force=time_in_force,
             price=price,
             trigger_price=trigger,
             qty=qty,
-            reduce_only=reduce_only,
+            reduce_only=bool(source),
             status="NEW",
             filled_qty=0.0,
             avg_fill_price=None,
-            notional_usd=notional,
+            notional_usd=qty * ref,
             mode=self.mode,
-            source=source,
+            source=source or "STATE_MACHINE",
             last_error=None,
         )
-        self._open[order_id] = order
-        self._recorder.log_order(order)
-        return order_id
+        self._open[order.client_order_id] = order
+        self._journal.recorder.log_order(order)
+        return order.client_order_id
 
-
-def _copy(
-    order: OrderLogRecord,
-    timestamp: str,
-    status: str,
-    qty: float,
-    *,
-    filled: float,
-    average: float | None,
-    notional: float,
-) -> OrderLogRecord:
-    return OrderLogRecord(
-        timestamp=timestamp,
-        client_order_id=order.client_order_id,
-        exchange_order_id=order.exchange_order_id,
-        symbol=order.symbol,
-        side=order.side,
-        type=order.type,
-        time_in_force=order.time_in_force,
-        price=order.price,
-        trigger_price=order.trigger_price,
-        qty=qty,
-        reduce_only=order.reduce_only,
-        status=status,
-        filled_qty=filled,
-        avg_fill_price=average,
-        notional_usd=notional,
-        mode=order.mode,
-        source=order.source,
-        last_error=order.last_error,
-    )
+    def _log(self, order: OrderLogRecord, **changes: Any) -> None:
+        if self._journal.recorder is not None:
+            self._journal.recorder.log_order(msgspec.structs.replace(order, **changes))

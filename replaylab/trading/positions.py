@@ -1,21 +1,83 @@
-"""Positions and the trades they become: the accounting of fills.
+"""Pending entries, resting limit orders, positions, and the trades they become: the accounting of fills.
 
 An open position is changed only here, so that quantity, fees and PnL always fit each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from replaylab.features import usable_price
 from replaylab.trading import formulas
-from replaylab.trading.rules import Rules
+from replaylab.trading.rules import Instrument, Rules
+
+
+class Fill(NamedTuple):
+    """Price of a market fill; ``thin``: it went beyond the visible book."""
+
+    price: float
+    thin: bool = False
+
+
+class RestingLimit:
+    """A limit order in the book. ``side``: +1 if it sells, −1 if it buys.
+
+    ``ahead``: quantity in the queue ahead of it at its arrival; None where only a trade-through fills it.
+    """
+
+    __slots__ = ("ahead", "price", "qty", "side", "traded")
+
+    def __init__(self, price: float, qty: float, side: float, ahead: float | None = None) -> None:
+        self.price = price
+        self.qty = qty
+        self.side = side
+        self.ahead = ahead
+        self.traded = 0.0
+
+    def fills(self, price: float, limit_fill: str, payload: Mapping[str, Any]) -> bool:
+        """Take a later price event, ``payload`` included for "queue"; return whether it fills the order."""
+        if limit_fill == "touch":
+            return formulas.target_hit(price, self.price, self.side)
+        if formulas.traded_through(price, self.price, self.side):
+            return True
+        if self.ahead is None or price != self.price:
+            return False
+        # A trade of the order's own side at its price takes from the other side of the book.
+        if payload.get("side") != ("SELL" if self.side > 0.0 else "BUY"):
+            self.traded += usable_price(payload.get("qty")) or 0.0
+        return self.traded >= self.ahead + self.qty
+
+
+class PendingEntry:
+    """An entry order between its decision and its end. ``limit`` is None for a market order.
+
+    A LIMIT entry rests from its arrival, when ``resting`` is set, until ``expires`` (None: without end).
+    """
+
+    __slots__ = ("direction", "due", "expires", "limit", "order", "qty", "resting")
+
+    def __init__(self, direction: float, due: int, limit: float | None = None, qty: float = 0.0) -> None:
+        self.direction = direction
+        self.due = due
+        self.limit = limit
+        self.qty = qty
+        self.resting: RestingLimit | None = None
+        self.expires: int | None = None
+        self.order = ""
 
 
 class Position:
-    """One open position. Prices in quote currency, quantities in base currency, times in ns."""
+    """One open position. Prices in quote currency, quantities in base currency, times in ns.
+
+    ``tp1_qty`` = 0: there is no TP1. ``closing_due``: set once a stop with latency was touched. The targets rest from
+    the entry's event on. Order ids are empty while nothing is recorded.
+    """
 
     __slots__ = (
         "best",
+        "closing_due",
         "direction",
         "entry",
         "entry_index",
@@ -23,8 +85,10 @@ class Position:
         "exit_due",
         "exit_reason",
         "fees",
+        "funding",
         "gross",
         "high",
+        "instrument",
         "left",
         "low",
         "order_exit",
@@ -35,45 +99,114 @@ class Position:
         "stop",
         "stop_reason",
         "symbol",
+        "target1",
+        "target2",
+        "thin",
         "tp1",
         "tp1_filled",
         "tp1_qty",
         "tp2",
     )
 
-    symbol: str
-    direction: float
-    entry_index: int
-    entry_ts: int
-    entry: float
-    qty: float
-    left: float
-    gross: float
-    fees: float
-    tp1: float
-    tp2: float
-    tp1_qty: float
-    tp1_filled: bool
-    stop: float
-    stop_reason: str
-    best: float
-    high: float
-    low: float
-    exit_reason: str | None
-    exit_due: int
-    # Client order ids of what rests in the (simulated) market; empty while nothing is recorded.
-    order_tp1: str
-    order_tp2: str
-    order_stop: str
-    order_exit: str
+    def __init__(
+        self, rules: Rules, symbol: str, instrument: Instrument, direction: float, entry: Fill, qty: float
+    ) -> None:
+        p = rules.params
+        self.symbol = symbol
+        self.instrument = instrument
+        self.direction = direction
+        self.entry = price = entry.price
+        self.thin = entry.thin
+        self.qty = self.left = qty
+        self.gross = self.funding = self.fees = 0.0
+        tick_num, tick_den = instrument.tick
+        target1 = formulas.target_price(price, direction, p.tp1_pct)
+        target2 = formulas.target_price(price, direction, p.tp2_pct)
+        self.tp1 = formulas.rounded_price(target1, direction, tick_num, tick_den)
+        self.tp2 = formulas.rounded_price(target2, direction, tick_num, tick_den)
+        self.stop = self.stop_level(formulas.stop_price(price, direction, p.sl_pct))
+        self.stop_reason = "STOP_LOSS"
+        self.tp1_qty = qty
+        if p.tp1_fraction < 1.0:
+            part = formulas.rounded_qty(formulas.tp1_qty(qty, p.tp1_fraction), *instrument.lot)
+            self.tp1_qty = part if part < qty else 0.0
+        self.tp1_filled = False
+        self.exit_reason: str | None = None
+        self.exit_due = 0
+        self.closing_due: int | None = None
+        self.order_tp1 = self.order_tp2 = self.order_stop = self.order_exit = ""
+
+    def start(self, index: int, ts: int, price: float) -> None:
+        """Note the price event at which the entry filled."""
+        self.entry_index = index
+        self.entry_ts = ts
+        self.best = self.high = self.low = price
+        self.target1 = RestingLimit(self.tp1, self.tp1_qty, self.direction)
+        self.target2 = RestingLimit(self.tp2, self.qty, self.direction)
 
     @property
     def side(self) -> str:
         return "LONG" if self.direction > 0 else "SHORT"
 
+    def stop_level(self, price: float) -> float:
+        """Return the price of a stop on its tick: away from the market."""
+        return formulas.rounded_price(price, -self.direction, *self.instrument.tick)
+
     def unrealized(self, price: float) -> float:
         """PnL of what is left at ``price``, before the fees of closing it."""
         return formulas.gross_pnl(price, self.entry, self.left, self.direction)
+
+    def seen(self, price: float) -> None:
+        """Take a price of the position's life into its best and worst."""
+        if price > self.high:
+            self.high = price
+        elif price < self.low:
+            self.low = price
+
+    def pay_entry(self, fee_bps: float) -> float:
+        """Pay the fee of the entry; return the PnL that this realises."""
+        self.fees = formulas.fee(self.entry, self.qty, fee_bps)
+        return -self.fees
+
+    def fill_tp1(self, fee_bps: float) -> float:
+        """Close TP1's share at its price; return the PnL that this realises."""
+        gross = formulas.gross_pnl(self.tp1, self.entry, self.tp1_qty, self.direction)
+        fee = formulas.fee(self.tp1, self.tp1_qty, fee_bps)
+        self.tp1_filled = True
+        self.left = formulas.remaining_qty(self.qty, self.tp1_qty)
+        self.gross += gross
+        self.fees += fee
+        return formulas.realized_pnl(gross, fee)
+
+    def settle(self, mark: float, funding_rate: float) -> float:
+        """Settle one funding on the open quantity; return its cash."""
+        cash = formulas.funding_cash(self.left, mark, funding_rate, self.direction)
+        self.funding += cash
+        return cash
+
+    def pnl_at(self, price: float, fee_bps: float) -> float:
+        """PnL of the whole trade, were what is left closed at a fill price."""
+        gross = self.gross + formulas.gross_pnl(price, self.entry, self.left, self.direction)
+        return (
+            formulas.realized_pnl(gross, self.fees + formulas.fee(price, self.left, fee_bps)) + self.funding
+        )
+
+    def close(self, fill: Fill, fee_bps: float, reason: str) -> tuple[float, float]:
+        """Close what is left; return the trade's close price and the PnL that this last fill realises.
+
+        After a TP1 of the whole quantity nothing is left: the trade ends at TP1 and nothing more is realised.
+        """
+        if self.tp1_filled and reason == "TP1":
+            return self.tp1, 0.0
+        gross = formulas.gross_pnl(fill.price, self.entry, self.left, self.direction)
+        fee = formulas.fee(fill.price, self.left, fee_bps)
+        self.gross += gross
+        self.fees += fee
+        self.thin = self.thin or fill.thin
+        price = fill.price
+        if self.tp1_filled:
+            price = formulas.weighted_price(self.tp1, self.tp1_qty, fill.price, self.left)
+        return price, formulas.realized_pnl(gross, fee)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +214,10 @@ class ClosedTrade:
     """One closed position.
 
     ``entry_index`` and ``exit_index`` are positions of price events in the session, ``entry_ts`` and ``exit_ts``
-    nanoseconds since 1970. Prices, fees and PnL in quote currency, ``qty`` in base currency. ``reason`` is that of
-    the last exit: STOP_LOSS, BREAK_EVEN, TRAILING, TP1, TP2, TIMEOUT, SCORE_EXIT, RISK_EXIT or SESSION_END.
+    nanoseconds since 1970. Prices, fees, ``funding`` and PnL in quote currency, ``qty`` in base currency. ``reason`` is
+    that of the last exit: STOP_LOSS, BREAK_EVEN, TRAILING, TP1, TP2, TIMEOUT, SCORE_EXIT, RISK_EXIT, DATA_GAP or
+    SESSION_END. ``thin``: a market fill of it went beyond the visible book. ``gap_pnl``, for DATA_GAP: the PnL had the
+    trade been closed at the first price after the hole.
     """
 
     symbol: str
@@ -102,86 +237,47 @@ class ClosedTrade:
     mfe: float
     mae: float
     duration_seconds: float
+    funding: float = 0.0
+    thin: bool = False
+    gap_pnl: float | None = None
 
-
-def open_position(rules: Rules, symbol: str, direction: float, index: int, ts: int, price: float) -> Position:
-    """Return the position that a market entry at a price event opens, with its levels."""
-    position = Position()
-    entry = formulas.entry_price(price, direction, rules.slippage_bps("print"))
-    position.symbol = symbol
-    position.direction = direction
-    position.entry_index = index
-    position.entry_ts = ts
-    position.entry = entry
-    position.qty = position.left = rules.qty(entry)
-    position.gross = 0.0
-    position.fees = formulas.fee(entry, position.qty, rules.params.taker_fee_bps)
-    position.tp1 = formulas.target_price(entry, direction, rules.params.tp1_pct)
-    position.tp2 = formulas.target_price(entry, direction, rules.params.tp2_pct)
-    position.tp1_qty = formulas.tp1_qty(position.qty, rules.params.tp1_fraction)
-    position.tp1_filled = False
-    position.stop = formulas.stop_price(entry, direction, rules.params.sl_pct)
-    position.stop_reason = "STOP_LOSS"
-    position.best = position.high = position.low = price
-    position.exit_reason = None
-    position.exit_due = 0
-    position.order_tp1 = position.order_tp2 = position.order_stop = position.order_exit = ""
-    return position
-
-
-def fill_tp1(rules: Rules, position: Position) -> float:
-    """Close TP1's share at its price; return the PnL that this realises."""
-    gross = formulas.gross_pnl(position.tp1, position.entry, position.tp1_qty, position.direction)
-    fee = formulas.fee(position.tp1, position.tp1_qty, rules.params.maker_fee_bps)
-    position.tp1_filled = True
-    position.left = formulas.remaining_qty(position.qty, position.tp1_qty)
-    position.gross += gross
-    position.fees += fee
-    return formulas.realized_pnl(gross, fee)
-
-
-def close(
-    rules: Rules, position: Position, index: int, ts: int, price: float, fee_bps: float, reason: str
-) -> tuple[ClosedTrade, float]:
-    """Close what is left at a fill price; return the trade and the PnL that this last fill realises.
-
-    After a TP1 of the whole quantity nothing is left: the trade ends at TP1 and nothing more is realised.
-    """
-    if position.tp1_filled and reason == "TP1":
-        realised, close_price = 0.0, position.tp1
-    else:
-        gross = formulas.gross_pnl(price, position.entry, position.left, position.direction)
-        fee = formulas.fee(price, position.left, fee_bps)
-        realised = formulas.realized_pnl(gross, fee)
-        position.gross += gross
-        position.fees += fee
-        if position.tp1_filled:
-            close_price = formulas.weighted_price(position.tp1, position.tp1_qty, price, position.left)
-        else:
-            close_price = price
-    if position.direction > 0:
+    @classmethod
+    def of(
+        cls,
+        position: Position,
+        index: int,
+        ts: int,
+        close_price: float,
+        reason: str,
+        *,
+        leverage: float,
+        gap_pnl: float | None,
+    ) -> ClosedTrade:
+        """Return the trade of a position that was closed at a price event."""
         best, worst = position.high, position.low
-    else:
-        best, worst = position.low, position.high
-    mfe = formulas.excursion(best, position.entry, position.qty, position.direction)
-    mae = formulas.excursion(worst, position.entry, position.qty, position.direction)
-    trade = ClosedTrade(
-        position.symbol,
-        position.side,
-        position.entry_index,
-        index,
-        position.entry_ts,
-        ts,
-        position.entry,
-        close_price,
-        position.qty,
-        rules.params.leverage,
-        reason,
-        position.tp1_filled,
-        position.fees,
-        formulas.realized_pnl(position.gross, position.fees),
-        mfe if mfe > 0.0 else 0.0,
-        mae if mae < 0.0 else 0.0,
-        formulas.duration_seconds(position.entry_ts, ts),
-    )
-    return trade, realised
+        if position.direction < 0:
+            best, worst = worst, best
+        mfe = formulas.excursion(best, position.entry, position.qty, position.direction)
+        mae = formulas.excursion(worst, position.entry, position.qty, position.direction)
+        return cls(
+            symbol=position.symbol,
+            side=position.side,
+            entry_index=position.entry_index,
+            exit_index=index,
+            entry_ts=position.entry_ts,
+            exit_ts=ts,
+            entry_price=position.entry,
+            close_price=close_price,
+            qty=position.qty,
+            leverage=leverage,
+            reason=reason,
+            tp1_filled=position.tp1_filled,
+            fees=position.fees,
+            realized_pnl=formulas.realized_pnl(position.gross, position.fees) + position.funding,
+            mfe=mfe if mfe > 0.0 else 0.0,
+            mae=mae if mae < 0.0 else 0.0,
+            duration_seconds=formulas.duration_seconds(position.entry_ts, ts),
+            funding=position.funding,
+            thin=position.thin,
+            gap_pnl=gap_pnl,
+        )

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
 from replaylab.errors import PriceError, did_you_mean
 from replaylab.features import InitialState, OrderBook, usable_price
+from replaylab.params import TradingParams
 
 # In the order in which "auto" prefers them.
 PRICE_TYPES = {"trade": "MARKET_TRADE", "book": "MARKET_BOOK", "score": "SCORING_UPDATE"}
@@ -38,6 +39,18 @@ class ResolvedPrices:
     sources: dict[str, str]
     books: frozenset[str]
     chosen: str | dict[str, str]
+
+    @classmethod
+    def of(cls, sources: Mapping[str, str], books: Iterable[str] = ()) -> Self:
+        """Return price sources that are known already; raises PriceError for an unknown one."""
+        checked = _checked(sources)
+        for symbol, source in sources.items():
+            if source not in PRICE_SOURCES:
+                raise PriceError(
+                    f"price source of {symbol}: expected one of {', '.join(PRICE_SOURCES)}, found {source!r}",
+                    symbol=symbol,
+                )
+        return cls(dict(sorted(sources.items())), frozenset(books), checked)
 
     def require(self, symbols: Iterable[str]) -> None:
         """Raise PriceError for symbols without a price event; the error names the event types to include."""
@@ -63,33 +76,37 @@ class ResolvedPrices:
         return "book" if symbol in self.books else "print"
 
     def check_fills(
-        self,
-        market_fill: str,
-        limit_fill: str,
-        *,
-        rounding: str = "exchange",
-        instruments: Mapping[str, Mapping[str, Any]] | None = None,
+        self, params: TradingParams, instruments: Mapping[str, Mapping[str, Any]] | None = None
     ) -> None:
         """Raise PriceError where a fill model lacks the data that it needs for a symbol with a price event."""
+        if params.market_fill in ("quote", "book"):
+            self._check_books("market_fill", params.market_fill)
+        if params.limit_fill == "queue":
+            self._check_books("limit_fill", "queue")
+            self._check_queue(params, instruments or {})
+
+    def _check_books(self, field: str, fill: str) -> None:
+        for symbol in self.sources:
+            if symbol not in self.books:
+                raise PriceError(
+                    f'{field}="{fill}": {symbol} has no order book with both sides in this session. Build the '
+                    f"session with include_types that contain MARKET_BOOK, or choose another {field}.",
+                    symbol=symbol,
+                )
+
+    def _check_queue(self, params: TradingParams, instruments: Mapping[str, Mapping[str, Any]]) -> None:
         for symbol, source in self.sources.items():
-            for field, fill in (("market_fill", market_fill), ("limit_fill", limit_fill)):
-                if fill in ("quote", "book", "queue") and symbol not in self.books:
-                    raise PriceError(
-                        f'{field}="{fill}": {symbol} has no order book with both sides in this session. Build the '
-                        f"session with include_types that contain MARKET_BOOK, or choose another {field}.",
-                        symbol=symbol,
-                    )
-            if limit_fill != "queue":
-                continue
             if source != "trade":
                 raise PriceError(
                     f'limit_fill="queue": {symbol} takes its prices from source {source}, expected trade. Build the '
                     "session with include_types that contain MARKET_TRADE, or choose another limit_fill.",
                     symbol=symbol,
                 )
-            tick = ((instruments or {}).get(symbol) or {}).get("tickSize")
-            if rounding != "exchange" or usable_price(tick) is None:
-                found = f'rounding "{rounding}"' if rounding != "exchange" else f"tickSize {tick!r}"
+            tick = (instruments.get(symbol) or {}).get("tickSize")
+            if params.rounding != "exchange" or usable_price(tick) is None:
+                found = (
+                    f'rounding "{params.rounding}"' if params.rounding != "exchange" else f"tickSize {tick!r}"
+                )
                 raise PriceError(
                     f'limit_fill="queue": expected rounding "exchange" and a tickSize of {symbol}, found {found}. Add '
                     "the tickSize to data/system/instruments.json, or choose another limit_fill.",

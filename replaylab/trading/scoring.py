@@ -85,9 +85,11 @@ class Scorer:
         """Take a MARKET_TRADE of usable price; return whether quantity and side were usable too."""
         qty = usable_number(payload.get("qty"))
         sign = trade_sign(payload.get("side"))
-        usable = qty is not None and qty >= 0.0 and sign is not None
-        self.trade(ts, price, qty if usable else 0.0, sign if usable else 0.0)
-        return usable
+        if qty is None or qty < 0.0 or sign is None:
+            self.trade(ts, price, 0.0, 0.0)
+            return False
+        self.trade(ts, price, qty, sign)
+        return True
 
     def book(self, ts: int, book: OrderBook) -> None:
         """Take a change of the book; the score reads it at ``step``, only a model's features need each one."""

@@ -12,21 +12,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 from replaylab.errors import ConfigError, did_you_mean
-from replaylab.features import risk_flag, usable_number, usable_price
+from replaylab.features import InitialState, risk_flag, usable_number, usable_price
 from replaylab.params import ScoringParams, TradingParams
-from replaylab.records import ReplayEvent, StateEvent
+from replaylab.records import ReplayEvent
 from replaylab.timestamps import parse_ns
 from replaylab.trading.agreement import Agreement
-from replaylab.trading.execution import Execution
-from replaylab.trading.orders import OrderRouter, Recorder, Stamp
+from replaylab.trading.execution import EntryCounts, Execution
+from replaylab.trading.orders import Journal, OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
-from replaylab.trading.risk import NEVER, RiskEngine, Snapshots
+from replaylab.trading.prices import ResolvedPrices
+from replaylab.trading.risk import RiskEngine, Snapshots
 from replaylab.trading.rules import Rules
 from replaylab.trading.scoring import Pipeline, ScoreModel, regime_payload, scoring_payload
-from replaylab.trading.state import COOLDOWN, IDLE, PENDING_ENTRY, SymbolState, SymbolStates, view
+from replaylab.trading.state import COOLDOWN, NEVER, SymbolState, SymbolStates
 
 InjectMode = Literal["SCORING_ONLY", "FULL_DECISION"]
 
@@ -35,15 +37,19 @@ class TradingSystem:
     """The trading model of ``docs/model.md``, event by event.
 
     ``on_event`` takes events in session order: index in the session, ns since 1970, type, symbol, payload. ``finish``
-    closes and cancels what is left. Then ``trades`` holds a ClosedTrade per position, in order of closing, and
-    ``unusable`` counts by type the events whose payload lacked what the model needs.
+    closes and cancels what is left. Then ``trades`` holds a ClosedTrade per position, in order of closing, ``counts``
+    the entries that expired, were rejected or cancelled, and ``unusable`` by type the events whose payload lacked what
+    the model needs.
 
-    ``price_sources``: symbol → "trade", "book" or "score" (see ``resolve_prices``); a symbol without one has
-    no prices. ``recorder``: an object with the central logger's methods, or None to record nothing. In inject mode
-    FULL_DECISION, ``scoring`` (ScoringParams, or a model with ``predict``) makes the signals from MARKET_* events, and
-    ``agreement`` compares them with recorded ones. ``initial_state`` is the session's (``meta.json``).
+    ``price_sources``: see ``resolve_prices``; with a plain mapping of symbols to "trade", "book" or "score" no symbol
+    has a book. A symbol without a source has no prices. ``instruments``: symbol → ``{tickSize, lotSize,
+    minNotionalUsd}``.
+    ``recorder``: an object with the central logger's methods, or None to record nothing. In inject mode FULL_DECISION,
+    ``scoring`` (ScoringParams, or a model with ``predict``) makes the signals from MARKET_* events, and ``agreement``
+    compares them with recorded ones. ``initial_state`` is the session's (``meta.json``).
 
-    Raises ConfigError for a wrong argument, and InterlockError for mode LIVE while ``run_mode`` is REPLAY.
+    Raises ConfigError for a wrong argument, PriceError where a fill model lacks its data, SessionError for a malformed
+    ``initial_state``, and InterlockError for mode LIVE while ``run_mode`` is REPLAY.
     """
 
     def __init__(
@@ -53,8 +59,9 @@ class TradingSystem:
         recorder: Recorder | None = None,
         scoring: ScoringParams | ScoreModel | None = None,
         inject_mode: str = "SCORING_ONLY",
-        price_sources: Mapping[str, str] | None = None,
-        initial_state: Mapping[str, Any] | None = None,
+        price_sources: ResolvedPrices | Mapping[str, str] | None = None,
+        instruments: Mapping[str, Mapping[str, Any]] | None = None,
+        initial_state: InitialState | Mapping[str, Any] | None = None,
         mode: str = "SIM",
         run_mode: str = "LIVE",
         starting_balance_usd: float = 10_000.0,
@@ -70,33 +77,42 @@ class TradingSystem:
         self.inject_mode = inject_mode
         self.unusable: dict[str, int] = {}
         self.agreement = Agreement()
-        self._pipeline = Pipeline(scoring) if inject_mode == "FULL_DECISION" else None
-        self._rules = Rules(self.params)
-        self._recorder = recorder
-        self._stamp = Stamp()
-        self._risk = RiskEngine(self._rules, starting_balance_usd)
-        self._router = OrderRouter(mode, run_mode=run_mode, recorder=recorder, stamp=self._stamp)
-        self._snapshots: Snapshots | None = None
-        if recorder is not None:
-            interval_ns = round(snapshot_interval_s * 1e9)
-            self._snapshots = Snapshots(
-                recorder, self._rules, self._risk, self._router, self._stamp, interval_ns
-            )
-        self._execution = Execution(
-            self._rules, self._risk, self._router, recorder, self._stamp, self._snapshots
+        resolved = (
+            price_sources
+            if isinstance(price_sources, ResolvedPrices)
+            else ResolvedPrices.of(price_sources or {})
         )
+        resolved.check_fills(self.params, instruments)
+        initial = InitialState.read(initial_state)
+        rules = self._rules = Rules(self.params)
+        self._pipeline = Pipeline(scoring) if inject_mode == "FULL_DECISION" else None
+        self._journal = Journal(recorder)
+        self._risk = RiskEngine(rules, starting_balance_usd, initial.account)
+        router = OrderRouter(mode, run_mode=run_mode, journal=self._journal)
+        self._snapshots = Snapshots(
+            self._journal, rules, self._risk, router, round(snapshot_interval_s * 1e9)
+        )
+        self._execution = Execution(rules, self._risk, router, self._journal, self._snapshots)
         self.trades: list[ClosedTrade] = self._execution.trades
+        self.counts: EntryCounts = self._execution.counts
+        self._states = SymbolStates(rules, resolved, initial, instruments or {})
         self._finished = False
-        self._now = -NEVER
+        self._now = self._last = -NEVER
         self._index = -1
         self._handled = 0
         self._warming = False
-        self._states = SymbolStates(price_sources or {}, initial_state)
+        # What happens by time alone: (ns, number, action), the earliest first.
+        self._due: list[tuple[int, int, Callable[[int], None]]] = []
+        self._scheduled = 0
+        self._carry(initial)
+        # The risk engine's own flags as they were logged last.
+        self._flags: tuple[bool, bool] | None = None
         full = self._pipeline is not None
         self._handlers: dict[str, Callable[[int, int, str, dict[str, Any]], None]] = {
             "SCORING_UPDATE": self._compare_scoring if full else self._on_scoring,
             "REGIME_UPDATE": self._compare_regime if full else self._on_regime,
             "RISK_UPDATE": self._on_risk,
+            "FUNDING": self._on_funding,
             "MARKET_TRADE": self._on_trade,
             "MARKET_BOOK": self._on_book,
         }
@@ -111,19 +127,24 @@ class TradingSystem:
         symbol: str | None,
         payload: dict[str, Any],
     ) -> None:
-        """Take one event of the session; types that the model does not read pass by."""
+        """Take one event of the session; of types that the model does not read only the time counts."""
+        if self._last == -NEVER:
+            self._begin(ts)
+        self._last = ts
         handler = self._handlers.get(type)
         if handler is None:
             return
         if ts != self._now:
             self._move_to(ts)
         self._index = index
-        if symbol is not None and isinstance(payload, dict):
+        if isinstance(symbol, str) and symbol and isinstance(payload, dict):
             handler(index, ts, symbol, payload)
-        elif type == "RISK_UPDATE" and isinstance(payload, dict):
+        elif type == "RISK_UPDATE" and symbol is None and isinstance(payload, dict):
             self._on_risk_for_all(index, ts, payload)
         else:
             self._skip(type)
+        if self._journal.on:
+            self._log_flags(ts)
 
     def handle_event(self, event: ReplayEvent) -> None:
         """Take one event as a record; events are numbered in the order of these calls."""
@@ -139,25 +160,28 @@ class TradingSystem:
             if self._pipeline.touched and not self._warming:
                 self._compute_signals()
             self.agreement.close()
+        self._run_due(self._last)
         self._execution.end(self._states.sorted(), self._now)
-        if self._snapshots is not None and self._now > -NEVER:
+        if self._journal.on and self._now > -NEVER:
             self._snapshots.write(self._now, self._states.values())
 
-    # Starting in the middle: what a log shows to have stood before the first event.
-
     def warm_up(self, ts: int, kind: str, symbol: str, payload: dict[str, Any]) -> None:
-        """Take a market event from before the session, in order: the scoring engine learns, nothing is decided.
+        """Take a market event from before the session, in order: the scoring engine sees it, nothing is decided.
 
         The initial state is then that before the first of these events. Only in FULL_DECISION does it do anything.
         """
         pipeline = self._pipeline
         if pipeline is None or kind not in ("MARKET_TRADE", "MARKET_BOOK"):
             return
+        if self._last == -NEVER:
+            self._begin(ts)
+        self._last = ts
         self._move_to(ts, warming=True)
         self._warming = True
         state = self._states[symbol]
         if kind == "MARKET_BOOK":
             if state.book.apply(payload):
+                state.book_ts = ts
                 pipeline.scorer(symbol, state.regime, state.book).book(ts, state.book)
                 if state.source == "book":
                     state.last_price = state.book.mid() or state.last_price
@@ -168,32 +192,11 @@ class TradingSystem:
                 if state.source == "trade":
                     state.last_price = price
 
-    def hold(self, symbol: str, *, in_position: bool = True) -> None:
-        """Keep a symbol from entering until ``release``; ``in_position`` counts it as open under the limits."""
-        state = self._states[symbol]
-        state.state = PENDING_ENTRY
-        state.pending = 1.0
-        state.pending_due = NEVER
-        if in_position:
-            self._risk.open_count += 1
-
-    def release(self, symbol: str, ts: int, *, in_position: bool = True) -> None:
-        """End a hold just before the events of ``ts``; a position that closed then is followed by its cooldown."""
-        self._move_to(ts)
-        state = self._states[symbol]
-        state.pending = 0.0
-        state.state = IDLE
-        if in_position:
-            self._risk.position_gone()
-            state.cooldown_end = ts + self._rules.cooldown_ns
-            if self._rules.cooldown_ns > 0:
-                state.state = COOLDOWN
-
     # What comes out.
 
     def views(self) -> list[dict[str, Any]]:
         """Return one plain dict per symbol, sorted by name: what a hotlist shows of it now."""
-        return [view(state) for state in self._states.sorted()]
+        return [state.view() for state in self._states.sorted()]
 
     # Signals.
 
@@ -202,7 +205,7 @@ class TradingSystem:
         if state.source == "score":
             price = usable_price(payload.get("price"))
             if price is not None:
-                self._execution.on_price(state, index, ts, price)
+                self._price(state, index, ts, price, payload)
         score = usable_number(payload.get("score"))
         if score is None:
             self._skip("SCORING_UPDATE")
@@ -216,33 +219,50 @@ class TradingSystem:
 
     def _decide(self, state: SymbolState, index: int, ts: int, score: float, payload: dict[str, Any]) -> None:
         """Let the state machine handle one score."""
-        rules = self._rules
+        threshold = self.params.exit_threshold
         state.score = score
-        before = state.state
-        if before == COOLDOWN and ts >= state.cooldown_end:
-            state.state = IDLE
+        before = state.leave_cooldown(ts)
         position = state.position
         reason: str | None
         if position is not None:
-            reason = "position open"
+            reason = "position open" if position.closing_due is None else "position closing"
             if (
-                rules.params.exit_threshold is not None
+                threshold is not None
                 and position.exit_reason is None
+                and position.closing_due is None
                 # A score at the entry's own price event came with that price, not after it.
                 and index > position.entry_index
-                and position.direction * score < rules.params.exit_threshold
+                and position.direction * score < threshold
             ):
                 self._execution.submit_exit(state, position, ts, "SCORE_EXIT")
                 reason = "score exit submitted"
-        elif state.pending != 0.0:
+        elif state.pending is not None:
             reason = "entry pending"
+        elif state.carried:
+            reason = "position carried"
         else:
-            reason = _entry_refusal(rules, self._risk, state, ts, score)
+            reason = self._entry_refusal(state, ts, score)
             if reason is None:
-                reason = "entry submitted"
-                self._execution.submit_entry(state, ts, 1.0 if score > 0.0 else -1.0)
-        if self._recorder is not None:
-            self._log_signal(state, ts, before, "SCORING_UPDATE", reason, payload)
+                entered = self._execution.submit_entry(state, ts, 1.0 if score > 0.0 else -1.0)
+                reason = "no reference price" if entered is None else "entry submitted"
+        self._log_signal(state, ts, before, "SCORING_UPDATE", reason, payload)
+
+    def _entry_refusal(self, state: SymbolState, ts: int, score: float) -> str | None:
+        """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
+        p = self.params
+        # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
+        if score == 0.0 or abs(score) < p.entry_threshold:
+            return "score below entry threshold"
+        if state.state == COOLDOWN or ts < state.cooldown_end:
+            return "cooling down"
+        if not (p.allow_long if score > 0 else p.allow_short):
+            return "direction not allowed"
+        allowed = self._rules.allowed_regimes
+        if allowed is not None and state.regime not in allowed:
+            return "regime not allowed"
+        if state.blocked:
+            return "trading blocked"
+        return self._risk.refusal(ts)
 
     def _on_regime(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         regime = payload.get("regime")
@@ -250,10 +270,9 @@ class TradingSystem:
             self._skip("REGIME_UPDATE")
             return
         state = self._states[symbol]
-        before = self._leave_cooldown(state, ts)
+        before = state.leave_cooldown(ts)
         state.regime = regime
-        if self._recorder is not None:
-            self._log_signal(state, ts, before, "REGIME_UPDATE", "regime", payload)
+        self._log_signal(state, ts, before, "REGIME_UPDATE", "regime", payload)
 
     def _on_risk_for_all(self, index: int, ts: int, payload: dict[str, Any]) -> None:
         blocked = risk_flag(payload, "tradingBlocked")
@@ -264,55 +283,110 @@ class TradingSystem:
 
     def _on_risk(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         state = self._states[symbol]
-        before = self._leave_cooldown(state, ts)
+        before = state.leave_cooldown(ts)
         blocked = risk_flag(payload, "tradingBlocked")
         reason = "risk"
         if blocked is not None:
-            if blocked != state.blocked and self._snapshots is not None:
+            if blocked != state.blocked:
                 self._snapshots.changed()
             state.blocked = blocked
             reason = "trading blocked" if blocked else "trading allowed"
         position = state.position
-        if position is not None and position.exit_reason is None and risk_flag(payload, "forceClose"):
+        if (
+            position is not None
+            and position.exit_reason is None
+            and position.closing_due is None
+            and risk_flag(payload, "forceClose")
+        ):
             self._execution.submit_exit(state, position, ts, "RISK_EXIT")
             reason = "risk exit submitted"
-        if self._recorder is not None:
-            self._log_signal(state, ts, before, "RISK_UPDATE", reason, payload)
+        self._log_signal(state, ts, before, "RISK_UPDATE", reason, payload)
 
     # Market data.
 
     def _on_trade(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        state = self._states[symbol]
-        if self._pipeline is None and state.source != "trade":
-            return
         if payload.get("offMarket") is True:
             return
         price = usable_price(payload.get("price"))
         if price is None:
             self._skip("MARKET_TRADE")
             return
+        state = self._states[symbol]
         if self._pipeline is not None:
             scorer = self._pipeline.scorer(symbol, state.regime, state.book)
             if not scorer.take_trade(ts, price, payload):
                 self._skip("MARKET_TRADE")
         if state.source == "trade":
-            self._execution.on_price(state, index, ts, price)
+            self._price(state, index, ts, price, payload)
 
     def _on_book(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         state = self._states[symbol]
-        if self._pipeline is None and state.source != "book":
-            return
         if not state.book.apply(payload):
             self._skip("MARKET_BOOK")
             return
+        state.book_ts = ts
         if self._pipeline is not None:
             self._pipeline.scorer(symbol, state.regime, state.book).book(ts, state.book)
         if state.source == "book":
             mid = state.book.mid()
             if mid is not None:
-                self._execution.on_price(state, index, ts, mid)
+                self._price(state, index, ts, mid, payload)
+
+    def _price(self, state: SymbolState, index: int, ts: int, price: float, payload: dict[str, Any]) -> None:
+        entry = self._execution.on_price(state, index, ts, price, payload)
+        if entry is None or entry.expires is None:
+            return
+        expires = entry.expires
+
+        def expire(_: int) -> None:
+            if state.pending is entry:
+                self._execution.end_entry(state, expires, "EXPIRED", "time to live over")
+
+        self._schedule(expires, expire)
+
+    def _on_funding(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
+        rate = usable_number(payload.get("fundingRate"))
+        if rate is None:
+            self._skip("FUNDING")
+            return
+        state = self._states[symbol]
+        if state.position is not None and index > state.position.entry_index:
+            self._execution.settle_funding(state, ts, rate, usable_price(payload.get("markPrice")))
 
     # Deciding again: signals from market data.
+
+    def _compute_signals(self) -> None:
+        pipeline = self._pipeline
+        if pipeline is None:
+            return
+        ts = self._now
+        for symbol, signal in pipeline.signals(ts):
+            state = self._states[symbol]
+            if signal.regime != state.regime:
+                self.agreement.recompute(ts, "REGIME_UPDATE", symbol, signal.regime)
+                self._on_regime(self._index, ts, symbol, regime_payload(signal))
+            self.agreement.recompute(ts, "SCORING_UPDATE", symbol, signal.score)
+            payload = scoring_payload(signal, state.last_price)
+            if state.source == "score":
+                self._on_scoring(self._index, ts, symbol, payload)
+            else:
+                # After every market event of this time, as a recorded score would be in a session.
+                self._decide(state, self._index + 1, ts, signal.score, payload)
+
+    def _compare_scoring(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
+        self.agreement.record(ts, "SCORING_UPDATE", symbol, payload)
+
+    def _compare_regime(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
+        self.agreement.record(ts, "REGIME_UPDATE", symbol, payload)
+
+    # Time.
+
+    def _begin(self, ts: int) -> None:
+        """Note the session's first event: the initial books are as old as it."""
+        for state in self._states.values():
+            if state.book.mid() is not None:
+                state.book_ts = ts
+        self._flags = self._risk.flags(ts)
 
     def _move_to(self, ts: int, *, warming: bool = False) -> None:
         """Let time pass: signals are computed once per distinct time, after all market events that bear it."""
@@ -327,38 +401,41 @@ class TradingSystem:
                 self._compute_signals()
         self._warming = warming
         self._now = ts
+        self._run_due(ts)
 
-    def _compute_signals(self) -> None:
-        pipeline = self._pipeline
-        if pipeline is None:
-            return
-        ts = self._now
-        for symbol, signal in pipeline.signals(ts):
-            state = self._states[symbol]
-            if signal.regime != state.regime:
-                self.agreement.recompute(ts, "REGIME_UPDATE", state.symbol, signal.regime)
-                self._on_regime(self._index, ts, state.symbol, regime_payload(signal))
-            self.agreement.recompute(ts, "SCORING_UPDATE", state.symbol, signal.score)
-            payload = scoring_payload(signal, state.last_price)
-            if state.source == "score":
-                self._on_scoring(self._index, ts, state.symbol, payload)
-            else:
-                # After every market event of this time, as a recorded score would stand in a session.
-                self._decide(state, self._index + 1, ts, signal.score, payload)
+    def _schedule(self, ts: int, action: Callable[[int], None]) -> None:
+        """Have ``action`` called with ``ts`` before the first event at or after that time."""
+        heappush(self._due, (ts, self._scheduled, action))
+        self._scheduled += 1
 
-    def _compare_scoring(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        self.agreement.record(ts, "SCORING_UPDATE", symbol, payload)
+    def _run_due(self, ts: int) -> None:
+        while self._due and self._due[0][0] <= ts:
+            at, _, action = heappop(self._due)
+            action(at)
 
-    def _compare_regime(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        self.agreement.record(ts, "REGIME_UPDATE", symbol, payload)
+    def _carry(self, initial: InitialState) -> None:
+        """Count the carried positions as open until they close, and schedule their closes and realised parts."""
+        for symbol, start in initial.symbols.items():
+            if start.carried is None:
+                continue
+            self._risk.open_count += 1
+            for part in start.carried.parts:
+                self._schedule(part.ns, self._part(part.realized_pnl))
+            if start.carried.closed_ns is not None:
+                self._schedule(start.carried.closed_ns, self._end_of_carried(self._states[symbol]))
 
-    # Helpers.
+    def _part(self, pnl: float) -> Callable[[int], None]:
+        return lambda ts: self._risk.realised(ts, pnl)
 
-    def _leave_cooldown(self, state: SymbolState, ts: int) -> str:
-        before = state.state
-        if before == COOLDOWN and ts >= state.cooldown_end:
-            state.state = IDLE
-        return before
+    def _end_of_carried(self, state: SymbolState) -> Callable[[int], None]:
+        def end(ts: int) -> None:
+            state.carried = False
+            state.cool_down(ts + self._rules.cooldown_ns, ts)
+            self._risk.position_gone()
+
+        return end
+
+    # Records.
 
     def _skip(self, kind: str) -> None:
         self.unusable[kind] = self.unusable.get(kind, 0) + 1
@@ -366,37 +443,19 @@ class TradingSystem:
     def _log_signal(
         self, state: SymbolState, ts: int, before: str, kind: str, reason: str, payload: dict[str, Any]
     ) -> None:
-        recorder, snapshots = self._recorder, self._snapshots
-        if recorder is None or snapshots is None:
+        if self._journal.on:
+            self._journal.event(ts, state.symbol, (before, state.state), kind, reason, payload)
+            if ts >= self._snapshots.due:
+                self._snapshots.write(ts, self._states.values())
+
+    def _log_flags(self, ts: int) -> None:
+        """Log a RISK_UPDATE for every symbol when the risk engine's own flags have changed."""
+        flags = self._risk.flags(ts)
+        if flags == self._flags:
             return
-        recorder.log_state_event(
-            state.symbol,
-            StateEvent(
-                timestamp=self._stamp(ts),
-                symbol=state.symbol,
-                from_state=before,
-                to_state=state.state,
-                event_type=kind,
-                reason=reason,
-                extra=payload,
-            ),
-        )
-        if ts >= snapshots.due:
-            snapshots.write(ts, self._states.values())
-
-
-def _entry_refusal(rules: Rules, risk: RiskEngine, symbol: SymbolState, ts: int, score: float) -> str | None:
-    """Return why a flat symbol with nothing pending does not enter on ``score``, or None if it does."""
-    # abs(score) ≥ threshold alone would let a score of 0 in at a threshold of 0.
-    if score == 0.0 or abs(score) < rules.params.entry_threshold:
-        return "score below entry threshold"
-    # The state alone would do, did no session go back in time after the cooldown was left.
-    if symbol.state == COOLDOWN or ts < symbol.cooldown_end:
-        return "cooling down"
-    if not (rules.params.allow_long if score > 0 else rules.params.allow_short):
-        return "direction not allowed"
-    if rules.allowed_regimes is not None and symbol.regime not in rules.allowed_regimes:
-        return "regime not allowed"
-    if symbol.blocked:
-        return "trading blocked"
-    return risk.refusal(ts)
+        self._flags = flags
+        self._snapshots.changed()
+        for state in self._states.sorted():
+            shown = {"tradingBlocked": state.blocked, "dailyLossLimitHit": flags[0], "maxTradesHit": flags[1]}
+            states = (state.state, state.state)
+            self._journal.event(ts, state.symbol, states, "RISK_UPDATE", "limits", {"riskFlags": shown})

@@ -30,7 +30,9 @@ ALLOWED = {
     "collections.abc",
     "dataclasses",
     "fractions",
+    "heapq",
     "math",
+    "msgspec",
     "orjson",
     "typing",
     "replaylab.errors",
@@ -150,20 +152,21 @@ def test_missing_prices_and_books_are_refused_with_the_symbol_and_the_types_to_i
     with pytest.raises(PriceError, match=r"price_source names 'AB'.*Did you mean '[AB]'"):
         resolve_prices(events, {"AB": "trade"})
     assert found.market_fill("A", "auto") == "print"
-    found.check_fills("auto", "through")
-    for fills in (("book", "touch"), ("quote", "touch"), ("auto", "queue")):
+    found.check_fills(TradingParams())
+    for field, fill in (("market_fill", "book"), ("market_fill", "quote"), ("limit_fill", "queue")):
         with pytest.raises(PriceError, match=r"A has no order book.*MARKET_BOOK"):
-            found.check_fills(*fills)
+            found.check_fills(TradingParams(**{field: fill}))
+        with pytest.raises(PriceError, match="A has no order book"):
+            TradingSystem(TradingParams(**{field: fill}), price_sources=found)
     events.append(("MARKET_BOOK", "A", {"bids": [[1.0, 1.0]], "asks": [[2.0, 1.0]]}))
     found = resolve_prices(events)
     assert found.market_fill("A", "auto") == "book"
-    found.check_fills("book", "queue", instruments={"A": {"tickSize": 0.5}})
-    with pytest.raises(PriceError, match="expected rounding"):
-        found.check_fills("book", "queue", rounding="none", instruments={"A": {"tickSize": 0.5}})
+    queue = TradingParams(market_fill="book", limit_fill="queue")
+    found.check_fills(queue, {"A": {"tickSize": 0.5}})
     with pytest.raises(PriceError, match="found tickSize None"):
-        found.check_fills("book", "queue")
+        found.check_fills(queue)
     with pytest.raises(PriceError, match="source book, expected trade"):
-        resolve_prices(events, "book").check_fills("book", "queue")
+        resolve_prices(events, "book").check_fills(queue)
 
 
 def test_records_and_events_are_the_same_way_in(random_session: Any) -> None:

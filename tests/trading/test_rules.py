@@ -11,7 +11,16 @@ from replaylab.params import TradingParams
 
 Play = Callable[..., Any]
 Session = Callable[..., list[Any]]
-FREE = TradingParams(slippage_bps=0, taker_fee_bps=0, maker_fee_bps=0, notional_usd=1000)
+FREE = TradingParams(
+    slippage_bps=0,
+    taker_fee_bps=0,
+    maker_fee_bps=0,
+    notional_usd=1000,
+    market_fill="print",
+    limit_fill="touch",
+    max_gap_s=None,
+    rounding="none",
+)
 
 
 def outcome(system: Any) -> list[tuple[str, int, int, str]]:
@@ -101,14 +110,6 @@ def test_a_rule(
 )
 def test_no_entry(play: Play, session: Session, steps: list[Any], changes: dict[str, Any]) -> None:
     assert play(session(*steps), FREE.replace(**changes)).trades == []
-
-
-def test_a_session_that_goes_back_in_time_is_still_cooling_down(play: Play, session: Session) -> None:
-    """Appended by hand, a session may be out of order. The rule looks at times alone, as in a sweep."""
-    steps = session("s1", 100, 99, "s0", "s1", 100, 99)
-    later = [(ts + 10 * 10**9 if at == 3 else ts, *rest) for at, (ts, *rest) in enumerate(steps)]
-    assert [row[1] for row in outcome(play(later, FREE.replace(cooldown_s=5)))] == [1]
-    assert [row[1] for row in outcome(play(later, FREE.replace(cooldown_s=2)))] == [1, 5]
 
 
 def test_cooldown_ends_at_its_end_to_the_nanosecond(play: Play, session: Session) -> None:
