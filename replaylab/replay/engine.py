@@ -206,8 +206,8 @@ class ReplayEngine:
             run_root = self.root.run(session.id, run_id)
             target: Target
             if self._handler is None:
-                sources = resolve_prices(session, price_source).sources
-                target = SystemTarget(run_root, feed, self.params, self.scoring, inject_mode, sources)
+                prices = resolve_prices(session, price_source)
+                target = SystemTarget(run_root, feed, self.params, self.scoring, inject_mode, prices)
             else:
                 target = HandlerTarget(self._handler, feed, inject_mode)
             player = Player(

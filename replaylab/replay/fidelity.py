@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import ReplayError
-from replaylab.features import usable_number
+from replaylab.features import Carried, InitialState, usable_number
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
@@ -42,6 +42,7 @@ _KEY = ("timestamp", "symbol", "event_type", "nth")
 # Floats closer than this, relatively, are one number computed on two machines.
 _CLOSE = 1e-9
 _EVENTS = ("SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "EXECUTION_FILL", "EXECUTION_PARTIAL")
+_NO_END = 2**62
 _ENDINGS = ("EXECUTION_EXIT", "EXECUTION_CANCEL")
 
 
@@ -166,13 +167,18 @@ def fidelity(
         recorder=kept,
         scoring=scoring,
         inject_mode=inject_mode,
-        price_sources=resolve_prices(session, price_source).sources,
-        initial_state=session.initial_state if warm_up is None else warm_up.initial_state,
+        price_sources=resolve_prices(session, price_source),
+        instruments=getattr(session, "instruments", None),
+        initial_state=_with_carried(
+            session.initial_state if warm_up is None else warm_up.initial_state,
+            carried,
+            round(chosen.cooldown_s * 1e9),
+        ),
         run_mode="REPLAY",
     )
     if warm_up is not None:
         warm_up.feed(system)
-    _play(system, feed, carried)
+    _play(system, feed)
     table = compare_decisions(logged, _decisions(kept.rows), carried)
     return Fidelity(table, session.id, inject_mode, chosen)
 
@@ -202,20 +208,31 @@ def _carried_in(logged: pl.DataFrame) -> dict[str, _Carried]:
     return found
 
 
-def _play(system: TradingSystem, feed: EventFeed, carried: Mapping[str, _Carried]) -> None:
-    """Play the session; a symbol that carried something in stays out until the log shows the end of it."""
+def _with_carried(
+    initial_state: Mapping[str, Any] | None, carried: Mapping[str, _Carried], cooldown_ns: int
+) -> InitialState:
+    """Return the initial state with what the log shows as carried in, where the session does not know it."""
+    initial = InitialState.read(initial_state)
+    symbols = dict(initial.symbols)
     for symbol, what in carried.items():
-        system.hold(symbol, in_position=what.in_position)
-    due = sorted((what.until, symbol) for symbol, what in carried.items() if what.until is not None)
+        start = initial.of(symbol)
+        if start.carried is not None or start.last_exit_ns is not None:
+            continue
+        if what.in_position:
+            symbols[symbol] = replace(start, carried=Carried(what.until, ()))
+        else:
+            # A cooldown without an end in the log lasts to the end of the range.
+            end = _NO_END if what.until is None else what.until
+            symbols[symbol] = replace(start, last_exit_ns=end - cooldown_ns)
+    return replace(initial, symbols=symbols)
+
+
+def _play(system: TradingSystem, feed: EventFeed) -> None:
     index = 0
     while index < feed.total:
         block = feed.block(index)
         for place, payload in enumerate(block.payloads()):
-            ts = block.times[place]
-            while due and due[0][0] <= ts:
-                until, symbol = due.pop(0)
-                system.release(symbol, until, in_position=carried[symbol].in_position)
-            system.on_event(index, ts, block.types[place], block.symbols[place], payload)
+            system.on_event(index, block.times[place], block.types[place], block.symbols[place], payload)
             index += 1
     system.finish()
 
@@ -250,7 +267,9 @@ class _WarmUp:
         for symbol, state in before.items():
             # Blocking comes from outside: market data does not lead to it.
             state["tradingBlocked"] = bool((now.get(symbol) or {}).get("tradingBlocked"))
-        return cls(session.root, symbols, since, start, {"symbols": before})
+            state |= {name: (now.get(symbol) or {}).get(name) for name in ("carried", "lastExitAt")}
+        account = (session.initial_state or {}).get("account")
+        return cls(session.root, symbols, since, start, {"symbols": before, "account": account})
 
     def feed(self, system: TradingSystem) -> None:
         for piece in market_rows(self.root, self.since, self.start, self.symbols):

@@ -19,7 +19,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.sessions import initial_state, load_books, load_tape, market_rows
 from replaylab.timestamps import iso, to_ns
-from replaylab.trading import TradingSystem
+from replaylab.trading import ResolvedPrices, TradingSystem
 
 Moment = str | datetime
 
@@ -99,7 +99,7 @@ def run_sim(
             recorder=recorder,
             scoring=made,
             inject_mode="FULL_DECISION",
-            price_sources={name: _price_source(root, name, from_ns, until_ns) for name in names},
+            price_sources=_prices(root, names, from_ns, until_ns),
             # As in a session that begins here: the book and the last regimes are known to a bot that starts.
             initial_state=initial_state(root, from_ns, names),
         )
@@ -211,6 +211,18 @@ def _last_logged(root: DataRoot, names: Sequence[str]) -> int | None:
             if isinstance(moment, int):
                 latest = moment if latest is None else max(latest, moment)
     return latest
+
+
+def _prices(root: DataRoot, names: Sequence[str], start: int, end: int) -> ResolvedPrices:
+    """Return the price source of each symbol, and which symbols have books in the range."""
+    sources = {name: _price_source(root, name, start, end) for name in names}
+    return ResolvedPrices.of(sources, [name for name in names if _has_book(root, name, start, end)])
+
+
+def _has_book(root: DataRoot, name: str, start: int, end: int) -> bool:
+    if history.scan_book(root, name, start, end).head(1).collect().height:
+        return True
+    return bool(load_books(root, [name], iso(start), iso(end)).frame.height)
 
 
 def _price_source(root: DataRoot, name: str, start: int, end: int) -> str:

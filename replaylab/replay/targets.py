@@ -7,7 +7,8 @@ import hashlib
 import inspect
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from replaylab.records import (
     encode_record,
 )
 from replaylab.replay.player import EventFeed, OnEvent
-from replaylab.trading import TradingSystem
+from replaylab.trading import ResolvedPrices, TradingSystem
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
 _HASH_ROWS = 65_536
@@ -49,14 +50,14 @@ class SystemTarget:
         params: TradingParams,
         scoring: Any,
         inject_mode: str,
-        sources: Mapping[str, str],
+        prices: ResolvedPrices,
     ) -> None:
         self.recorder = RunRecorder(run_root)
         self._feed = feed
         self._params = params
         self._scoring = scoring
         self._inject_mode = inject_mode
-        self._sources = dict(sources)
+        self._prices = prices
         self.system = self._new_system()
         self.on_event = self.system.on_event
 
@@ -82,7 +83,8 @@ class SystemTarget:
             "digest": self.recorder.digest,
             "counts": dict(self.recorder.counts),
             "unusable": dict(self.system.unusable),
-            "priceSources": self._sources,
+            "priceSources": self._prices.sources,
+            "entries": asdict(self.system.counts),
             "params": self._params.to_dict(),
             "scoring": self._scoring.to_dict()
             if isinstance(self._scoring, Settings)
@@ -96,7 +98,8 @@ class SystemTarget:
             recorder=self.recorder,
             scoring=self._scoring,
             inject_mode=self._inject_mode,
-            price_sources=self._sources,
+            price_sources=self._prices,
+            instruments=getattr(self._feed.session, "instruments", None),
             initial_state=self._feed.session.initial_state,
             mode="SIM",
             run_mode="REPLAY",

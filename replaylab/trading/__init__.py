@@ -7,7 +7,6 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 
 from __future__ import annotations
 
-from replaylab.trading.agreement import Agreement, Difference
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
@@ -18,9 +17,7 @@ from replaylab.trading.system import TradingSystem
 __all__ = [
     "PRICE_SOURCES",
     "PRICE_TYPES",
-    "Agreement",
     "ClosedTrade",
-    "Difference",
     "Instrument",
     "OrderRouter",
     "Recorder",

@@ -20,7 +20,6 @@ from replaylab.features import InitialState, risk_flag, usable_number, usable_pr
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.timestamps import parse_ns
-from replaylab.trading.agreement import Agreement
 from replaylab.trading.execution import EntryCounts, Execution
 from replaylab.trading.orders import Journal, OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
@@ -45,8 +44,8 @@ class TradingSystem:
     has a book. A symbol without a source has no prices. ``instruments``: symbol → ``{tickSize, lotSize,
     minNotionalUsd}``.
     ``recorder``: an object with the central logger's methods, or None to record nothing. In inject mode FULL_DECISION,
-    ``scoring`` (ScoringParams, or a model with ``predict``) makes the signals from MARKET_* events, and ``agreement``
-    compares them with recorded ones. ``initial_state`` is the session's (``meta.json``).
+    ``scoring`` (ScoringParams, or a model with ``predict``) makes the signals from MARKET_* events and recorded ones
+    are ignored. ``initial_state`` is the session's (``meta.json``).
 
     Raises ConfigError for a wrong argument, PriceError where a fill model lacks its data, SessionError for a malformed
     ``initial_state``, and InterlockError for mode LIVE while ``run_mode`` is REPLAY.
@@ -76,7 +75,6 @@ class TradingSystem:
         self.params = params if params is not None else TradingParams()
         self.inject_mode = inject_mode
         self.unusable: dict[str, int] = {}
-        self.agreement = Agreement()
         resolved = (
             price_sources
             if isinstance(price_sources, ResolvedPrices)
@@ -88,7 +86,7 @@ class TradingSystem:
         self._pipeline = Pipeline(scoring) if inject_mode == "FULL_DECISION" else None
         self._journal = Journal(recorder)
         self._risk = RiskEngine(rules, starting_balance_usd, initial.account)
-        router = OrderRouter(mode, run_mode=run_mode, journal=self._journal)
+        self._router = router = OrderRouter(mode, run_mode=run_mode, journal=self._journal)
         self._snapshots = Snapshots(
             self._journal, rules, self._risk, router, round(snapshot_interval_s * 1e9)
         )
@@ -109,8 +107,8 @@ class TradingSystem:
         self._flags: tuple[bool, bool] | None = None
         full = self._pipeline is not None
         self._handlers: dict[str, Callable[[int, int, str, dict[str, Any]], None]] = {
-            "SCORING_UPDATE": self._compare_scoring if full else self._on_scoring,
-            "REGIME_UPDATE": self._compare_regime if full else self._on_regime,
+            "SCORING_UPDATE": self._ignore if full else self._on_scoring,
+            "REGIME_UPDATE": self._ignore if full else self._on_regime,
             "RISK_UPDATE": self._on_risk,
             "FUNDING": self._on_funding,
             "MARKET_TRADE": self._on_trade,
@@ -156,10 +154,8 @@ class TradingSystem:
         if self._finished:
             return
         self._finished = True
-        if self._pipeline is not None:
-            if self._pipeline.touched and not self._warming:
-                self._compute_signals()
-            self.agreement.close()
+        if self._pipeline is not None and self._pipeline.touched and not self._warming:
+            self._compute_signals()
         self._run_due(self._last)
         self._execution.end(self._states.sorted(), self._now)
         if self._journal.on and self._now > -NEVER:
@@ -363,9 +359,7 @@ class TradingSystem:
         for symbol, signal in pipeline.signals(ts):
             state = self._states[symbol]
             if signal.regime != state.regime:
-                self.agreement.recompute(ts, "REGIME_UPDATE", symbol, signal.regime)
                 self._on_regime(self._index, ts, symbol, regime_payload(signal))
-            self.agreement.recompute(ts, "SCORING_UPDATE", symbol, signal.score)
             payload = scoring_payload(signal, state.last_price)
             if state.source == "score":
                 self._on_scoring(self._index, ts, symbol, payload)
@@ -373,11 +367,8 @@ class TradingSystem:
                 # After every market event of this time, as a recorded score would be in a session.
                 self._decide(state, self._index + 1, ts, signal.score, payload)
 
-    def _compare_scoring(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        self.agreement.record(ts, "SCORING_UPDATE", symbol, payload)
-
-    def _compare_regime(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
-        self.agreement.record(ts, "REGIME_UPDATE", symbol, payload)
+    def _ignore(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
+        """Pass over a recorded signal: the system makes its own."""
 
     # Time.
 

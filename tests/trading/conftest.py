@@ -50,6 +50,11 @@ def kept() -> Kept:
 
 
 @pytest.fixture
+def also_kept() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
 def play() -> Callable[..., TradingSystem]:
     """Run (ts, type, symbol, payload) events through a system and finish it."""
 
@@ -60,7 +65,7 @@ def play() -> Callable[..., TradingSystem]:
             [(kind, symbol, payload) for _, kind, symbol, payload in events],
             price_source,
             initial_state=options.get("initial_state"),
-        ).sources
+        )
         system = TradingSystem(params or TradingParams(), price_sources=sources, **options)
         for index, (ts, kind, symbol, payload) in enumerate(events):
             system.on_event(index, ts, kind, symbol, payload)
