@@ -373,8 +373,9 @@ class TradingSystem:
     # Time.
 
     def _begin(self, ts: int) -> None:
-        """Note the session's first event: the initial books are as old as it."""
+        """Note the session's first event: the initial books are as old as it, and cooldowns before it are over."""
         for state in self._states.values():
+            state.leave_cooldown(ts)
             if state.book.mid() is not None:
                 state.book_ts = ts
         self._flags = self._risk.flags(ts)
