@@ -373,11 +373,16 @@ class TradingSystem:
     # Time.
 
     def _begin(self, ts: int) -> None:
-        """Note the session's first event: the initial books are as old as it, and cooldowns before it are over."""
+        """Note the first event: the initial books are as old as it."""
         for state in self._states.values():
-            state.leave_cooldown(ts)
             if state.book.mid() is not None:
                 state.book_ts = ts
+        self._start(ts)
+
+    def _start(self, ts: int) -> None:
+        """Start the session at ``ts``, after a warm-up if there was one: cooldowns from before are over."""
+        for state in self._states.values():
+            state.leave_cooldown(ts)
         self._flags = self._risk.flags(ts)
 
     def _move_to(self, ts: int, *, warming: bool = False) -> None:
@@ -391,6 +396,8 @@ class TradingSystem:
                     self._states[symbol].regime = signal.regime
             else:
                 self._compute_signals()
+        if self._warming and not warming:
+            self._start(ts)
         self._warming = warming
         self._now = ts
         self._run_due(ts)
