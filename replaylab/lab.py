@@ -339,6 +339,7 @@ class Lab:
             executor=executor,
             scoring=scoring,
             default=self.config.trading,
+            default_scoring=self.config.scoring,
             method=method,
             threads=threads,
             table_memory=table_memory,
@@ -363,6 +364,7 @@ class Lab:
             price_source=price_source,
             scoring=scoring,
             default=self.config.trading,
+            default_scoring=self.config.scoring,
             cache_dir=self.config.cache_path,
         )
         return self._give(result)
@@ -384,6 +386,7 @@ class Lab:
             price_source=price_source,
             scoring=scoring,
             default=self.config.trading,
+            default_scoring=self.config.scoring,
             cache_dir=self.config.cache_path,
         )
         return self._give(result)

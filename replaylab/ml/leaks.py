@@ -116,7 +116,7 @@ def check_label_times(data: pl.DataFrame) -> list[Finding]:
         "t_end": (pl.col("t_end") < pl.col("t_start"), "the label ends before it begins"),
         "label": (
             pl.col("label").is_not_null() & pl.col("t_end").is_null(),
-            "a label without an end: nobody can tell what it overlaps",
+            "a label without an end: what it overlaps is unknown",
         ),
     }
     data = as_polars(data)
@@ -203,7 +203,7 @@ def shuffled_baseline(
 ) -> Baseline:
     """Run the whole pipeline again with labels that mean nothing.
 
-    ``evaluate``: from labels to one score, higher better, with everything that looks at labels inside it: feature
+    ``evaluate``: from labels to one score, higher better, with everything that reads labels inside it: feature
     selection, scaling, tuning, cross-validation. ``chance``: the score of a guess. ``block``: shuffle blocks of
     that many neighbouring rows, which keeps their dependence. A finding: the mean of ``n`` shuffled scores lies more
     than three of its standard errors above ``chance``.

@@ -26,7 +26,7 @@ class ClassifierScore:
     ``classifier``: trained, with scikit-learn's ``predict_proba`` and ``classes_``; its labels must hold 1 and −1.
     ``names``: the columns it was trained on, in order; market features only (``replaylab.features.NAMES``), since
     that is what the scoring engine has. ``features``: lookbacks it was trained with. ``scoring``: how
-    often it speaks (``interval_ms``) and how regimes are told. NaN stands for a feature that is not known: give
+    often it speaks (``interval_ms``) and how regimes are computed. A feature that is not known is NaN: give
     the classifier an imputer if it takes none. Raises DatasetError.
     """
 

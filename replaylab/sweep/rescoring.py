@@ -50,18 +50,21 @@ class Rescored:
 
 
 def rescored(
-    session: SessionLike | pl.DataFrame, scoring: Any = None, *, tapes: Mapping[str, MarketTape] | None = None
+    session: SessionLike | pl.DataFrame,
+    scoring: Any = None,
+    *,
+    default: ScoringParams | None = None,
+    tapes: Mapping[str, MarketTape] | None = None,
 ) -> Rescored:
     """Return the session with the signals that ``scoring`` computes from its market data instead of the recorded ones.
 
-    ``scoring``: ScoringParams, None for the recorded ones, a dict of changes to them, or a model with ``predict``. The
-    signals have the places at which FULL_DECISION computes them: after all events of their time, by symbol, a changed
-    regime before the score. They carry no price, so prices must come from trades or the book. ``tapes``: what
-    ``pack_market`` returned for the session with ``scoring.book_levels``, where many settings are tried. Raises
-    SweepError for a session without market data.
+    ``scoring``: ScoringParams, None for the recorded ones (``default`` where there are none), a dict of changes to
+    them, or a model with ``predict``. The signals have the places at which FULL_DECISION computes them: after all
+    events of their time, by symbol, a changed regime before the score. They carry no price, so prices must come from
+    trades or the book. ``tapes``: what ``pack_market`` returned for the session with ``scoring.book_levels``, where
+    many settings are tried. Raises SweepError for a session without market data.
     """
-    if scoring is None or isinstance(scoring, Mapping):
-        scoring = resolve_scoring(scoring, session).params
+    scoring = _resolved(scoring, session, default)
     events = session if isinstance(session, pl.DataFrame) else session.events
     state = getattr(session, "initial_state", None)
     scores = score_series(events if tapes is None else tapes, scoring, initial_state=state)
@@ -114,7 +117,7 @@ def rescored(
 class Rescorer:
     """The scoring settings of a sweep, and the session under each of them.
 
-    ``settings``: None alone stands for the recorded scores, or a session that was rescored before. ``axes``: the fields
+    ``settings``: a single None for the recorded scores, or for a session that was rescored before. ``axes``: the fields
     (``scoring.<field>``) by which the settings differ.
     """
 
@@ -125,7 +128,12 @@ class Rescorer:
 
     @classmethod
     def of(
-        cls, session: SessionLike | pl.DataFrame, grid: Any, scoring: Any, price_source: PriceSource
+        cls,
+        session: SessionLike | pl.DataFrame,
+        grid: Any,
+        scoring: Any,
+        price_source: PriceSource,
+        default: ScoringParams | None,
     ) -> tuple[Rescorer, Any]:
         """Return the scoring settings that a grid and ``scoring`` name, and the grid without them."""
         signals: dict[str, Any] = {}
@@ -145,9 +153,9 @@ class Rescorer:
         if several:
             settings, axes = _listed(scoring)
         elif signals:
-            settings, axes = _product(signals, resolve_scoring(scoring, session).params)
+            settings, axes = _product(signals, resolve_scoring(scoring, session, default).params)
         else:
-            settings, axes = [scoring], {}
+            settings, axes = [_resolved(scoring, session, default)], {}
         return cls(session, settings, {_PREFIX + name: values for name, values in axes.items()}, {}), grid
 
     @property
@@ -174,6 +182,13 @@ class Rescorer:
             pl.Series(name, [getattr(chosen, name.removeprefix(_PREFIX))]).new_from_index(0, rows)
             for name in self.axes
         ]
+
+
+def _resolved(scoring: Any, session: Any, default: ScoringParams | None) -> Any:
+    """Return the scoring parameters that a run uses, or the model that takes their place."""
+    if scoring is None or isinstance(scoring, Mapping):
+        return resolve_scoring(scoring, session, default).params
+    return scoring
 
 
 def _product(

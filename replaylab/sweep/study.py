@@ -13,7 +13,7 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
-from replaylab.params import TradingParams, resolve_params
+from replaylab.params import ScoringParams, TradingParams, resolve_params
 from replaylab.sweep.grid import make_grid
 from replaylab.sweep.rescoring import Rescored, Rescorer, rescored
 from replaylab.sweep.result import Backtest, SweepResult, assumptions, metrics
@@ -31,6 +31,7 @@ def sweep(
     executor: Executor | None = None,
     scoring: Any = None,
     default: TradingParams | None = None,
+    default_scoring: ScoringParams | None = None,
     method: str = "auto",
     threads: int | None = None,
     table_memory: float = 1e9,
@@ -47,9 +48,9 @@ def sweep(
     "book", "score", or one of these per symbol.
 
     ``scoring`` computes the scores from the market data instead of taking the recorded ones: ScoringParams, a dict of
-    changes to the recorded ones, a list of ScoringParams to compare, or a model with ``predict``; an axis
-    ``scoring.<field>`` of a mapping does so with each of its values. These axes vary slowest, and positions in
-    ``result.trades(row)`` are still those of the session.
+    changes to those recorded (``default_scoring`` where there are none), a list of ScoringParams to compare, or a model
+    with ``predict``; an axis ``scoring.<field>`` of a mapping does so with each of its values. These axes vary slowest,
+    and positions in ``result.trades(row)`` are still those of the session.
 
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on ``threads`` here (default: the machine's cores). ``method``: "auto", or
@@ -62,11 +63,11 @@ def sweep(
         raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
     ran = resolve_params(params, session, default)
     base = ran.params
-    rescorer, axes = Rescorer.of(session, grid, scoring, price_source)
+    rescorer, axes = Rescorer.of(session, grid, scoring, price_source, default_scoring)
     combinations = make_grid(axes, base)
 
     @lru_cache(maxsize=2)
-    def opened(number: int) -> tuple[SessionLike | pl.DataFrame, Tape, TapeRef]:
+    def opened(number: int) -> tuple[SessionLike | pl.DataFrame, Tape, TapeRef | None]:
         events = rescorer.session(number)
         return events, *open_tape(events, price_source, cache_dir)
 
@@ -124,6 +125,7 @@ def backtest(
     price_source: PriceSource = "auto",
     scoring: Any = None,
     default: TradingParams | None = None,
+    default_scoring: ScoringParams | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Backtest:
     """Run one combination: ``.trades``, ``.metrics`` (as in a sweep's frame) and ``.equity``.
@@ -134,7 +136,7 @@ def backtest(
     Arguments and errors: those of ``sweep``.
     """
     ran = resolve_params(params, session, default)
-    events = session if scoring is None else rescored(session, scoring)
+    events = session if scoring is None else rescored(session, scoring, default=default_scoring)
     tape, _ = open_tape(events, price_source, cache_dir)
     trades, numbers = trades_of(tape, ran.params)
     if scoring is not None and isinstance(events, Rescored):

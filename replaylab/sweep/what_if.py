@@ -26,7 +26,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import SweepError
-from replaylab.params import TradingParams
+from replaylab.params import ScoringParams, TradingParams
 from replaylab.sweep.result import Outcome
 from replaylab.sweep.study import backtest
 from replaylab.sweep.tape import PriceSource
@@ -224,19 +224,26 @@ def what_if(
     price_source: PriceSource = "auto",
     scoring: Any = None,
     default: TradingParams | None = None,
+    default_scoring: ScoringParams | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> WhatIf:
     """Compare the trades logged in a session's range with those of a backtest on its recorded signals.
 
     ``params``: None for the recorded parameters (on the project's own SIM logs nothing then differs), a dict of changes
     to them, or a TradingParams; ``default`` takes the place of parameters that were not recorded. ``price_source``,
-    ``scoring``, ``cache_dir``: as in ``backtest``. See ``recorded_trades`` for what is compared and ``match_trades``
-    for how. Raises SweepError where there are neither recorded parameters nor others, or no prices.
+    ``scoring``, ``default_scoring``, ``cache_dir``: as in ``backtest``. See ``recorded_trades`` for what is compared,
+    ``match_trades`` for how. Raises SweepError where there are neither recorded parameters nor others, or no prices.
     """
     if session.recorded_params is None and default is None and not isinstance(params, TradingParams):
         raise SweepError(f"{session.id} holds no recorded parameters: name the parameters to compare with")
     ran = backtest(
-        session, params, price_source=price_source, scoring=scoring, default=default, cache_dir=cache_dir
+        session,
+        params,
+        price_source=price_source,
+        scoring=scoring,
+        default=default,
+        default_scoring=default_scoring,
+        cache_dir=cache_dir,
     )
     span = session.manifest.source_date_range
     start, end = to_ns(span.from_), to_ns(span.to)

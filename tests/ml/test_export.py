@@ -83,10 +83,10 @@ def test_the_rows_are_features_and_labels_side_by_side(two: list[FakeSession], t
     export_features(two[0], tmp_path / "one.parquet", labels=LABELS)
     found = pl.read_parquet(tmp_path / "one.parquet").sort("event_index")
     wanted = features(two[0]).sort("event_index")
-    taught = labels(two[0], **LABELS).sort("event_index")
+    outcome = labels(two[0], **LABELS).sort("event_index")
     assert found.select(wanted.columns).equals(wanted, null_equal=True)
-    assert found["label"].equals(taught["label"])
-    assert found["t_end"].equals(taught["t_end"])
+    assert found["label"].equals(outcome["label"])
+    assert found["t_end"].equals(outcome["t_end"])
 
 
 def test_fields_carry_their_description(two: list[FakeSession], tmp_path: Path) -> None:

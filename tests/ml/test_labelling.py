@@ -114,7 +114,7 @@ def test_many_settings_at_once_are_each_alone(seed: int, count: int, data: st.Da
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(20, 100), st.data())
 def test_a_label_of_a_prefix_never_changes(seed: int, count: int, data: st.DataObject) -> None:
-    """What is decided within a prefix stays as it is when events follow; what is not is null there."""
+    """What is decided within a prefix does not change when events follow; what is not is null there."""
     whole = session(random_rows(seed, count))
     cut = data.draw(st.integers(1, count))
     full = labels(whole, 0.1, 0.1, 3.0, price_source="trade", weights=False)

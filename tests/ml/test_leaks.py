@@ -32,9 +32,9 @@ def events() -> FakeSession:
 
 @pytest.fixture(scope="module")
 def data(events: FakeSession) -> pl.DataFrame:
-    taught = labels(events, 0.1, 0.1, 5.0).drop("symbol", "event_index")
+    outcome = labels(events, 0.1, 0.1, 5.0).drop("symbol", "event_index")
     return (
-        pl.concat([features(events), taught], how="horizontal")
+        pl.concat([features(events), outcome], how="horizontal")
         .drop_nulls("label")
         .unique(["timestamp", "symbol"], keep="first", maintain_order=True)
     )

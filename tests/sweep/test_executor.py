@@ -45,7 +45,7 @@ def test_processes_give_the_same_result_to_the_bit(pool: ProcessPoolExecutor) ->
 
 
 class Counting(Executor):
-    """Runs tasks at once, in a worker that forgets its tapes when told to, and counts shipped tapes."""
+    """Runs tasks at once, in a worker that forgets its tapes on demand, and counts shipped tapes."""
 
     def __init__(self) -> None:
         self.shipped = 0

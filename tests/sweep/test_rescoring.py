@@ -194,3 +194,12 @@ def test_one_sweep_on_recomputed_scores(session: Session) -> None:
     for row, threshold in enumerate([0.4, 0.6]):
         expected = decided_again(session, scoring, PARAMS.replace(entry_threshold=threshold))
         assert same(result.trades(row), expected)
+
+
+def test_scoring_changes_start_from_the_recorded_settings(session: Session) -> None:
+    """A dict changes what was recorded; without a record, the default of the caller."""
+    changed = backtest(session, PARAMS, scoring={"gain": 2.0}).trades
+    assert same(changed, decided_again(session, BASE.replace(gain=2.0), PARAMS))
+    events = session.events
+    default = backtest(events, PARAMS, scoring={"gain": 2.0}, default_scoring=BASE).trades
+    assert default.equals(backtest(events, PARAMS, scoring=BASE.replace(gain=2.0)).trades)

@@ -28,7 +28,7 @@ SCORE = ("SCORING_UPDATE", "A", {"score": 0.9})
 
 @dataclass
 class Stored:
-    """A session on disk, as far as a sweep looks at it."""
+    """A session on disk, as far as a sweep reads it."""
 
     events: pl.DataFrame
     path: Path
