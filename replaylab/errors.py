@@ -7,7 +7,7 @@
     ├── ConfigError (ValueError)            a setting or parameter is unknown or out of bounds
     │   └── PriceError                      a symbol has no prices, or not the data that a fill model needs
     ├── UnsafeNameError (ValueError)        a symbol or session id may not become a file name
-    ├── TimeError (ValueError)              a text or number is not a usable time
+    ├── TimeError (ValueError)              a string or number is not a usable time
     ├── LogWriteError (OSError)             a line or snapshot could not be written
     ├── LogReadError (OSError)              a log was replaced while it was read
     ├── HistoryError (ValueError)           an imported file contradicts itself or its format
@@ -15,7 +15,7 @@
     ├── SessionError (ValueError)           a replay session cannot be built or read
     │   ├── SessionNotFoundError            there is no session of that name
     │   └── SessionExistsError              there is one already
-    ├── ReplayError (RuntimeError)          a replay cannot start or go on
+    ├── ReplayError (RuntimeError)          a replay cannot start or continue
     │   ├── ReplayRunningError              another replay of this data root is running
     │   └── InterlockError                  REPLAY mode forbids what would touch the real market
     ├── SweepError (ValueError)             a grid or session cannot be swept
@@ -117,7 +117,7 @@ class SessionExistsError(SessionError):
 
 
 class ReplayError(ReplaylabError, RuntimeError):
-    """A replay cannot start or go on."""
+    """A replay cannot start or continue."""
 
 
 class ReplayRunningError(ReplayError):

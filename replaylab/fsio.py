@@ -301,7 +301,7 @@ _digests: dict[str, dict[str, Any]] = {}
 def process_started(pid: int | None = None) -> float | None:
     """Return when a process (None: this one) began, in seconds; None where no such process runs.
 
-    Keep it beside the process id: ``process_alive`` then tells the process from a later one with the same id. On
+    Keep it beside the process id: ``process_alive`` then recognises a later process with the same id. On
     Linux the seconds count from the boot, so that a step of the wall clock does not move them.
     """
     import psutil

@@ -2,10 +2,10 @@
 
 ::
 
-    sl_pct: Annotated[float, Meta(ge=0, lt=100, description="Stop loss, from the entry.")] = 0.3
+    sl_pct: Annotated[float, Meta(ge=0, lt=100), "Stop loss, from the entry."] = 0.3
 
-The annotation gives the kind of value, whether None is allowed, and the choices (``Literal``); ``Meta`` gives the
-bounds and the help sentence; the suffix of the name gives the unit. Checks, error messages, the packed form of the
+The annotation gives the kind of value, whether None is allowed, the choices (``Literal``), the bounds (``Meta``) and
+the help sentence; the suffix of the name gives the unit. Checks, error messages, the packed form of the
 kernels, the tables of the documentation, command line help and the fields of the panel all read ``declarations()``.
 """
 
@@ -51,9 +51,19 @@ _UNITS = {
     "_hours": "hours",
     "_bytes": "bytes",
 }
-# About 30 years: a sum with any timestamp of a session fits 64-bit nanoseconds.
+# Some 30 years: a sum with any timestamp of a session fits 64-bit nanoseconds.
 _LONGEST_S = 1e9
-_LONGEST_MS = 1e12
+NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0, le=_LONGEST_S)]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=_LONGEST_S)]
+Milliseconds = Annotated[float, Meta(ge=0, le=1000 * _LONGEST_S)]
+BasisPoints = Annotated[float, Meta(ge=0, lt=10_000)]
+Fee = Annotated[float, Meta(ge=-100)]
+StopPercent = Annotated[float, Meta(ge=0, lt=100)]
+Count = Annotated[int, Meta(ge=0)]
+Levels = Annotated[int, Meta(ge=1, le=1000)]
 # A count beyond this is no limit in practice, and a packed count must fit 64 bits.
 _MOST = 2**62
 
@@ -132,7 +142,8 @@ class Declaration:
         if self.kind == "whole":
             return min(int(value), _MOST)
         if kind == "i8":
-            return round(value * (1e6 if self.unit == "ms" else 1e9))
+            nanoseconds: int = round(value * (1e6 if self.unit == "ms" else 1e9))
+            return nanoseconds
         return bool(value) if kind == "b1" else float(value)
 
     def check(self, value: Any) -> Any:
@@ -299,167 +310,96 @@ class TradingParams(Settings, kw_only=True, frozen=True):
     """
 
     entry_threshold: Annotated[
-        float, Meta(ge=0, description="Enter when abs(score) reaches this; in the score's own units.")
+        NotNegative, "Enter when abs(score) reaches this; in the score's own units."
     ] = 0.6
     exit_threshold: Annotated[
-        float | None,
-        Meta(description="Close when dir·score falls below this at a scoring event; None = never."),
+        float | None, "Close when dir·score falls below this at a scoring event; None = never."
     ] = None
-    allow_long: Annotated[bool, Meta(description="LONG entries are allowed.")] = True
-    allow_short: Annotated[bool, Meta(description="SHORT entries are allowed.")] = True
+    allow_long: Annotated[bool, "LONG entries are allowed."] = True
+    allow_short: Annotated[bool, "SHORT entries are allowed."] = True
     allowed_regimes: Annotated[
         tuple[str, ...] | None,
-        Meta(
-            description="Entries only while the symbol's last regime is one of these; None = any, also none yet; an "
-            "empty list blocks every entry."
-        ),
+        "Entries only while the symbol's last regime is one of these; None = any, also none yet; an empty "
+        "list blocks every entry.",
     ] = None
-    cooldown_s: Annotated[
-        float, Meta(ge=0, le=_LONGEST_S, description="No entry decision for this long after an exit.")
-    ] = 0.0
+    cooldown_s: Annotated[Seconds, "No entry decision for this long after an exit."] = 0.0
     max_hold_s: Annotated[
-        float | None,
-        Meta(
-            ge=0,
-            le=_LONGEST_S,
-            description="Close at the first price event this long after the entry fill; None = no limit.",
-        ),
+        Seconds | None, "Close at the first price event this long after the entry fill; None = no limit."
     ] = None
-    tp1_pct: Annotated[float, Meta(ge=0, description="First target, from the entry.")] = 0.3
+    tp1_pct: Annotated[NotNegative, "First target, from the entry."] = 0.3
     tp1_fraction: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=1,
-            description="Share of the position closed at TP1; 0 = none and no break-even, 1 = all.",
-        ),
+        Share, "Share of the position closed at TP1; 0 = none and no break-even, 1 = all."
     ] = 0.5
-    tp2_pct: Annotated[
-        float, Meta(ge=0, description="Second target, which closes the rest; at least tp1_pct.")
-    ] = 0.6
-    sl_pct: Annotated[float, Meta(ge=0, lt=100, description="Stop loss, from the entry.")] = 0.3
+    tp2_pct: Annotated[NotNegative, "Second target, which closes the rest; at least tp1_pct."] = 0.6
+    sl_pct: Annotated[StopPercent, "Stop loss, from the entry."] = 0.3
     break_even_offset_pct: Annotated[
         float | None,
-        Meta(
-            description="After TP1 the stop moves to the entry plus this towards profit (negative: towards loss), if "
-            "that is tighter; None = it stays."
-        ),
+        "After TP1 the stop moves to the entry plus this towards profit (negative: towards loss), if that is "
+        "tighter; None = it stays.",
     ] = 0.0
     trailing_activation_pct: Annotated[
-        float | None,
-        Meta(ge=0, description="Trailing starts once the best price is this far in profit; None = never."),
+        NotNegative | None, "Trailing starts once the best price is this far in profit; None = never."
     ] = None
-    trailing_distance_pct: Annotated[
-        float, Meta(ge=0, description="Distance of the trailing stop from the best price.")
-    ] = 0.2
-    notional_usd: Annotated[float, Meta(gt=0, description="Size of an entry in quote currency.")] = 1000.0
+    trailing_distance_pct: Annotated[NotNegative, "Distance of the trailing stop from the best price."] = 0.2
+    notional_usd: Annotated[Positive, "Size of an entry in quote currency."] = 1000.0
     risk_per_trade_usd: Annotated[
-        float | None,
-        Meta(
-            gt=0,
-            description="Loss at the first stop that sizes the entry instead, up to leverage·notional_usd; None = "
-            "fixed size.",
-        ),
+        Positive | None,
+        "Loss at the first stop that sizes the entry instead, up to leverage·notional_usd; None = fixed size.",
     ] = None
-    leverage: Annotated[
-        float, Meta(gt=0, description="Recorded on the trade; caps the size that comes from risk.")
-    ] = 1.0
+    leverage: Annotated[Positive, "Recorded on the trade; caps the size that comes from risk."] = 1.0
     max_open_positions: Annotated[
-        int | None,
-        Meta(ge=0, description="Open, pending and carried positions over all symbols; None = no limit."),
+        Count | None, "Open, pending and carried positions over all symbols; None = no limit."
     ] = None
     max_trades_per_day: Annotated[
-        int | None, Meta(ge=0, description="Entry decisions per UTC day over all symbols; None = no limit.")
+        Count | None, "Entry decisions per UTC day over all symbols; None = no limit."
     ] = None
     max_daily_loss_usd: Annotated[
-        float | None,
-        Meta(
-            gt=0,
-            description="Realised loss of a UTC day, all symbols, that ends its entries, also if it recovers; None = "
-            "no limit.",
-        ),
+        Positive | None,
+        "Realised loss of a UTC day, all symbols, that ends its entries, also if it recovers; None = no "
+        "limit.",
     ] = None
-    taker_fee_bps: Annotated[
-        float, Meta(ge=-100, description="Fee of market and stop fills, on the notional; negative = rebate.")
-    ] = 5.5
-    maker_fee_bps: Annotated[
-        float, Meta(ge=-100, description="Fee of limit fills, on the notional; negative = rebate.")
-    ] = 2.0
+    taker_fee_bps: Annotated[Fee, "Fee of market and stop fills, on the notional; negative = rebate."] = 5.5
+    maker_fee_bps: Annotated[Fee, "Fee of limit fills, on the notional; negative = rebate."] = 2.0
     slippage_bps: Annotated[
-        float | None,
-        Meta(
-            ge=0,
-            lt=10_000,
-            description="Adverse, on market and stop fills, beyond what market_fill gives; None = 1 for a print fill, "
-            "0 for a quote or book fill.",
-        ),
+        BasisPoints | None,
+        "Adverse, on market and stop fills, beyond what market_fill gives; None = 1 for a print fill, 0 for a "
+        "quote or book fill.",
     ] = None
-    latency_ms: Annotated[
-        float, Meta(ge=0, le=_LONGEST_MS, description="From a decision to the arrival of its order.")
-    ] = 0.0
+    latency_ms: Annotated[Milliseconds, "From a decision to the arrival of its order."] = 0.0
     stop_latency_ms: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=_LONGEST_MS,
-            description="From the touch of a stop that the bot keeps (not the exchange) to its market fill.",
-        ),
+        Milliseconds, "From the touch of a stop that the bot keeps (not the exchange) to its market fill."
     ] = 0.0
     market_fill: Annotated[
         Literal["auto", "print", "quote", "book"],
-        Meta(
-            description="What a market order pays: the print, the best quote, or a walk through the book; auto = book "
-            "for a symbol with a usable book somewhere in the session, else print."
-        ),
+        "What a market order pays: the print, the best quote, or a walk through the book; auto = book for a "
+        "symbol with a usable book somewhere in the session, else print.",
     ] = "auto"
     limit_fill: Annotated[
         Literal["touch", "through", "queue"],
-        Meta(
-            description="When a resting limit order fills: at a touch, when the price trades through, or when the "
-            "queue ahead of it is used up."
-        ),
+        "When a resting limit order fills: at a touch, when the price trades through, or when the queue ahead "
+        "of it is used up.",
     ] = "through"
     queue_share: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=1,
-            description='Share of the displayed size that stands ahead of the order, for limit_fill "queue".',
-        ),
+        Share, 'Share of the displayed size that stands ahead of the order, for limit_fill "queue".'
     ] = 1.0
-    entry_order: Annotated[
-        Literal["MARKET", "LIMIT"], Meta(description="Order type of an entry; LIMIT is post-only.")
-    ] = "MARKET"
-    entry_offset_bps: Annotated[
-        float,
-        Meta(ge=0, lt=10_000, description="How far behind its reference price a LIMIT entry rests."),
-    ] = 0.0
+    entry_order: Annotated[Literal["MARKET", "LIMIT"], "Order type of an entry; LIMIT is post-only."] = (
+        "MARKET"
+    )
+    entry_offset_bps: Annotated[BasisPoints, "How far behind its reference price a LIMIT entry rests."] = 0.0
     entry_ttl_s: Annotated[
-        float | None,
-        Meta(
-            gt=0,
-            le=_LONGEST_S,
-            description="A LIMIT entry not filled this long after its arrival is cancelled; None = it rests.",
-        ),
+        PositiveSeconds | None,
+        "A LIMIT entry not filled this long after its arrival is cancelled; None = it rests.",
     ] = None
     max_book_age_s: Annotated[
-        float | None,
-        Meta(gt=0, le=_LONGEST_S, description="An older book is not used for fills; None = any age."),
+        PositiveSeconds | None, "An older book is not used for fills; None = any age."
     ] = 60.0
     max_gap_s: Annotated[
-        float | None,
-        Meta(
-            gt=0,
-            le=_LONGEST_S,
-            description="A longer pause between two price events of a symbol is a hole; None = off.",
-        ),
+        PositiveSeconds | None, "A longer pause between two price events of a symbol is a hole; None = off."
     ] = 900.0
     rounding: Annotated[
         Literal["exchange", "none"],
-        Meta(
-            description="exchange = prices to ticks, quantities to lots and minimum notional, where the symbol's "
-            "instrument is known."
-        ),
+        "exchange = prices to ticks, quantities to lots and minimum notional, where the symbol's instrument "
+        "is known.",
     ] = "exchange"
 
     def __post_init__(self) -> None:
@@ -492,8 +432,8 @@ class TradingParams(Settings, kw_only=True, frozen=True):
         import numpy as np
 
         row = tuple(d.packed(getattr(self, d.name)) for d in self.declarations())
-        record: np.void = np.array(row, dtype=self.packed_dtype())[()]
-        return record
+        record: Any = np.array(row, dtype=self.packed_dtype())[()]
+        return typing.cast("np.void", record)
 
 
 def contradictions(values: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
@@ -506,9 +446,6 @@ def contradictions(values: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...]
         "tp2_pct < tp1_pct": (("tp2_pct", "tp1_pct"), values["tp2_pct"] < values["tp1_pct"]),
         'limit_fill "queue" with rounding "none"': (("limit_fill", "rounding"), queue_without_ticks),
     }
-
-
-HalfLife = Annotated[float, Meta(gt=0, le=_LONGEST_S)]
 
 
 class ScoringParams(Settings, kw_only=True, frozen=True):
@@ -525,53 +462,35 @@ class ScoringParams(Settings, kw_only=True, frozen=True):
     """
 
     interval_ms: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=_LONGEST_S,
-            description="At most one signal of a symbol in each interval of the clock, at the first time with market "
-            "data in it; 0 = one at every distinct time.",
-        ),
+        Seconds,
+        "At most one signal of a symbol in each interval of the clock, at the first time with market data in "
+        "it; 0 = one at every distinct time.",
     ] = 0.0
-    warmup_s: Annotated[
-        float, Meta(ge=0, le=_LONGEST_S, description="No signal in a symbol's first seconds.")
-    ] = 30.0
-    flow_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the traded quantities in flow.")] = (
-        5.0
-    )
-    book_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the book's imbalance.")] = 2.0
-    book_levels: Annotated[
-        int, Meta(ge=1, le=1000, description="Levels of each side in the book's imbalance.")
-    ] = 5
-    momentum_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the average log price.")] = 10.0
-    volatility_half_life_s: Annotated[HalfLife, Meta(description="Half-life of the volatility.")] = 60.0
-    flow_weight: Annotated[float, Meta(description="Weight of flow; negative trades against it.")] = 0.4
-    book_weight: Annotated[float, Meta(description="Weight of book; negative trades against it.")] = 0.3
-    momentum_weight: Annotated[float, Meta(description="Weight of momentum; negative trades against it.")] = (
-        0.3
-    )
-    momentum_scale: Annotated[
-        float, Meta(gt=0, description="Volatilities of distance at which momentum saturates.")
-    ] = 1.0
-    gain: Annotated[float, Meta(gt=0, description="Steepness of the score.")] = 1.5
+    warmup_s: Annotated[Seconds, "No signal in a symbol's first seconds."] = 30.0
+    flow_half_life_s: Annotated[PositiveSeconds, "Half-life of the traded quantities in flow."] = 5.0
+    book_half_life_s: Annotated[PositiveSeconds, "Half-life of the book's imbalance."] = 2.0
+    book_levels: Annotated[Levels, "Levels of each side in the book's imbalance."] = 5
+    momentum_half_life_s: Annotated[PositiveSeconds, "Half-life of the average log price."] = 10.0
+    volatility_half_life_s: Annotated[PositiveSeconds, "Half-life of the volatility."] = 60.0
+    flow_weight: Annotated[float, "Weight of flow; negative trades against it."] = 0.4
+    book_weight: Annotated[float, "Weight of book; negative trades against it."] = 0.3
+    momentum_weight: Annotated[float, "Weight of momentum; negative trades against it."] = 0.3
+    momentum_scale: Annotated[Positive, "Volatilities of distance at which momentum saturates."] = 1.0
+    gain: Annotated[Positive, "Steepness of the score."] = 1.5
     baseline_half_life_s: Annotated[
-        HalfLife, Meta(description="Half-life of the average volatility that VOLATILE is measured against.")
+        PositiveSeconds, "Half-life of the average volatility that VOLATILE is measured against."
     ] = 1800.0
-    volatile_ratio: Annotated[
-        float, Meta(gt=0, description="Volatility over its average from which the regime is VOLATILE.")
-    ] = 1.5
+    volatile_ratio: Annotated[Positive, "Volatility over its average from which the regime is VOLATILE."] = (
+        1.5
+    )
     trend_half_life_s: Annotated[
-        HalfLife, Meta(description="Half-life of the average price that TRENDING is measured against.")
+        PositiveSeconds, "Half-life of the average price that TRENDING is measured against."
     ] = 120.0
     trending_z: Annotated[
-        float,
-        Meta(gt=0, description="Volatilities from the average price from which the regime is TRENDING."),
+        Positive, "Volatilities from the average price from which the regime is TRENDING."
     ] = 1.7
     regime_hysteresis: Annotated[
-        float,
-        Meta(
-            ge=0, le=1, description="A regime ends only below (1 − this) times the bound at which it began."
-        ),
+        Share, "A regime ends only below (1 − this) times the bound at which it began."
     ] = 0.2
 
 
@@ -665,15 +584,17 @@ def _declarations(settings: type[Settings]) -> tuple[Declaration, ...]:
 
 
 def _declared(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
-    metas: list[Meta] = []
-    if typing.get_origin(hint) is Annotated:
-        hint, *marks = typing.get_args(hint)
-        metas = [mark for mark in marks if isinstance(mark, Meta)]
+    hint, marks = _unwrapped(hint)
     optional = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = [member for member in typing.get_args(hint) if member is not types.NoneType]
-        optional, hint = len(members) < len(typing.get_args(hint)), members[0]
-    limits = {name: next((x for m in metas if (x := getattr(m, name)) is not None), None) for name in _LIMITS}
+        optional = len(members) < len(typing.get_args(hint))
+        hint, more = _unwrapped(members[0])
+        marks += more
+    limits: dict[str, float] = {}
+    for mark in marks:
+        if isinstance(mark, Meta):
+            limits |= {name: limit for name in _LIMITS if (limit := getattr(mark, name)) is not None}
     nested = hint if isinstance(hint, type) and issubclass(hint, Settings) else None
     return Declaration(
         name=field.name,
@@ -681,14 +602,21 @@ def _declared(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
         default=field.default,
         optional=optional,
         unit=next((unit for suffix, unit in _UNITS.items() if field.name.endswith(suffix)), ""),
-        low=limits["ge"],
-        above=limits["gt"],
-        high=limits["le"],
-        below=limits["lt"],
+        low=limits.get("ge"),
+        above=limits.get("gt"),
+        high=limits.get("le"),
+        below=limits.get("lt"),
         choices=typing.get_args(hint) if typing.get_origin(hint) is Literal else (),
-        help=next((meta.description for meta in metas if meta.description), ""),
+        help=next((mark for mark in marks if isinstance(mark, str)), ""),
         settings=nested,
     )
+
+
+def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
+    if typing.get_origin(hint) is Annotated:
+        hint, *marks = typing.get_args(hint)
+        return hint, marks
+    return hint, []
 
 
 _LIMITS = ("ge", "gt", "le", "lt")

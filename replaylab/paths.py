@@ -1,4 +1,4 @@
-"""Where each file of a data root is, in both directions: a name becomes a path, and a path tells what it holds.
+"""Where each file of a data root is, in both directions: a name becomes a path, and a path is classified by its name.
 
 ::
 
@@ -426,7 +426,11 @@ def _place(kind: str, names: dict[str, str]) -> Place | None:
 def _in_run(place: Place | None, before: str) -> Place | None:
     """The same place, with the run whose files it is among."""
     match = _RUN.search(before)
-    return place if place is None or match is None else replace(place, **match.groupdict())
+    return (
+        place
+        if place is None or match is None
+        else replace(place, session=match["session"], run=match["run"])
+    )
 
 
 def _walk(folder: Path, steps: list[str]) -> Iterator[Path]:

@@ -446,6 +446,7 @@ def _check_symbol(record: str, found: Any, symbol: str) -> None:
 
 def _typed(snapshot: Record | Plain) -> tuple[str, dict[str, Any]]:
     """Return the type of a metrics element, and its fields with the type first."""
+    kind: Any
     if isinstance(snapshot, Record):
         kind = next(
             (name for name, cls in _METRICS.items() if isinstance(snapshot, cls)), type(snapshot).__name__

@@ -128,7 +128,7 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
 
 
 def decode_record(cls: type[R], line: bytes | str) -> R:
-    """Return the record of one JSON text; unknown fields are kept. Raises RecordError."""
+    """Return the record of one JSON string; unknown fields are kept. Raises RecordError."""
     record = _decode(cls, line)
     plain = orjson.loads(line)
     _keep_unknown(record, plain)
@@ -321,7 +321,7 @@ class _Wrong(Exception):  # noqa: N818 - never leaves this module
 
 
 def _explain(cls: type[msgspec.Struct], line: bytes | str, message: str) -> RecordError:
-    """Return the error for a JSON text that is not a valid ``cls``; ``message`` is the decoder's own."""
+    """Return the error for a JSON string that is not a valid ``cls``; ``message`` is the decoder's own."""
     name = cls.__name__
     try:
         plain = orjson.loads(line)

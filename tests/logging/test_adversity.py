@@ -56,7 +56,7 @@ def run_alone(code: str, root: Path, settings: dict[str, Any]) -> str:
 
 
 def test_a_symbol_that_is_no_file_name_is_reported_elsewhere_when_its_line_is_dropped(tmp_path: Path) -> None:
-    """Orders may carry any symbol; the writer goes on, and every line that was taken is acknowledged."""
+    """Orders may carry any symbol; the writer thread survives, and every line is acknowledged or refused."""
     disk = FaultyDisk()
     disk.gate = threading.Event()
     logger = Logger(tmp_path, LoggingConfig(queue=True, queue_size=2, overflow="drop"), disk=disk)
@@ -68,11 +68,11 @@ def test_a_symbol_that_is_no_file_name_is_reported_elsewhere_when_its_line_is_dr
     logger.log_order(sample.order()).result(5)
     logger.close()
     assert [handle.done() for handle in handles] == [True] * 10
-    (told,) = events(tmp_path, "LOGGER")
-    assert told["extra"]["streams"] == {"ORDER_LOG": 7}
+    (report,) = events(tmp_path, "LOGGER")
+    assert report["extra"]["streams"] == {"ORDER_LOG": 7}
 
 
-def test_what_was_dropped_is_told_at_the_close_where_no_further_line_comes(tmp_path: Path) -> None:
+def test_what_was_dropped_is_report_at_the_close_where_no_further_line_comes(tmp_path: Path) -> None:
     disk = FaultyDisk()
     disk.gate = threading.Event()
     logger = Logger(tmp_path, LoggingConfig(queue=True, queue_size=1, overflow="drop"), disk=disk)
@@ -210,7 +210,7 @@ def test_secrets_are_found_in_whatever_the_encoder_writes_as_an_object(tmp_path:
 
 
 def test_fsync_syncs_the_name_of_a_file_that_somebody_else_made(tmp_path: Path) -> None:
-    """Whoever made it may not have synced its folder, and a file without a name is lost."""
+    """The process that made it may not have synced its folder, and a file without a name is lost."""
     with Logger(tmp_path) as logger:
         logger.log_trade(sample.trade()).result()
     disk = FaultyDisk()

@@ -77,7 +77,7 @@ def test_a_busy_writer_notices_that_its_file_was_removed(tmp_path):
 
 
 def test_a_short_write_of_a_busy_writer_takes_back_its_own_bytes_only(tmp_path):
-    """Somebody appends without asking for the lock; what he wrote survives our failed write."""
+    """Another program appends without the lock; its line survives our failed write."""
     disk = FaultyDisk()
     streams, path = FileStreamManager(disk=disk), tmp_path / "x.jsonl"
     keep_busy(streams, path)

@@ -279,7 +279,7 @@ def test_a_new_file_is_synced_with_the_names_of_its_folders(tmp_path):
 
 
 def test_a_real_limit_on_file_size_is_an_error_and_no_torn_line(tmp_path):
-    """RLIMIT_FSIZE stands for a full disk: the process gets EFBIG from the kernel, with short writes before it."""
+    """RLIMIT_FSIZE acts as a full disk: the process gets EFBIG from the kernel, with short writes before it."""
     code = """
 import resource, sys
 from replaylab.logging import FileStreamManager

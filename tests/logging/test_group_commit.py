@@ -248,8 +248,8 @@ def test_dropped_lines_are_counted_in_health_and_in_the_log_itself(tmp_path):
     assert marker["extra"]["streams"] == {"STATE_EVENT": len(dropped), "TRADE_LOG": 1}
     assert marker["extra"]["lastTimestamp"] == marker["timestamp"]
     assert len(found) - 1 + len(dropped) == 40
-    (told,) = (tmp_path / "replay/sessions/s1/events.jsonl").read_text().splitlines()
-    assert json.loads(told)["payload"]["dropped"] == 1
+    (report,) = (tmp_path / "replay/sessions/s1/events.jsonl").read_text().splitlines()
+    assert json.loads(report)["payload"]["dropped"] == 1
 
 
 def test_the_caller_and_health_learn_of_a_failure_and_the_logger_recovers(tmp_path):

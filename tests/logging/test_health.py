@@ -36,9 +36,9 @@ def test_t7_logging_is_ok_then_warn_when_a_write_fails_then_ok_again(tmp_path, c
     assert logger.health().status == "OK"
     assert "4 lines failed" in logger.health().message, "what failed earlier is not forgotten"
     assert logger.stats().failures == 4
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert sum("cannot write" in text for text in said) == 2, "each file is reported once, not each line"
-    assert sum("writing again" in text for text in said) == 2
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert sum("cannot write" in text for text in warned) == 2, "each file is reported once, not each line"
+    assert sum("writing again" in text for text in warned) == 2
 
 
 def test_awaiting_a_failed_line_raises(tmp_path):
