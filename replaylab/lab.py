@@ -262,8 +262,10 @@ class Lab:
             _names(symbols),
             start,
             end,
-            params=params or self.config.trading,  # type: ignore[arg-type]
-            scoring=self.config.scoring if scoring is None else scoring,
+            params=TradingParams.of(params, "params", self.config.trading),
+            scoring=scoring
+            if hasattr(scoring, "predict")
+            else ScoringParams.of(scoring, "scoring", self.config.scoring),
             logging=self.config.logging,
             run_mode=self.config.run_mode,
             overlap=overlap,
@@ -271,15 +273,25 @@ class Lab:
         )
         return self._give(run)
 
-    def engine(self, params: Params = None, scoring: Scoring = None, *, handler: Any = None) -> ReplayEngine:
+    def engine(
+        self,
+        params: Params = None,
+        scoring: Scoring = None,
+        *,
+        handler: Any = None,
+        deliver: Literal["replay_events", "state_events"] = "replay_events",
+    ) -> ReplayEngine:
         """Return a ReplayEngine that drives the reference trading system, or ``handler`` in its place."""
         from replaylab.replay import ReplayEngine
 
         engine = ReplayEngine(
             self.sessions,
             handler,
-            params=params or self.config.trading,  # type: ignore[arg-type]
-            scoring=self.config.scoring if scoring is None else scoring,
+            params=params,
+            scoring=scoring,
+            default_params=self.config.trading,
+            default_scoring=self.config.scoring,
+            deliver=deliver,
             run_mode=self.config.run_mode,
         )
         return self._give(engine)

@@ -230,7 +230,7 @@ def test_a_pandas_result_is_still_that_result(root: Path) -> None:
 
 # What Lab itself supplies: the data root and the settings of its Config.
 SUPPLIED = {"root", "store", "logging", "run_mode", "config", "cache", "default", "default_scoring", "fmt"}
-SUPPLIED |= {"give", "cache_dir"}
+SUPPLIED |= {"give", "cache_dir", "default_params"}
 MIRRORED: dict[str, Callable[..., Any]] = {
     "build_replay_session": build_replay_session,
     "run_sim": run_sim,

@@ -20,12 +20,11 @@ from replaylab.cli.terminal import (
     on_terminal,
     open_existing,
     open_lab,
+    parse_params,
     print_frame,
     print_json,
     print_table,
     say,
-    scoring_params,
-    trading_params,
 )
 from replaylab.errors import ConfigError
 
@@ -43,7 +42,10 @@ def replay(
         str,
         typer.Option(help="SCORING_ONLY: recorded signals; FULL_DECISION: decide again from market data."),
     ] = "SCORING_ONLY",
-    loop: Annotated[bool, typer.Option("--loop", help="Begin again at the end.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="SCORING_UPDATE and REGIME_UPDATE alone, no market data.")
+    ] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
     param: Param = None,
     scoring: Scoring = None,
     json: Json = False,
@@ -58,10 +60,10 @@ def replay(
 
     replaylab replay 2025-11-18T10-11-BTCUSDT --speed inf --param entry_threshold=0.5 --json
     """
-    engine: Any = open_lab(data).engine(
-        params=trading_params(param), **({"scoring": scoring_params(scoring)} if scoring else {})
+    engine: Any = open_lab(data).engine(parse_params(param), parse_params(scoring, "--scoring") or None)
+    engine.start_session(
+        session, speed_factor=_speed(speed), loop=loop, inject_mode=inject_mode, strict=strict
     )
-    engine.start_session(session, speed_factor=_speed(speed), loop=loop, inject_mode=inject_mode)
     try:
         _follow(engine)
     except KeyboardInterrupt:
@@ -75,6 +77,11 @@ def replay(
             {
                 "status": final,
                 "digest": run.digest,
+                "realizedPnl": run.record["realizedPnl"],
+                "params": run.record["params"],
+                "paramsSource": run.params_source,
+                "changes": run.record["changes"],
+                "assumptions": run.assumptions,
                 "path": str(run.path),
                 "trades": frame_dicts(run.trades),
             }
@@ -82,8 +89,8 @@ def replay(
     else:
         if run.trades.height:
             print_frame(run.trades.select(*_TRADE_COLUMNS), title="Closed trades")
-        total = run.trades["realized_pnl"].sum() if run.trades.height else 0.0
-        say(f"{run.trades.height:,} closed trades, realised PnL {total:,.2f}")
+        say(f"{run.trades.height:,} closed trades, realised PnL {run.record['realizedPnl']:,.2f}")
+        say(run.assumptions)
         say(f"digest {run.digest}")
         say(f"logs in {run.path}")
     if final.error:

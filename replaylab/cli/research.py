@@ -16,11 +16,11 @@ from replaylab.cli.terminal import (
     on_terminal,
     open_lab,
     parse_grid,
+    parse_params,
     print_frame,
     print_json,
     print_table,
     say,
-    trading_params,
     write_whole,
 )
 from replaylab.errors import SweepError
@@ -45,7 +45,7 @@ def backtest(
 
     replaylab backtest 2025-11-18T10-11-BTCUSDT --param sl_pct=0.2 --param trailing_activation_pct=0.3
     """
-    result = open_lab(data).backtest(session, trading_params(param), price_source=price_source)
+    result = open_lab(data).backtest(session, parse_params(param), price_source=price_source)
     if output is not None:
         _write(result.trades, output)
     if json:
@@ -88,7 +88,7 @@ def sweep(
     """
     axes = parse_grid(grid)
     result = open_lab(data).sweep(
-        session, axes, params=trading_params(param), price_source=price_source, progress=on_terminal()
+        session, axes, params=parse_params(param), price_source=price_source, progress=on_terminal()
     )
     if by not in result.frame.columns:
         raise SweepError(f"--by {by}: no such metric; there are {', '.join(result.frame.columns)}")

@@ -15,12 +15,11 @@ from replaylab.cli.terminal import (
     Scoring,
     frame_dicts,
     open_lab,
+    parse_params,
     print_json,
     print_table,
     say,
-    scoring_params,
     split,
-    trading_params,
 )
 from replaylab.errors import SessionNotFoundError
 
@@ -112,8 +111,8 @@ def sim(
         symbols=split(symbol),
         start=start,
         end=end,
-        params=trading_params(param),
-        scoring=scoring_params(scoring),
+        params=parse_params(param),
+        scoring=parse_params(scoring, "--scoring") or None,
     )
     summary = {
         "events": result.events.height,

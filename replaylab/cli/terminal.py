@@ -22,7 +22,6 @@ from replaylab.errors import ConfigError, ReplaylabError
 
 if TYPE_CHECKING:
     from replaylab.lab import Lab
-    from replaylab.params import ScoringParams, TradingParams
 
 
 class CommandGroup(TyperGroup):
@@ -230,50 +229,60 @@ Scoring = Annotated[
 _WORDS: dict[str, Any] = {"none": None, "null": None, "true": True, "false": False}
 
 
-def _value(text: str) -> Any:
-    """A number, none, true, false, or a name; names joined by ``+`` are a list of names."""
-    text = text.strip()
-    if text.casefold() in _WORDS:
-        return _WORDS[text.casefold()]
+def _value(written: str, name: str) -> Any:
+    """Return a number, None, a bool, or a string; names joined by ``+``, and those of a list of names, are a tuple."""
+    written = written.strip()
+    if written.casefold() in _WORDS:
+        return _WORDS[written.casefold()]
     for kind in (int, float):
         try:
-            return kind(text)
+            return kind(written)
         except ValueError:
             continue
-    return tuple(text.split("+")) if text else ()
+    if "+" in written or not written or _holds_names(name):
+        return tuple(written.split("+")) if written else ()
+    return written
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+def _holds_names(name: str) -> bool:
+    from replaylab.params import TradingParams
+
+    return any(field.name == name and field.kind == "names" for field in TradingParams.declarations())
+
+
+def _pair(given: str, option: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"{option} {text!r}: expected NAME=VALUE, such as entry_threshold=0.7")
+        raise ConfigError(f"{option} {given!r}: expected NAME=VALUE, such as entry_threshold=0.7")
     return name.strip(), value
 
 
-def parse_params(texts: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
-    """Return ``NAME=VALUE`` texts as a dict; raises ConfigError for another form or a name given twice."""
-    return _collect(texts, option, lambda _, value: _value(value))
+def parse_params(options: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
+    """Return ``NAME=VALUE`` options as a dict of changes; raises ConfigError for another form or a repeated name."""
+    return _collect(options, option, lambda name, value: _value(value, name))
 
 
-def parse_grid(texts: Sequence[str] | None) -> dict[str, list[Any]]:
+def parse_grid(options: Sequence[str] | None) -> dict[str, list[Any]]:
     """Return grid axes: ``NAME=A,B,C`` lists values, ``NAME=FIRST:LAST:COUNT`` spaces them evenly."""
-    return _collect(texts, "--grid", _axis)
+    return _collect(options, "--grid", _axis)
 
 
-def _collect(texts: Sequence[str] | None, option: str, convert: Callable[[str, str], Any]) -> dict[str, Any]:
+def _collect(
+    options: Sequence[str] | None, option: str, convert: Callable[[str, str], Any]
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for text in texts or ():
-        name, value = _pair(text, option)
+    for given in options or ():
+        name, value = _pair(given, option)
         if name in found:
             raise ConfigError(f"{option} {name}: given twice", field=name)
         found[name] = convert(name, value)
     return found
 
 
-def _axis(name: str, text: str) -> list[Any]:
-    parts = text.split(":")
+def _axis(name: str, values: str) -> list[Any]:
+    parts = values.split(":")
     if len(parts) == 1:
-        return [_value(item) for item in text.split(",")]
+        return [_value(item, name) for item in values.split(",")]
     try:
         first, last = float(parts[0]), float(parts[1])
         count = int(parts[2])
@@ -281,23 +290,9 @@ def _axis(name: str, text: str) -> list[Any]:
         count = 0
     if len(parts) != 3 or count < 1:
         raise ConfigError(
-            f"--grid {name}={text}: expected values with commas, or FIRST:LAST:COUNT such as 0.1:1.0:10",
+            f"--grid {name}={values}: expected values with commas, or FIRST:LAST:COUNT such as 0.1:1.0:10",
             field=name,
         )
     step = (last - first) / (count - 1) if count > 1 else 0.0
     # Rounded, since 0.1 + 2 * 0.1 would otherwise be shown as 0.30000000000000004.
     return [round(first + step * place, 12) for place in range(count)]
-
-
-def trading_params(texts: Sequence[str] | None) -> TradingParams:
-    """Return TradingParams of ``--param`` texts; raises ConfigError that names the field."""
-    from replaylab.params import TradingParams
-
-    return TradingParams.from_dict(parse_params(texts))
-
-
-def scoring_params(texts: Sequence[str] | None) -> ScoringParams | None:
-    """Return ScoringParams of ``--scoring`` texts, or None where none are given."""
-    from replaylab.params import ScoringParams
-
-    return ScoringParams.from_dict(parse_params(texts, "--scoring")) if texts else None

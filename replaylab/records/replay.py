@@ -81,6 +81,9 @@ class ReplayStatus(Record, kw_only=True):
     lateness: Lateness | None = None
     rejects: int = 0
     error: str | None = None
+    run_mode: str | None = None
+    params_source: str | None = None
+    changes: dict[str, list[Any]] | None = None
 
 
 class FileError(Record, kw_only=True):

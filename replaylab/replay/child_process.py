@@ -17,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from typing import IO, Any, Self
 
 import orjson
 
 from replaylab.errors import ReplayError, ReplaylabError, SessionError, UnsafeNameError
-from replaylab.params import ScoringParams, TradingParams
+from replaylab.params import ScoringParams, Settings, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.replay.control import ReplayControl, error_of, publish_failure
+from replaylab.replay.control import ReplayControl, error_of, plain_error, publish_failure
 from replaylab.replay.engine import ReplayEngine
 from replaylab.sessions import SessionStore
 
@@ -56,12 +57,16 @@ class ReplayProcess:
         speed_factor: float | None = None,
         inject_mode: str = "SCORING_ONLY",
         loop: bool = False,
-        params: TradingParams | None = None,
-        scoring: ScoringParams | None = None,
+        strict: bool = False,
+        paused: bool = False,
+        params: TradingParams | Mapping[str, Any] | None = None,
+        scoring: ScoringParams | Mapping[str, Any] | None = None,
+        default_params: TradingParams | None = None,
+        default_scoring: ScoringParams | None = None,
         run_mode: str = "LIVE",
         timeout: float = 60.0,
     ) -> Self:
-        """Start playing a session and return once the first event is due.
+        """Start playing a session and return once the first event is due; the options are those of ``ReplayEngine``.
 
         Raises what ``ReplayEngine.start_session`` raises (no such session, another replay running), and ReplayError
         where the session is not loaded within ``timeout`` seconds.
@@ -78,8 +83,12 @@ class ReplayProcess:
             "speedFactor": None if speed_factor is None else str(float(speed_factor)),
             "injectMode": inject_mode,
             "loop": loop,
-            "params": (params or TradingParams()).to_dict(),
-            "scoring": (scoring or ScoringParams()).to_dict(),
+            "strict": strict,
+            "paused": paused,
+            "params": _plain(params),
+            "scoring": _plain(scoring),
+            "defaultParams": _plain(default_params),
+            "defaultScoring": _plain(default_scoring),
             "runMode": run_mode,
         }
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _close)
@@ -144,7 +153,7 @@ class ReplayProcess:
             raise ReplayError("the replay process was started without pipes")
         # A child that died at once is reported below.
         with contextlib.suppress(BrokenPipeError):
-            writer.write(orjson.dumps(options) + b"\n")
+            writer.write(orjson.dumps(options, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
         if not select.select([reader], [], [], timeout)[0]:
             raise ReplayError(f"the replay of {self.session_id} did not start within {timeout:g} s")
         line = reader.readline()
@@ -165,24 +174,42 @@ class ReplayProcess:
                     pipe.close()
 
 
+def _plain(given: Settings | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return parameters as JSON: complete settings under "given", a dict under "changes"."""
+    if isinstance(given, Settings):
+        return {"given": given.to_dict()}
+    return None if given is None else {"changes": dict(given)}
+
+
+def _settings(kind: type[Any], plain: dict[str, Any] | None) -> Any:
+    """Return parameters in the form in which ``_plain`` got them."""
+    if plain is None or "changes" in plain:
+        return None if plain is None else plain["changes"]
+    return kind.from_dict(plain["given"])
+
+
 def _play(options: dict[str, Any], answer: IO[bytes]) -> None:
     """Play one session in this process until it ends or standard input closes."""
-    engine = ReplayEngine(
-        SessionStore(DataRoot(options["root"])),
-        params=TradingParams.from_dict(options["params"]),
-        scoring=ScoringParams.from_dict(options["scoring"]),
-        run_mode=options["runMode"],
-    )
     speed = options["speedFactor"]
     try:
+        engine = ReplayEngine(
+            SessionStore(DataRoot(options["root"])),
+            params=_settings(TradingParams, options["params"]),
+            scoring=_settings(ScoringParams, options["scoring"]),
+            default_params=_settings(TradingParams, options["defaultParams"]),
+            default_scoring=_settings(ScoringParams, options["defaultScoring"]),
+            run_mode=options["runMode"],
+        )
         engine.start_session(
             options["sessionId"],
             speed_factor=None if speed is None else float(speed),
             loop=options["loop"],
             inject_mode=options["injectMode"],
+            strict=options["strict"],
+            paused=options["paused"],
         )
     except (ReplaylabError, OSError, ValueError, TypeError) as error:
-        plain: dict[str, Any] = {"error": {"kind": type(error).__name__, "message": str(error)}}
+        plain: dict[str, Any] = {"error": plain_error(error)}
     else:
         plain = {"runId": engine.get_status().run_id}
     answer.write(orjson.dumps(plain) + b"\n")

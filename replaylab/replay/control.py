@@ -27,7 +27,14 @@ from typing import Any
 import orjson
 
 from replaylab import errors, fsio
-from replaylab.errors import RecordError, ReplayError, ReplaylabError, ReplayRunningError, TimeError
+from replaylab.errors import (
+    ConfigError,
+    RecordError,
+    ReplayError,
+    ReplaylabError,
+    ReplayRunningError,
+    TimeError,
+)
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
 from replaylab.replay.player import Player
@@ -162,7 +169,14 @@ def error_of(plain: dict[str, Any]) -> ReplaylabError:
     kind = getattr(errors, str(plain.get("kind")), ReplayError)
     known = isinstance(kind, type) and issubclass(kind, ReplaylabError)
     found: ReplaylabError = (kind if known else ReplayError)(str(plain.get("message")))
+    if isinstance(found, ConfigError | RecordError):
+        found.field = plain.get("field")
     return found
+
+
+def plain_error(error: BaseException) -> dict[str, Any]:
+    """Return an error as plain data, for ``error_of`` in another process."""
+    return {"kind": type(error).__name__, "message": str(error), "field": getattr(error, "field", None)}
 
 
 class ReplayLock:
@@ -305,9 +319,7 @@ class Publisher:
             future = self._pending.pop(number)
             error = future.exception()
             self._acknowledged[number] = (
-                {"value": future.result()}
-                if error is None
-                else {"error": {"kind": type(error).__name__, "message": str(error)}}
+                {"value": future.result()} if error is None else {"error": plain_error(error)}
             )
         while len(self._acknowledged) > _KEPT_ACKNOWLEDGEMENTS:
             del self._acknowledged[next(iter(self._acknowledged))]

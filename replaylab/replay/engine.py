@@ -19,17 +19,16 @@ import polars as pl
 
 import replaylab
 from replaylab import frames, fsio
-from replaylab.errors import ReplayError, SessionError, UnsafeNameError
-from replaylab.params import ScoringParams, TradingParams
+from replaylab.errors import ConfigError, PriceError, ReplayError, SessionError, UnsafeNameError
+from replaylab.params import Resolved, ScoringParams, TradingParams, resolve_params, resolve_scoring
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, ReplayStatus
 from replaylab.replay.control import Publisher, ReplayControl, ReplayLock, publish_failure, read_status
 from replaylab.replay.fidelity import signal_agreement
 from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
-from replaylab.replay.targets import HandlerTarget, SystemTarget, check_inject_mode
+from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
 from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import iso, now_ns
-from replaylab.trading import resolve_prices
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -46,9 +45,14 @@ class ReplayEngine:
     >>> run = await engine.run_session("2025-11-18T10-11-BTCUSDT", speed_factor=20)  # doctest: +SKIP
     >>> run.trades, run.digest                                                     # doctest: +SKIP
 
-    Without a ``handler`` it drives the reference trading system with ``params`` and ``scoring``, in SIM mode, and
-    records into ``replay/sessions/<id>/runs/<runId>/``, never into the live logs. A handler is any object with
-    ``handle_event(event)``, plain or async; its ``reset()`` and ``finish()`` are called where it has them.
+    Without a ``handler`` it drives the reference trading system, in SIM mode, and records into
+    ``replay/sessions/<id>/runs/<runId>/``, never into the live logs. A handler is any object with
+    ``handle_event(event)``, plain or async; its ``reset()`` and ``finish()`` are called where it has them; see
+    ``start_session`` for what it receives. ``deliver="state_events"`` gives it a StateEvent per signal.
+
+    ``params`` and ``scoring``: None for those that the session recorded (``default_params``, ``default_scoring`` where
+    it has none), a dict of changes to them, or a TradingParams and ScoringParams; ``scoring`` may also be a model with
+    ``predict``. ``run.params_source`` and ``run.changes`` say what ran.
 
     The replay has a thread of its own. One replay per data root runs at a time, whichever process runs it.
     """
@@ -58,15 +62,28 @@ class ReplayEngine:
         store: SessionStore | str | os.PathLike[str],
         handler: Any = None,
         *,
-        params: TradingParams | None = None,
-        scoring: ScoringParams | Any | None = None,
+        params: TradingParams | Mapping[str, Any] | None = None,
+        scoring: ScoringParams | Mapping[str, Any] | Any | None = None,
+        default_params: TradingParams | None = None,
+        default_scoring: ScoringParams | None = None,
+        deliver: Literal["replay_events", "state_events"] = "replay_events",
         run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
         root: str | os.PathLike[str] | DataRoot | None = None,
     ) -> None:
         self.store = store if isinstance(store, SessionStore) else SessionStore(store)
         self.root = self.store.root if root is None else DataRoot(root)
-        self.params = TradingParams.of(params, "params")
-        self.scoring = ScoringParams() if scoring is None else scoring
+        self.params = params
+        self.scoring = scoring
+        self.default_params = TradingParams.of(default_params, "default_params")
+        self.default_scoring = ScoringParams.of(default_scoring, "default_scoring")
+        # Wrong parameters are refused here and not at the first run.
+        resolve_params(params, default=self.default_params)
+        self._resolve_scoring(None)
+        if deliver not in ("replay_events", "state_events"):
+            raise ConfigError(
+                f'deliver: expected "replay_events" or "state_events", found {deliver!r}', field="deliver"
+            )
+        self._deliver = deliver
         self.run_mode = run_mode
         self._handler = handler
         self._subscribers: list[Subscriber] = []
@@ -99,6 +116,7 @@ class ReplayEngine:
         price_source: str | Mapping[str, str] = "auto",
         overload: Literal["stretch", "skip"] = "stretch",
         paused: bool = False,
+        strict: bool = False,
     ) -> ReplayRun:
         """Play a session to its end and return the run; the options are those of ``start_session``.
 
@@ -123,6 +141,7 @@ class ReplayEngine:
                 price_source=price_source,
                 overload=overload,
                 paused=paused,
+                strict=strict,
                 when_over=when_over,
             )
             started.append(run)
@@ -152,6 +171,7 @@ class ReplayEngine:
         price_source: str | Mapping[str, str] = "auto",
         overload: Literal["stretch", "skip"] = "stretch",
         paused: bool = False,
+        strict: bool = False,
     ) -> None:
         """Start playing a session and return at once.
 
@@ -159,7 +179,11 @@ class ReplayEngine:
         as possible. ``inject_mode``: SCORING_ONLY feeds recorded signals, FULL_DECISION computes them from raw market
         events. ``overload``: what happens when the handler is too slow; "stretch" keeps every event and is late,
         "skip" leaves out market data that newer market data replaces, and never a signal. ``paused`` waits before the
-        first event. Raises SessionNotFoundError, ReplayRunningError, ReplayError, ConfigError.
+        first event.
+
+        A handler receives scores, regimes, RISK_UPDATE, FUNDING and market data; ``strict`` delivers SCORING_UPDATE and
+        REGIME_UPDATE alone, the minimum of the specification. Raises SessionNotFoundError, ReplayRunningError,
+        ReplayError, ConfigError, and PriceError for a session whose symbols have no prices.
         """
         self._start(
             session_id,
@@ -169,6 +193,7 @@ class ReplayEngine:
             price_source=price_source,
             overload=overload,
             paused=paused,
+            strict=strict,
         )
 
     def _start(
@@ -181,6 +206,7 @@ class ReplayEngine:
         price_source: str | Mapping[str, str],
         overload: Literal["stretch", "skip"],
         paused: bool,
+        strict: bool,
         when_over: Callable[[], None] | None = None,
     ) -> ActiveRun:
         if self._run is not None and not self._run.over.is_set():
@@ -198,6 +224,9 @@ class ReplayEngine:
         session = self._session
         speed = check_speed(session.manifest.speed_factor if speed_factor is None else speed_factor)
         check_inject_mode(inject_mode)
+        if strict and inject_mode != "SCORING_ONLY":
+            raise ConfigError("strict=True belongs to inject_mode SCORING_ONLY", field="strict")
+        setup = None if self._handler is not None else self._setup(session, inject_mode, strict, price_source)
         lock = ReplayLock(self.root)
         try:
             lock.acquire()
@@ -205,11 +234,10 @@ class ReplayEngine:
             run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             run_root = self.root.run(session.id, run_id)
             target: Target
-            if self._handler is None:
-                prices = resolve_prices(session, price_source)
-                target = SystemTarget(run_root, feed, self.params, self.scoring, inject_mode, prices)
+            if setup is not None:
+                target = SystemTarget(run_root, feed, setup)
             else:
-                target = HandlerTarget(self._handler, feed, inject_mode)
+                target = HandlerTarget(self._handler, feed, inject_mode, strict=strict, deliver=self._deliver)
             player = Player(
                 feed,
                 target,
@@ -220,7 +248,15 @@ class ReplayEngine:
                 subscribers=self._subscribers,
             )
             run = ActiveRun(
-                self.root, run_root, session, player, lock, inject_mode=inject_mode, when_over=when_over
+                self.root,
+                run_root,
+                session,
+                player,
+                lock,
+                inject_mode=inject_mode,
+                strict=strict,
+                run_mode=self.run_mode,
+                when_over=when_over,
             )
             self._begin(run)
             return run
@@ -313,9 +349,28 @@ class ReplayEngine:
     # Watching
 
     def get_status(self) -> ReplayStatus:
-        """Return the status of this engine's replay, else of the replay of this data root, in any process."""
+        """Return the status of this engine's replay; while it plays none, that of a replay in another process.
+
+        Where none is running: of this engine's last run, or of the session that it has loaded.
+        """
         run = self._run
-        return run.status() if run is not None and not run.over.is_set() else read_status(self.root)
+        if run is not None and not run.over.is_set():
+            return run.status()
+        published = read_status(self.root)
+        if published.running:
+            return published
+        loaded = self._session
+        if run is not None and (loaded is None or loaded.id == run.session_id):
+            return run.status()
+        if loaded is None:
+            return ReplayStatus(run_mode=self.run_mode)
+        return ReplayStatus(
+            session_id=loaded.id,
+            total_events=loaded.events.height,
+            speed_factor=loaded.manifest.speed_factor,
+            rejects=loaded.rejects.height,
+            run_mode=self.run_mode,
+        )
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Call ``callback(event)`` for every emitted event, in the replay's thread; returns an unsubscribe function."""
@@ -342,13 +397,15 @@ class ReplayEngine:
         self,
         session_id: SessionLike,
         grid: Any,
-        params: TradingParams | None = None,
-        price_source: str | Mapping[str, str] = "auto",
+        params: TradingParams | Mapping[str, Any] | None = None,
         *,
+        price_source: str | Mapping[str, str] = "auto",
+        scoring: Any = None,
         progress: bool = True,
         executor: Executor | None = None,
         method: str = "auto",
         threads: int | None = None,
+        table_memory: float = 1e9,
     ) -> SweepResult:
         """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the arguments."""
         from replaylab.sweep import sweep
@@ -358,13 +415,38 @@ class ReplayEngine:
             grid,
             self.params if params is None else params,
             price_source=price_source,
+            scoring=scoring,
+            default=self.default_params,
+            default_scoring=self.default_scoring,
             progress=progress,
             executor=executor,
             method=method,
             threads=threads,
+            table_memory=table_memory,
         )
 
     # Inside
+
+    def _setup(
+        self, session: Session, inject_mode: str, strict: bool, price_source: str | Mapping[str, str]
+    ) -> RunSetup:
+        try:
+            return RunSetup.of(
+                session,
+                resolve_params(self.params, session, self.default_params),
+                self._resolve_scoring(session),
+                inject_mode=inject_mode,
+                strict=strict,
+                price_source=price_source,
+            )
+        except PriceError as error:
+            publish_failure(self.root, session.id, error)
+            raise
+
+    def _resolve_scoring(self, session: Session | None) -> Any:
+        if hasattr(self.scoring, "predict"):
+            return self.scoring
+        return resolve_scoring(self.scoring, session, self.default_scoring)
 
     def _playing(self) -> Player:
         run = self._run
@@ -426,8 +508,14 @@ class ReplayRun:
         counts = self.record.get("counts", {})
         return (
             f"ReplayRun({self.id!r}, {self.record['outcome']}, {self.record['eventsEmitted']} events, "
-            f"{counts.get('trades', 0)} trades)"
+            f"{counts.get('trades', 0)} trades{self._described()})"
         )
+
+    def _described(self) -> str:
+        params, source = self.params, self.params_source
+        if params is None or source is None:
+            return ""
+        return f"; {Resolved(params, source, self.changes).describe()}"  # type: ignore[arg-type]
 
     @property
     def id(self) -> str:
@@ -441,6 +529,30 @@ class ReplayRun:
     def digest(self) -> str:
         """SHA-256 over all that the run emitted: equal for equal sessions and parameters, at any speed."""
         return str(self.record["digest"])
+
+    @property
+    def params(self) -> TradingParams | None:
+        """The trading parameters that ran; None for a handler's run."""
+        found = self.record.get("params")
+        return None if found is None else TradingParams.from_dict(found)
+
+    @property
+    def params_source(self) -> str | None:
+        """Where the parameters came from: "recorded" (the session's), "config", "given"; None for a handler's run."""
+        return self.record.get("paramsSource")
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What was changed in the recorded parameters: ``{field: (recorded, used)}``."""
+        names = dict(
+            zip(TradingParams.__struct_encode_fields__, TradingParams.__struct_fields__, strict=True)
+        )
+        return {names[name]: (old, new) for name, (old, new) in self.record.get("changes", {}).items()}
+
+    @property
+    def assumptions(self) -> str:
+        """One line: source and median spacing of prices, fill models in force, and whose parameters ran."""
+        return str(self.record.get("assumptions", ""))
 
     @property
     def unusable(self) -> dict[str, int]:
@@ -475,15 +587,22 @@ class ActiveRun:
         lock: ReplayLock,
         *,
         inject_mode: str,
+        strict: bool,
+        run_mode: str,
         when_over: Callable[[], None] | None,
     ) -> None:
         self.player = player
+        self.session_id = session.id
+        target = player.target
+        self._provenance = target.setup.provenance() if isinstance(target, SystemTarget) else {}
         self.over = threading.Event()
         self.result = ReplayRun(run_root, {})
         self._root = root
         self._session = session
         self._lock = lock
         self._inject_mode = inject_mode
+        self._strict = strict
+        self._run_mode = run_mode
         self._when_over = when_over
         self._run_id = run_root.path.name
         self._started_at = iso(now_ns())
@@ -491,6 +610,9 @@ class ActiveRun:
         self._publisher = Publisher(root, self._run_id, self.status, player)
 
     def start(self) -> None:
+        # Not with parents: the folder of a deleted session must not come back.
+        self.result.path.parent.mkdir(exist_ok=True)
+        self.result.path.mkdir()
         self._write_record()
         self._publisher.start()
         _running.add(self)
@@ -513,12 +635,15 @@ class ActiveRun:
             run_id=self._run_id,
             lateness=player.lateness(exact=not running),
             rejects=self._session.rejects.height,
-            error=self._error_text(),
+            error=self._error_message(),
+            run_mode=self._run_mode,
+            params_source=self._provenance.get("paramsSource"),
+            changes=self._provenance.get("changes"),
         )
 
     def raise_failure(self) -> None:
         if self.player.error is not None:
-            raise ReplayError(self._error_text()) from self.player.error
+            raise ReplayError(self._error_message()) from self.player.error
 
     def _play(self) -> None:
         try:
@@ -536,7 +661,7 @@ class ActiveRun:
             if self._when_over is not None:
                 self._when_over()
 
-    def _error_text(self) -> str | None:
+    def _error_message(self) -> str | None:
         error = self.player.error
         if error is None:
             return None
@@ -555,8 +680,9 @@ class ActiveRun:
             "startedAt": self._started_at,
             "endedAt": None if player.outcome is None else iso(now_ns()),
             "outcome": player.outcome or "running",
-            "error": self._error_text(),
+            "error": self._error_message(),
             "injectMode": self._inject_mode,
+            "strict": self._strict,
             "speedFactor": player.speed,  # null: as fast as possible
             "loop": player.loop,
             "loops": player.loops,
@@ -574,7 +700,11 @@ class ActiveRun:
                 {"event_type": "type", "extra": "payload"}
             )
             record["agreement"] = signal_agreement(player.feed.frame.head(player.index), logged)
+        if player.outcome is not None and isinstance(player.target, SystemTarget):
+            record["assumptions"] = player.target.setup.assumptions(player.feed)
         self.result.record = record
+        if not self.result.path.is_dir():
+            raise FileNotFoundError(f"the run's folder {self.result.path} was deleted while it played")
         path = self.result.path / "run.json"
         fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
 

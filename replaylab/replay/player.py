@@ -128,7 +128,7 @@ SPIN_NS = 250_000
 def check_speed(factor: float) -> float:
     """Return a speed factor as a float; raises ReplayError unless it is above 0 (infinity is allowed)."""
     try:
-        value = math.nan if isinstance(factor, bool) else float(factor)
+        value = math.nan if isinstance(factor, bool | str) else float(factor)
     except (TypeError, ValueError):
         value = math.nan
     if not value > 0:

@@ -7,16 +7,18 @@ import hashlib
 import inspect
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
+import polars as pl
 
-from replaylab.errors import ConfigError, LogWriteError, ReplayError, did_you_mean
-from replaylab.params import Settings, TradingParams
+from replaylab.errors import ConfigError, LogWriteError, PriceError, ReplayError, did_you_mean
+from replaylab.features import usable_number
+from replaylab.params import Resolved, ScoringParams, Settings, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import (
     ExecutionSnapshot,
@@ -30,11 +32,106 @@ from replaylab.records import (
     encode_record,
 )
 from replaylab.replay.player import EventFeed, OnEvent
-from replaylab.trading import ResolvedPrices, TradingSystem
+from replaylab.sessions import Session
+from replaylab.trading import PRICE_TYPES, ResolvedPrices, TradingSystem, resolve_prices
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
+_STRICT = ("SCORING_UPDATE", "REGIME_UPDATE")
 _HASH_ROWS = 65_536
 _FLUSH_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """The settings of one run: inject mode, parameters with their provenance, and price sources.
+
+    ``scoring`` is a Resolved, or a model with ``predict``. ``strict``: only SCORING_UPDATE and REGIME_UPDATE are
+    delivered, the minimum of the specification.
+    """
+
+    inject_mode: str
+    strict: bool
+    params: Resolved[TradingParams]
+    scoring: Any
+    prices: ResolvedPrices
+
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        params: Resolved[TradingParams],
+        scoring: Any,
+        *,
+        inject_mode: str,
+        strict: bool = False,
+        price_source: str | Mapping[str, str] = "auto",
+    ) -> RunSetup:
+        """Return the setup of a run over a session; raises PriceError where a symbol with scores has no prices."""
+        events = session.events
+        if strict:
+            events = events.filter(pl.col("type").is_in(_STRICT))
+        prices = resolve_prices(events, price_source, initial_state=session.initial_state)
+        if inject_mode == "FULL_DECISION" and events.height:
+            if not {"trade", "book"} & set(prices.sources.values()):
+                raise PriceError(
+                    f"inject_mode FULL_DECISION computes signals from market data; session {session.id} has no usable "
+                    "price. Build it with include_types that contain MARKET_TRADE or MARKET_BOOK."
+                )
+        else:
+            scores = events.filter(
+                (pl.col("type") == "SCORING_UPDATE") & ~pl.col("symbol").is_in(list(prices.sources))
+            )
+            usable = {
+                symbol
+                for symbol, payload in scores.select("symbol", "payload").iter_rows()
+                if symbol and usable_number(orjson.loads(payload).get("score")) is not None
+            }
+            prices.require(usable)
+        return cls(inject_mode, strict, params, scoring, prices)
+
+    @property
+    def model(self) -> Any:
+        """The ScoringParams or the model that makes the scores."""
+        return self.scoring.params if isinstance(self.scoring, Resolved) else self.scoring
+
+    def provenance(self) -> dict[str, Any]:
+        """Return which parameters run, where they came from and what was changed, as ``run.json`` holds them."""
+        found = {
+            "params": self.params.params.to_dict(),
+            "paramsSource": self.params.source,
+            "changes": _camel(TradingParams, self.params.changes),
+        }
+        if not isinstance(self.scoring, Resolved):
+            return {**found, "scoring": repr(self.scoring), "scoringSource": "given", "scoringChanges": {}}
+        return {
+            **found,
+            "scoring": self.scoring.params.to_dict(),
+            "scoringSource": self.scoring.source,
+            "scoringChanges": _camel(ScoringParams, self.scoring.changes),
+        }
+
+    def assumptions(self, feed: EventFeed) -> str:
+        """Return one line: source and median spacing of the prices, fill models in force, and whose parameters."""
+        shown = []
+        for symbol, source in list(self.prices.sources.items())[:5]:
+            mine = feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"]
+            gap = mine.diff().dt.total_nanoseconds().median()
+            spacing = f" ({gap / 1e9:.3g} s apart)" if isinstance(gap, float) else ""
+            shown.append(f"{symbol} {source}{spacing}")
+        params = self.params.params
+        fills = sorted(
+            {self.prices.market_fill(symbol, params.market_fill) for symbol in self.prices.sources}
+        )
+        more = f", and {len(self.prices.sources) - 5} more symbols" if len(self.prices.sources) > 5 else ""
+        return (
+            f"prices (median spacing): {', '.join(shown) or 'none'}{more}; market fill {', '.join(fills) or 'none'}, "
+            f"limit fill {params.limit_fill}; {self.params.describe()}"
+        )
+
+
+def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, list[Any]]:
+    names = dict(zip(settings.__struct_fields__, settings.__struct_encode_fields__, strict=True))
+    return {names[name]: list(pair) for name, pair in changes.items()}
 
 
 class SystemTarget:
@@ -43,28 +140,15 @@ class SystemTarget:
     on_event: OnEvent | None = None
     handle: Callable[[ReplayEvent], Any] | None = None
 
-    def __init__(
-        self,
-        run_root: DataRoot,
-        feed: EventFeed,
-        params: TradingParams,
-        scoring: Any,
-        inject_mode: str,
-        prices: ResolvedPrices,
-    ) -> None:
+    def __init__(self, run_root: DataRoot, feed: EventFeed, setup: RunSetup) -> None:
         self.recorder = RunRecorder(run_root)
+        self.setup = setup
         self._feed = feed
-        self._params = params
-        self._scoring = scoring
-        self._inject_mode = inject_mode
-        self._prices = prices
-        self.system = self._new_system()
-        self.on_event = self.system.on_event
+        self._start()
 
     def begin(self, *, rewinding: bool = False) -> None:
         self.recorder.begin_again()
-        self.system = self._new_system()
-        self.on_event = self.system.on_event
+        self._start()
 
     def settle(self, result: Any) -> None:
         """Do nothing: ``on_event`` returns nothing."""
@@ -82,46 +166,69 @@ class SystemTarget:
         return {
             "digest": self.recorder.digest,
             "counts": dict(self.recorder.counts),
+            "realizedPnl": self.recorder.realized_pnl,
             "unusable": dict(self.system.unusable),
-            "priceSources": self._prices.sources,
+            "priceSources": self.setup.prices.sources,
             "entries": asdict(self.system.counts),
-            "params": self._params.to_dict(),
-            "scoring": self._scoring.to_dict()
-            if isinstance(self._scoring, Settings)
-            else repr(self._scoring),
+            **self.setup.provenance(),
         }
 
-    def _new_system(self) -> TradingSystem:
+    def _start(self) -> None:
+        setup = self.setup
         # REPLAY whatever the configuration says: from here no order can reach a real market.
-        return TradingSystem(
-            self._params,
+        self.system = system = TradingSystem(
+            setup.params.params,
             recorder=self.recorder,
-            scoring=self._scoring,
-            inject_mode=self._inject_mode,
-            price_sources=self._prices,
+            scoring=setup.model,
+            inject_mode=setup.inject_mode,
+            price_sources=setup.prices,
             instruments=getattr(self._feed.session, "instruments", None),
             initial_state=self._feed.session.initial_state,
             mode="SIM",
             run_mode="REPLAY",
         )
 
+        def strictly(index: int, ts: int, kind: str, symbol: str | None, payload: dict[str, Any]) -> None:
+            if kind in _STRICT:
+                system.on_event(index, ts, kind, symbol, payload)
+
+        self.on_event = strictly if setup.strict else system.on_event
+
 
 class HandlerTarget:
-    """A user's object with ``handle_event``, plain or async; ``reset`` and ``finish`` are called where it has them."""
+    """A user's object with ``handle_event``, plain or async; ``reset`` and ``finish`` are called where it has them.
+
+    It receives signals, RISK_UPDATE, FUNDING and market data; with ``strict`` SCORING_UPDATE and REGIME_UPDATE alone.
+    STATE_EVENT and EXECUTION_*, the recorded consequences, reach subscribers only. FULL_DECISION withholds recorded
+    scores and regimes. ``deliver="state_events"`` turns each signal into a StateEvent, one per symbol where it is for
+    all, and delivers nothing else.
+    """
 
     on_event: OnEvent | None = None
     handle: Callable[[ReplayEvent], Any] | None = None
 
-    def __init__(self, handler: Any, feed: EventFeed, inject_mode: str) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        feed: EventFeed,
+        inject_mode: str,
+        *,
+        strict: bool = False,
+        deliver: str = "replay_events",
+    ) -> None:
         if not callable(getattr(handler, "handle_event", None)):
             raise ReplayError(
                 f"a handler needs a method handle_event(event), {type(handler).__name__} has none"
             )
         self._handler = handler
         self._feed = feed
-        self._recomputes = inject_mode == "FULL_DECISION"
+        self._mode = f"{inject_mode}{' strict' if strict else ''}\n".encode()
+        self._withheld: tuple[str, ...] = ("STATE_EVENT", "EXECUTION")
+        if inject_mode == "FULL_DECISION":
+            self._withheld += ("SCORING", "REGIME")
+        self._strict = strict
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.handle = self._only_fed(handler.handle_event) if self._recomputes else handler.handle_event
+        self.handle = self._handle_state_event if deliver == "state_events" else self._handle_event
 
     def begin(self, *, rewinding: bool = False) -> None:
         reset = getattr(self._handler, "reset", None)
@@ -162,18 +269,35 @@ class HandlerTarget:
                 self._loop = asyncio.new_event_loop()
             self._loop.run_until_complete(_awaited(result))
 
-    @staticmethod
-    def _only_fed(handle: Callable[[ReplayEvent], Any]) -> Callable[[ReplayEvent], Any]:
-        """Withhold recorded scores and regimes from a handler that makes its own."""
+    def _is_delivered(self, kind: str) -> bool:
+        return kind in _STRICT if self._strict else not kind.startswith(self._withheld)
 
-        def fed(event: ReplayEvent) -> Any:
-            return None if event.type.startswith(("SCORING", "REGIME")) else handle(event)
+    def _handle_event(self, event: ReplayEvent) -> Any:
+        return self._handler.handle_event(event) if self._is_delivered(event.type) else None
 
-        return fed
+    def _handle_state_event(self, event: ReplayEvent) -> None:
+        if not event.type.startswith(("SCORING", "REGIME", "RISK")) or not self._is_delivered(event.type):
+            return
+        symbols = self._feed.session.manifest.symbols if event.symbol is None else [event.symbol]
+        for symbol in symbols:
+            self.settle(
+                self._handler.handle_event(
+                    StateEvent(
+                        timestamp=event.timestamp,
+                        symbol=symbol,
+                        # The states of the recorded system: a session holds its signals, not its states.
+                        from_state="UNKNOWN",
+                        to_state="UNKNOWN",
+                        event_type=event.type,
+                        reason="replay",
+                        extra=dict(event.payload),
+                    )
+                )
+            )
 
     def _digest(self, emitted: int) -> str:
         """Hash the events that were played: the only output that every handler has."""
-        found = hashlib.sha256(b"FULL_DECISION\n" if self._recomputes else b"SCORING_ONLY\n")
+        found = hashlib.sha256(self._mode)
         for rows in self._feed.frame.head(emitted).iter_slices(_HASH_ROWS):
             found.update(rows["timestamp"].dt.timestamp("ns").to_numpy().astype("<i8").tobytes())
             for column in ("type", "symbol", "payload"):
@@ -207,6 +331,7 @@ class RunRecorder:
     def __init__(self, root: DataRoot) -> None:
         self.root = root
         self.counts: Counter[str] = Counter()
+        self.realized_pnl = 0.0
         self._lines: dict[Path, list[bytes]] = {}
         self._snapshots: dict[str, bytes] = {}
         self._ordered: list[bytes] = []
@@ -233,6 +358,7 @@ class RunRecorder:
         line = _line(TradeLogRecord, record)
         self._lines.setdefault(self.root.trades_log(record.date_key), []).append(line)
         self.counts["trades"] += 1
+        self.realized_pnl += record.realized_pnl
         self._add(line)
 
     def log_order(self, record: OrderLogRecord) -> None:
@@ -259,13 +385,14 @@ class RunRecorder:
         try:
             for path, lines in self._lines.items():
                 if lines:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # Not with parents: the folder of a deleted session must not come back.
+                    path.parent.mkdir(exist_ok=True)
                     with path.open("ab", buffering=0) as file:
                         file.write(b"".join(lines))
                     lines.clear()
             for name, text in self._snapshots.items():
                 path = self.root.snapshot(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(exist_ok=True)
                 path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
             self._snapshots.clear()
         except OSError as error:
@@ -284,6 +411,7 @@ class RunRecorder:
         ):
             shutil.rmtree(folder, ignore_errors=True)
         self.counts.clear()
+        self.realized_pnl = 0.0
         self._lines.clear()
         self._event_lines.clear()
         self._snapshots.clear()

@@ -68,6 +68,7 @@ class RunRequest(Request, kw_only=True):
     speed_factor: Any = None
     inject_mode: Literal["SCORING_ONLY", "FULL_DECISION"] | None = None
     loop: bool = False
+    strict: bool = False
     params: dict[str, Any] | None = None
 
     def check(self) -> None:

@@ -27,7 +27,6 @@ from replaylab.errors import (
     SessionNotFoundError,
 )
 from replaylab.lab import Lab
-from replaylab.params import TradingParams
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import HealthSnapshot, ReplayManifest, ReplayStatus
 from replaylab.replay import ReplayControl, ReplayProcess, RunFollower, read_status
@@ -153,14 +152,14 @@ class Service:
     # Replay
 
     async def status(self) -> ReplayStatus:
-        """The replay of this data root, whichever process runs it."""
-        return await asyncio.to_thread(read_status, self.root)
+        """The replay of this data root, whichever process runs it, with this server's run mode."""
+        status = await asyncio.to_thread(read_status, self.root)
+        # A session may be replayed by a process with another configuration: its own mode is in its status.
+        status.run_mode = status.run_mode if status.running else self._config.run_mode
+        return status
 
     async def run(self, request: RunRequest) -> dict[str, Any]:
         """Start a replay in a child process."""
-        params = self._config.trading
-        if request.params:
-            params = TradingParams.from_dict({**params.to_dict(), **request.params})
         speed = None if request.speed_factor is None else float(request.speed_factor)
         async with self._turn:
             if (now := await self.status()).running:
@@ -175,8 +174,10 @@ class Service:
                     speed_factor=speed,
                     inject_mode=request.inject_mode or "SCORING_ONLY",
                     loop=request.loop,
-                    params=params,
-                    scoring=self._config.scoring,
+                    strict=request.strict,
+                    params=request.params,
+                    default_params=self._config.trading,
+                    default_scoring=self._config.scoring,
                     run_mode=self._config.run_mode,
                     timeout=self._start_timeout,
                 )

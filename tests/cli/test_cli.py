@@ -300,7 +300,6 @@ def test_verify_and_recover(call: Call, root: DataRoot, tmp_path: Path) -> None:
     assert call("recover", log, "-o", tmp_path / "saved.jsonl").exit_code == 3
     assert log.read_bytes() == before
     for words in (
-        (log, "-o", tmp_path / "no" / "folder.jsonl"),
         (log, "-o", tmp_path / "saved.jsonl"),
         (root.events("GONE"), "-o", tmp_path / "gone.jsonl"),
         (root.events_dir, "-o", tmp_path / "gone.jsonl"),

@@ -1,15 +1,16 @@
-"""Texts of the command line become exactly the values that a person means."""
+"""Options of the command line become the values that they name."""
 
 from __future__ import annotations
 
 import pytest
 
-from replaylab.cli.terminal import parse_grid, parse_params, scoring_params, trading_params
+from replaylab.cli.terminal import parse_grid, parse_params
 from replaylab.errors import ConfigError
+from replaylab.params import TradingParams
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("written", "value"),
     [
         ("0.7", 0.7),
         ("3", 3),
@@ -17,29 +18,24 @@ from replaylab.errors import ConfigError
         ("None", None),
         ("true", True),
         ("false", False),
-        ("TREND", ("TREND",)),
+        ("TREND", "TREND"),
         ("TREND+RANGE", ("TREND", "RANGE")),
         ("", ()),
         ("-0.5", -0.5),
         ("1e-3", 0.001),
     ],
 )
-def test_a_value(text: str, value: object) -> None:
-    assert parse_params([f"x={text}"]) == {"x": value}
+def test_a_value(written: str, value: object) -> None:
+    assert parse_params([f"x={written}"]) == {"x": value}
 
 
-def test_params_become_trading_params() -> None:
-    params = trading_params(["entry_threshold=0.7", "exit_threshold=0.1", "allowed_regimes=TREND+RANGE"])
-    assert (params.entry_threshold, params.exit_threshold) == (0.7, 0.1)
-    assert params.allowed_regimes == ("TREND", "RANGE")
-    assert trading_params(None) == trading_params([])
-
-
-def test_no_scoring_texts_mean_the_default() -> None:
-    assert scoring_params(None) is None
-    found = scoring_params(["interval_ms=250"])
-    assert found is not None
-    assert found.interval_ms == 250
+def test_options_are_changes_to_parameters() -> None:
+    """A list of names also where it holds one; a choice is a string."""
+    changes = parse_params(["entry_threshold=0.7", "allowed_regimes=TREND", "market_fill=print"])
+    params = TradingParams(sl_pct=0.2).with_changes(changes)
+    assert (params.entry_threshold, params.sl_pct, params.market_fill) == (0.7, 0.2, "print")
+    assert params.allowed_regimes == ("TREND",)
+    assert parse_params(None) == {}
 
 
 def test_a_list_axis_keeps_order_and_none() -> None:
@@ -53,18 +49,13 @@ def test_a_range_axis_has_both_ends_and_round_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tp1_pct", "=3", "tp1_pct=0.1:1.0", "tp1_pct=0.1:1:0", "tp1_pct=a:b:3", "tp1_pct=1:2:3:4"]
+    "axis", ["tp1_pct", "=3", "tp1_pct=0.1:1.0", "tp1_pct=0.1:1:0", "tp1_pct=a:b:3", "tp1_pct=1:2:3:4"]
 )
-def test_a_wrong_axis_is_refused(text: str) -> None:
+def test_a_wrong_axis_is_refused(axis: str) -> None:
     with pytest.raises(ConfigError, match="--grid"):
-        parse_grid([text])
+        parse_grid([axis])
 
 
 def test_a_name_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="sl_pct: given twice"):
         parse_params(["sl_pct=1", "sl_pct=2"])
-
-
-def test_a_misspelt_name_gets_the_closest() -> None:
-    with pytest.raises(ConfigError, match="entry_threshold"):
-        trading_params(["entry_treshold=0.7"])

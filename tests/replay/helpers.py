@@ -34,12 +34,12 @@ def market(root: Path, session_id: str = "market", *, seconds: int = 120, seed: 
 
 
 def ticks(root: Path, gaps: list[float], session_id: str = "ticks") -> Session:
-    """A session of one score after each of ``gaps`` seconds."""
+    """A session of one score, with a price, after each of ``gaps`` seconds."""
     builder = SessionBuilder(START)
     at = 0.0
     for number, gap in enumerate(gaps):
         at += gap
-        builder.score("AAA", number / 1000, at=at)
+        builder.score("AAA", number / 1000, at=at, price=100.0)
     return builder.build(root, session_id)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import platform
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from replaylab.errors import (
     ConfigError,
+    PriceError,
     ReplayError,
     ReplayRunningError,
     SessionError,
@@ -22,10 +25,11 @@ from replaylab.errors import (
     TimeError,
 )
 from replaylab.params import TradingParams
-from replaylab.records import ReplayEvent
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayEvent, ReplayStatus, StateEvent
 from replaylab.replay import ReplayEngine, ReplayRun, read_status
 from replaylab.replay.engine import ActiveRun
-from replaylab.sessions import SessionStore
+from replaylab.sessions import Session, SessionStore
 from replaylab.testing import SessionBuilder
 from tests.replay.helpers import START, Collector, market, ticks
 
@@ -129,8 +133,9 @@ def test_handlers_get_records_with_the_original_time(tmp_path: Path) -> None:
     session = market(tmp_path, seconds=5)
     handler = Collector()
     asyncio.run(engine_of(tmp_path, handler).run_session(session.id, speed_factor=INF))
-    on_disk = (session.path / "events.jsonl").read_text().splitlines()
-    assert [event.to_dict() for event in handler.events] == [json.loads(line) for line in on_disk]
+    on_disk = [json.loads(line) for line in (session.path / "events.jsonl").read_text().splitlines()]
+    delivered = [event for event in on_disk if event["type"] != "EXECUTION_ORDER"]
+    assert [event.to_dict() for event in handler.events] == delivered
     assert all(isinstance(event, ReplayEvent) for event in handler.events)
 
 
@@ -176,7 +181,7 @@ def test_full_decision_keeps_recorded_signals_from_the_handler(tmp_path: Path) -
     engine = engine_of(tmp_path, handler)
     engine.subscribe(everything.handle_event)
     asyncio.run(engine.run_session(session.id, speed_factor=INF, inject_mode="FULL_DECISION"))
-    assert {event.type for event in handler.events} == {"MARKET_TRADE", "RISK_UPDATE", "EXECUTION_ORDER"}
+    assert {event.type for event in handler.events} == {"MARKET_TRADE", "RISK_UPDATE"}
     assert len(everything.events) == session.events.height
 
 
@@ -253,7 +258,7 @@ def test_seek_forward_and_back(tmp_path: Path) -> None:
     assert len(handler.events) == 3
     assert watcher.events == []
     assert engine.step() == 1
-    assert watcher.events[0].payload == {"score": 0.003}
+    assert watcher.events[0].payload["score"] == 0.003
     with pytest.raises(ReplayError, match="index from 0 to 10"):
         engine.seek(11)
     engine.stop()
@@ -655,4 +660,167 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     engine = engine_of(tmp_path)
     with pytest.raises(ReplayError, match="cannot be written"):
         engine.start_session("ticks")
+    assert not engine.get_status().running
+
+
+def every_type(root: Path) -> Session:
+    """A session with an event of each kind that a handler may or may not receive."""
+    builder = SessionBuilder(START)
+    builder.trade("AAA", 100.0, at=0).book("AAA", [[99.0, 1.0]], [[101.0, 1.0]], at=1)
+    builder.score("AAA", 0.9, at=2).regime("AAA", "CALM", at=3)
+    builder.risk("AAA", at=4, trading_blocked=True).risk(at=5, force_close=True)
+    builder.event("FUNDING", "AAA", {"fundingRate": 0.0001}, at=6)
+    builder.event("STATE_EVENT", "AAA", {"eventType": "SCORING_UPDATE"}, at=7)
+    builder.event("EXECUTION_FILL", "AAA", {"price": 100.0}, at=8)
+    builder.event("FEATURE_SNAPSHOT", "AAA", {"spread": 1.0}, at=9)
+    return builder.build(root, "every-type")
+
+
+def delivered_to(root: Path, **options: Any) -> list[str]:
+    handler = Collector()
+    engine = ReplayEngine(SessionStore(root), handler)
+    engine.start_session("every-type", speed_factor=INF, **options)
+    assert engine.wait(10)
+    return [event.type for event in handler.events]
+
+
+def test_what_a_handler_receives(tmp_path: Path) -> None:
+    """Signals, risk, funding and market data; never the recorded consequences. Strict: the specification's minimum."""
+    every_type(tmp_path)
+    market_data, signals = ["MARKET_TRADE", "MARKET_BOOK"], ["SCORING_UPDATE", "REGIME_UPDATE"]
+    rest = ["RISK_UPDATE", "RISK_UPDATE", "FUNDING", "FEATURE_SNAPSHOT"]
+    assert delivered_to(tmp_path) == [*market_data, *signals, *rest]
+    assert delivered_to(tmp_path, inject_mode="FULL_DECISION") == [*market_data, *rest]
+    assert delivered_to(tmp_path, strict=True) == signals
+    with pytest.raises(ConfigError, match="strict"):
+        delivered_to(tmp_path, strict=True, inject_mode="FULL_DECISION")
+
+
+def test_a_state_machine_receives_state_events(tmp_path: Path) -> None:
+    """``deliver="state_events"``: one StateEvent per signal and symbol, with the payload as extra, awaited in order."""
+
+    class Machine:
+        def __init__(self) -> None:
+            self.events: list[StateEvent] = []
+
+        async def handle_event(self, event: StateEvent) -> None:
+            await asyncio.sleep(0)
+            self.events.append(event)
+
+    session = every_type(tmp_path)
+    machine, observer = Machine(), Collector()
+    engine = ReplayEngine(SessionStore(tmp_path), machine, deliver="state_events")
+    engine.subscribe(observer.handle_event)
+    for speed in (INF, 1000.0):
+        engine.start_session(session, speed_factor=speed)
+        assert engine.wait(10)
+    once = ["SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "RISK_UPDATE"]
+    assert [event.event_type for event in machine.events] == once * 2
+    assert all(isinstance(event, StateEvent) and event.symbol == "AAA" for event in machine.events)
+    assert machine.events[0].extra == {"score": 0.9}
+    assert len(observer.events) == 2 * session.events.height
+    with pytest.raises(ConfigError, match="deliver"):
+        ReplayEngine(SessionStore(tmp_path), machine, deliver="events")  # type: ignore[arg-type]
+
+
+def test_strict_with_the_reference_system_uses_prices_of_scores(tmp_path: Path) -> None:
+    """Without market data the prices in the scoring events remain; where there are none the replay is refused."""
+    session = market(tmp_path)
+    engine = engine_of(tmp_path)
+    engine.start_session(session, speed_factor=INF, strict=True)
+    assert engine.wait(10)
+    run = engine.last_run
+    assert run is not None
+    assert set(run.record["priceSources"].values()) == {"score"}
+    assert run.record["strict"] is True
+    every_type(tmp_path)
+    with pytest.raises(PriceError, match="no prices"):
+        engine.start_session("every-type", strict=True)
+
+
+def recorded_session(root: Path, **options: Any) -> Session:
+    builder = SessionBuilder(START)
+    for second in range(60):
+        builder.trade("AAA", 100 + second % 7, at=second).score("AAA", (second % 10) / 10, at=second + 0.5)
+    return builder.build(root, "recorded", **options)
+
+
+def test_recorded_parameters_are_the_default(tmp_path: Path) -> None:
+    """None runs the session's parameters, a dict changes them, TradingParams replace them; run and status say so."""
+    recorded = TradingParams(entry_threshold=0.8, sl_pct=0.4, tp1_pct=1.0, tp2_pct=2.0)
+    session = recorded_session(tmp_path, recorded_params=recorded)
+
+    def run(params: Any) -> tuple[ReplayRun, ReplayStatus]:
+        engine = ReplayEngine(SessionStore(tmp_path), params=params, default_params=EAGER)
+        engine.start_session(session, speed_factor=INF)
+        assert engine.wait(10)
+        assert engine.last_run is not None
+        return ReplayRun.open(DataRoot(tmp_path), session.id, engine.last_run.id), engine.get_status()
+
+    as_recorded, status = run(None)
+    assert (as_recorded.params, as_recorded.params_source, as_recorded.changes) == (recorded, "recorded", {})
+    assert (status.params_source, status.changes) == ("recorded", {})
+    assert "recorded parameters" in as_recorded.assumptions
+    assert "AAA trade (1 s apart)" in as_recorded.assumptions
+    changed, status = run({"sl_pct": 0.5})
+    assert changed.params == recorded.replace(sl_pct=0.5)
+    assert (changed.params_source, changed.changes) == ("recorded", {"sl_pct": (0.4, 0.5)})
+    assert status.changes == {"slPct": [0.4, 0.5]}
+    assert "sl_pct 0.4 → 0.5" in repr(changed)
+    given, _ = run(EAGER)
+    assert (given.params, given.params_source) == (EAGER, "given")
+    assert given.changes["entry_threshold"] == (0.8, 0.3)
+    with pytest.raises(ConfigError, match="Did you mean 'sl_pct'"):
+        run({"sl_pc": 0.5})
+
+
+def test_a_session_without_recorded_parameters_runs_the_default(tmp_path: Path) -> None:
+    session = recorded_session(tmp_path)
+    engine = ReplayEngine(SessionStore(tmp_path), default_params=EAGER)
+    engine.start_session(session, speed_factor=INF)
+    assert engine.wait(10)
+    assert engine.last_run is not None
+    assert (engine.last_run.params, engine.last_run.params_source) == (EAGER, "config")
+
+
+def test_a_session_without_prices_is_refused(tmp_path: Path) -> None:
+    """As the sweep does: the error names the types to include, and nothing is recorded."""
+    SessionBuilder(START).score("AAA", 0.9, at=0).score("AAA", 0.9, at=1).build(tmp_path, "scores")
+    engine = ReplayEngine(SessionStore(tmp_path))
+    with pytest.raises(PriceError, match=r"AAA.*include_types.*MARKET_TRADE"):
+        engine.start_session("scores")
+    assert "no prices" in (read_status(tmp_path).error or "")
+    assert not (tmp_path / "replay/sessions/scores/runs").exists()
+    with pytest.raises(PriceError, match="market data"):
+        engine.start_session("scores", inject_mode="FULL_DECISION")
+
+
+def test_the_status_of_a_loaded_session(tmp_path: Path) -> None:
+    """After load_session it has the id and the number of events; a dead run of another process is not this engine's."""
+    ticks(tmp_path, [0.0] * 7)
+    engine = engine_of(tmp_path)
+    dead = {"sessionId": "other", "running": True, "pid": 999_999_999, "processStart": 1.0, "runId": "x"}
+    status_file = DataRoot(tmp_path).replay_status
+    status_file.parent.mkdir(exist_ok=True)
+    status_file.write_text(json.dumps({**dead, "host": platform.node()}))
+    assert (engine.get_status().session_id, engine.get_status().error) == (None, None)
+    engine.load_session("ticks")
+    status = engine.get_status()
+    assert (status.session_id, status.total_events, status.running) == ("ticks", 7, False)
+    assert (status.error, status.run_mode) == (None, "LIVE")
+    engine.start_session(speed_factor=INF)
+    engine.wait()
+    assert engine.get_status().current_event_index == 7
+
+
+def test_a_run_does_not_bring_a_deleted_session_back(tmp_path: Path) -> None:
+    session = market(tmp_path, seconds=20)
+    engine = engine_of(tmp_path)
+    engine.start_session(session, paused=True)
+    shutil.rmtree(session.path)
+    engine.set_speed(INF)
+    engine.resume()
+    with pytest.raises(ReplayError, match=r"cannot be recorded|was deleted"):
+        engine.wait(10)
+    assert not session.path.exists()
     assert not engine.get_status().running
