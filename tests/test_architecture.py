@@ -36,6 +36,8 @@ LAYERS = {
     **dict.fromkeys(("cli", "server"), 8),
 }
 HOMES = {
+    "filelock": {"fsio"},
+    "psutil": {"fsio"},
     "numba": {"barriers", "compiled", "features", "frames", "ml", "sweep"},
     "ipywidgets": {"notebook"},
     "anywidget": {"notebook"},
@@ -52,7 +54,7 @@ VAGUE = {
     *("rows", "running", "stuff", "tools", "util", "utils", "words"),
 }
 # What is not there yet: these lists only become shorter.
-PENDING_NAMES = {"records", "cli"}
+PENDING_NAMES = {"cli"}
 PENDING_OPTIONS = {"Lab", "importers", "lab", "testing", "trading"}
 PENDING_FILES = 172
 
