@@ -41,7 +41,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _ANY = msgspec.json.Decoder()
 _BLOCK = 4096
-_KEYS: dict[str, Any] = {
+_KEYS = pl.Schema({
     "row": pl.Int64,
     "event_index": pl.Int64,
     "timestamp": pl.Datetime("ns", "UTC"),

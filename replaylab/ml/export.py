@@ -223,29 +223,24 @@ def _card_bytes(about: dict[str, Any]) -> bytes:
 
 def _refuse_foreign(target: Path, single: bool) -> None:
     """Only an earlier export may be replaced."""
-    if single:
-        if target.is_dir():
-            raise DatasetError(f"{target} is a folder: name a file, or a folder without .parquet at its end")
-        if target.is_file() and CARD_KEY not in (_metadata(target) or {}):
-            raise DatasetError(f"{target} exists and is no earlier export: name another file")
-        return
-    if target.exists() and not target.is_dir():
+    if single and target.is_dir():
+        raise DatasetError(f"{target} is a folder: name a file, or a folder without .parquet at its end")
+    if not single and target.is_file():
         raise DatasetError(f"{target} is a file: a dataset is a folder, or a name that ends in .parquet")
-    if target.is_dir() and any(target.iterdir()):
-        try:
-            mine = orjson.loads((target / "dataset.json").read_bytes()).get("format") == CARD_KEY.decode()
-        except (OSError, orjson.JSONDecodeError, AttributeError):
-            mine = False
-        if not mine:
-            raise DatasetError(f"{target} is not empty and no earlier export: name another folder")
+    occupied = any(target.iterdir()) if target.is_dir() else target.exists()
+    if occupied and not _is_export(target):
+        place = "file" if single else "folder"
+        raise DatasetError(f"{target} exists and is no earlier export: name another {place}")
 
 
-def _metadata(file: Path) -> dict[bytes, bytes] | None:
+def _is_export(target: Path) -> bool:
     try:
-        found: dict[bytes, bytes] | None = pq.read_schema(file).metadata
-    except pa.ArrowInvalid:
-        return None
-    return found
+        if target.is_dir():
+            card = orjson.loads((target / "dataset.json").read_bytes())
+            return isinstance(card, dict) and card.get("format") == CARD_KEY.decode()
+        return CARD_KEY in (pq.read_schema(target).metadata or {})
+    except (OSError, orjson.JSONDecodeError, pa.ArrowInvalid):
+        return False
 
 
 class CardBuilder:

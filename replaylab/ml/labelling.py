@@ -47,6 +47,13 @@ _CELLS = 4_000_000  # settings × entries at once: some 200 MB
 _UTC = pl.Datetime("ns", "UTC")
 _NAMES = ("tp_pct", "sl_pct", "max_hold_s")
 NONE, TARGET, STOP, TIME = 0, 1, 2, 3
+_TRADE_FIELDS = {
+    "side": "side",
+    "qty": "qty",
+    "entry_price": "entryPrice",
+    "realized_pnl": "realizedPnl",
+    "duration_seconds": "durationSeconds",
+}
 _BARRIERS = (None, "TP", "SL", "TIME")
 
 
@@ -411,11 +418,8 @@ def barrier_scan(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums[:, 4] / n
         variance = (sums[:, 5] - sums[:, 4] * mean) / (n - 1)
-        means = {
-            "mean_ret": mean,
-            "std_ret": np.sqrt(np.maximum(variance, 0.0)),
-            "mean_s": sums[:, 6] / n,
-        }
+        spread = np.sqrt(np.maximum(variance, 0.0))
+        means = {"mean_ret": mean, "std_ret": spread, "mean_s": sums[:, 6] / n}
     counts = {"n": n, "unknown": total - n, "n_tp": sums[:, 1], "n_sl": sums[:, 2], "n_time": sums[:, 3]}
     axes = {
         name: np.where(np.isinf(column), np.nan, column)
@@ -428,21 +432,12 @@ def barrier_scan(
 
 def _summed(touched: Touched, ts: Ints, entries: Ints) -> Floats:
     barrier, ret = touched.barrier, np.nan_to_num(touched.ret)
-    spent = np.zeros(len(barrier))
+    seconds = np.zeros(barrier.shape)
     if len(entries):
-        seconds = (ts[np.maximum(touched.position, 0)] - ts[entries]) / 1e9
-        spent = np.where(barrier != NONE, seconds, 0.0).sum(axis=1)
-    return np.column_stack(
-        [
-            (barrier != NONE).sum(axis=1),
-            (barrier == TARGET).sum(axis=1),
-            (barrier == STOP).sum(axis=1),
-            (barrier == TIME).sum(axis=1),
-            ret.sum(axis=1),
-            (ret**2).sum(axis=1),
-            spent,
-        ]
-    ).astype(np.float64)
+        held = (ts[np.maximum(touched.position, 0)] - ts[entries]) / 1e9
+        seconds = np.where(barrier != NONE, held, 0.0)
+    marks = (barrier != NONE, barrier == TARGET, barrier == STOP, barrier == TIME)
+    return np.column_stack([part.sum(axis=1) for part in (*marks, ret, ret**2, seconds)]).astype(np.float64)
 
 
 def fixed_horizon(
@@ -476,7 +471,7 @@ def fixed_horizon(
             "row": part.row,
             "event_index": part.index,
             "symbol": pl.repeat(part.symbol, len(entry), dtype=pl.String, eager=True),
-            "t_start": pl.Series(part.ts).cast(_UTC),
+            "t_start": _times(part.ts),
             "side": direction,
             "entry_price": pl.Series(price).fill_nan(None),
         }
@@ -485,8 +480,7 @@ def fixed_horizon(
             usable = known & (place >= entry) & (direction != 0)
             ret = np.where(usable, direction * (later / price - 1.0), np.nan)
             columns[f"ret_{name}"] = pl.Series(ret).fill_nan(None)
-            end = pl.Series(part.ts + step).cast(_UTC)
-            columns[f"t_end_{name}"] = pl.select(pl.when(pl.Series(~np.isnan(ret))).then(end)).to_series()
+            columns[f"t_end_{name}"] = _masked(_times(part.ts + step), ~np.isnan(ret))
         pieces.append(pl.DataFrame(columns))
     if not pieces:
         raise DatasetError("the session has no decision times: no SCORING_UPDATE with a symbol")
@@ -503,7 +497,7 @@ def mark_outs(
     """Return ``trades`` with ``mark_out_1s``, ...: how the price moved in favour after each entry, in basis points.
 
     ``trades``: ``symbol``, ``side``, ``entry_price`` and ``entry_time`` (or ``timestamp`` and ``duration_seconds``, as
-    in the trade log). Negative mark-outs at short horizons mean that the market knew better.
+    in the trade log). Negative mark-outs at short horizons mean adverse selection.
     """
     trades = as_polars(trades)
     frame = _with_entry_time(trades)
@@ -553,15 +547,8 @@ def _logged_trades(session: SessionLike) -> pl.DataFrame:
             'the session holds no logged trades: build it with include_types that hold "EXECUTION_*", '
             "or give the trades"
         )
-    records = [orjson.loads(text) for text in rows["payload"].to_list()]
-    names = {
-        "side": "side",
-        "entry_price": "entryPrice",
-        "qty": "qty",
-        "realized_pnl": "realizedPnl",
-        "duration_seconds": "durationSeconds",
-    }
-    columns = {ours: [record.get(theirs) for record in records] for ours, theirs in names.items()}
+    records = [orjson.loads(payload) for payload in rows["payload"].to_list()]
+    columns = {name: [record.get(key) for record in records] for name, key in _TRADE_FIELDS.items()}
     return pl.DataFrame({"timestamp": rows["timestamp"], "symbol": rows["symbol"], **columns})
 
 

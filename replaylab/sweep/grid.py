@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replaylab.errors import ConfigError, SweepError, did_you_mean
-from replaylab.params import TradingParams
+from replaylab.errors import SweepError, did_you_mean
+from replaylab.params import TradingParams, contradictions
 from replaylab.sweep.fills import PARAMS
 
 Array = npt.NDArray[Any]
@@ -135,7 +135,8 @@ def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:
     """Return the combinations of a mapping (product), a polars or pandas DataFrame (a row each), or a ``Grid``.
 
     Raises SweepError for an unknown axis (with the closest name), an empty axis or a value that ``TradingParams``
-    refuses. Combinations with tp2_pct < tp1_pct are left out with a warning that counts them.
+    refuses. Combinations that contradict themselves, such as tp2_pct < tp1_pct, are left out with a warning that counts
+    them.
     """
     base = base or TradingParams()
     if isinstance(grid, Grid):
@@ -229,12 +230,10 @@ def _values(name: str, values: Any) -> list[Any]:
 def _checked(name: str, value: Any) -> Any:
     if name == "allowed_regimes" and isinstance(value, str):
         value = [part for part in value.split("|") if part]
-    # The other target cannot contradict here: contradictions are searched over whole combinations.
-    partner = {"tp1_pct": {"tp2_pct": 1e300}, "tp2_pct": {"tp1_pct": 0.0}}.get(name, {})
     try:
-        return getattr(TradingParams(**{**partner, name: value}), name)
-    except ConfigError as error:
-        raise SweepError(f"grid: {error}") from None
+        return DECLARED[name].check(value)
+    except ValueError as error:
+        raise SweepError(f"grid: {name}: expected {error}, found {value!r}") from None
 
 
 def _column(name: str, column: pl.Series) -> tuple[list[Any], Array]:
@@ -277,27 +276,26 @@ def _from_pandas(grid: Any) -> pl.DataFrame:
 def _without_contradictions(
     axes: dict[str, list[Any]], codes: dict[str, Array], rows: int, base: TradingParams
 ) -> Grid:
-    target: dict[str, Any] = {}
-    for name in ("tp1_pct", "tp2_pct"):
-        if name in axes:
-            target[name] = np.array(axes[name], dtype=np.float64)[codes[name]]
-        else:
-            target[name] = getattr(base, name)
-    wrong = np.broadcast_to(target["tp2_pct"] < target["tp1_pct"], rows)
-    count = int(wrong.sum())
-    if count == 0:
+    values: dict[str, Any] = {
+        name: np.array(axes[name])[codes[name]] if name in axes else getattr(base, name)
+        for fields, _ in contradictions({name: getattr(base, name) for name in FIELDS}).values()
+        for name in fields
+    }
+    kept = np.ones(rows, dtype=bool)
+    left_out: dict[str, int] = {}
+    for reason, (_, wrong) in contradictions(values).items():
+        dropped = kept & np.broadcast_to(wrong, rows)
+        if dropped.any():
+            left_out[reason] = int(dropped.sum())
+            kept &= ~dropped
+    if not left_out:
         return Grid(axes, codes, rows, {})
-    if count == rows:
-        raise SweepError(f"all {rows:,} combinations have tp2_pct < tp1_pct: nothing is left to run")
-    warnings.warn(
-        f"{count:,} of {rows:,} combinations have tp2_pct < tp1_pct and are left out",
-        UserWarning,
-        stacklevel=4,
-    )
-    kept = np.flatnonzero(~wrong)
-    return Grid(
-        axes, {name: code[kept] for name, code in codes.items()}, len(kept), {"tp2_pct < tp1_pct": count}
-    )
+    counted = ", ".join(f"{count:,} of {rows:,} combinations have {why}" for why, count in left_out.items())
+    if not kept.any():
+        raise SweepError(f"all combinations contradict themselves, nothing is left to run: {counted}")
+    warnings.warn(f"{counted} and are left out", UserWarning, stacklevel=4)
+    places = np.flatnonzero(kept)
+    return Grid(axes, {name: code[places] for name, code in codes.items()}, len(places), left_out)
 
 
 def _dense(code: Array, total: int) -> Codes:

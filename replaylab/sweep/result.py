@@ -256,7 +256,7 @@ class SweepResult(Outcome):
 
     def returns(self, row: int, every: str | timedelta = "1d") -> pl.DataFrame:
         """Return ``timestamp`` (start of each UTC period) and ``pnl`` (USD): realised by exits, 0 in quiet periods."""
-        edges = period_edges(self._span([row]), period_ns(every))
+        edges = period_edges(self._span(), period_ns(every))
         pnl = period_pnl(self.trades, [row], edges)[:, 0]
         return pl.DataFrame({"timestamp": pl.Series(edges[:-1]).cast(_UTC), "pnl": pnl})
 
@@ -275,7 +275,7 @@ class SweepResult(Outcome):
         the result; ``plots.overfitting`` draws it. Raises SweepError when the session is too short.
         """
         rows = self._spread(max_trials)
-        span = self._span(rows)
+        span = self._span()
         length = max(1, (span[1] - span[0]) // (8 * n_blocks)) if every is None else period_ns(every)
         pnl = period_pnl(self.trades, rows, period_edges(span, length))
         return overfitting_probability(pnl, n_blocks, score, max_splits)
@@ -307,7 +307,7 @@ class SweepResult(Outcome):
         if score == "sharpe" and step < 2 * length:
             raise SweepError("a Sharpe ratio needs two periods in each test: name a shorter every")
         rows = self._spread(max_trials)
-        edges = period_edges(self._span(rows), length)
+        edges = period_edges(self._span(), length)
         pnl = period_pnl(self.trades, rows, edges)
         steps = walk_forward_steps(pnl, window // length, step // length, score=score, expanding=expanding)
         ends = {
@@ -476,17 +476,10 @@ class SweepResult(Outcome):
         count = min(self.frame.height, most)
         return np.unique(np.linspace(0, self.frame.height - 1, count).astype(int)).tolist() if count else []
 
-    def _span(self, rows: Sequence[int]) -> tuple[int, int]:
-        if self.span is not None:
-            return self.span
-        ends: list[int] = []
-        for row in rows:
-            trades = self.trades(row)
-            for name in ("entry_time", "exit_time"):
-                ends += trades[name].dt.timestamp("ns").to_list()
-        if not ends:
-            raise SweepError("no combination traded: there are no returns")
-        return min(ends), max(ends)
+    def _span(self) -> tuple[int, int]:
+        if self.span is None:
+            raise SweepError("the session has no prices and no scores: there are no returns")
+        return self.span
 
     def _varied(self, axes: Sequence[str] | None) -> list[str]:
         if axes is None:

@@ -60,7 +60,7 @@ def test_a_column_of_nothing_is_switched_off() -> None:
         ({"sl_pct": [-1.0]}, "sl_pct: expected a finite number ≥ 0"),
         ({"sl_pct": [float("nan")]}, "sl_pct"),
         ({"sl_pct": ["0.1"]}, "sl_pct"),
-        ({"tp1_pct": [0.7, 0.8]}, "all 2 combinations have tp2_pct < tp1_pct"),
+        ({"tp1_pct": [0.7, 0.8]}, "2 of 2 combinations have tp2_pct < tp1_pct"),
         (pl.DataFrame({"sl_pct": []}, schema={"sl_pct": pl.Float64}), "no rows"),
         (5, "a mapping of parameter names"),
     ],
@@ -106,3 +106,13 @@ def test_a_million_distinct_rows_are_checked_by_their_ends() -> None:
 def test_a_lazy_frame_is_a_frame() -> None:
     frame = pl.DataFrame({"sl_pct": [0.1, 0.2]})
     assert make_grid(frame.lazy()).columns()["sl_pct"].to_list() == [0.1, 0.2]
+
+
+def test_fill_models_contradict_by_whole_combinations() -> None:
+    """A queue needs ticks: only the rows with both values are left out, each counted once."""
+    axes = {"limit_fill": ["through", "queue"], "rounding": ["none", "exchange"], "sl_pct": [0.1, 0.2]}
+    with pytest.warns(UserWarning, match="2 of 8 combinations have limit_fill"):
+        grid = make_grid(axes)
+    assert grid.rows == 6
+    rows = pl.DataFrame(list(grid.columns().values())).select("limit_fill", "rounding").rows()
+    assert ("queue", "none") not in rows
