@@ -26,6 +26,7 @@ from replaylab.ml.labelling import (
 from replaylab.params import TradingParams
 from tests import oracle
 from tests.ml.sessions import SECOND, START, FakeSession, random_rows, score, session, trade
+from tests.strategies import VERSION_1
 
 
 def slow(
@@ -148,6 +149,7 @@ def test_with_costs_a_label_is_the_trade_that_the_model_makes(
         max_hold_s=hold,
         latency_ms=latency,
         slippage_bps=2.0,
+        **VERSION_1,
     )
     model = oracle.run(rows, params, price_source="trade")
     frame = labels(session(rows), tp, sl, hold, side="score", costs=params, price_source="trade")

@@ -40,7 +40,7 @@ class Stored:
 def test_prices_are_those_of_the_oracle(seed: int) -> None:
     session = make_session(seed, 500, 3)
     tape = pack(session, session.price_source)
-    chosen = oracle.choose_prices(session.raw, session.initial_state.get("symbols", {}), session.price_source)
+    chosen = oracle.read_inputs(session.raw, session.price_source, session.initial_state).prices
     for k, name in enumerate(tape.symbols):
         part = slice(tape.price_from[k], tape.price_from[k + 1])
         found = dict(zip(tape.price_index[part].tolist(), tape.price[part].tolist(), strict=True))
