@@ -55,7 +55,7 @@ class Controls:
                 w.HBox([self.pause, self.step, self.stop, self.speed, self.message], layout=middle),
             ]
         )
-        self.show(ReplayStatus(), steerable=False)
+        self.show(ReplayStatus())
 
     def _moved(self, value: float) -> None:
         if not self._drawing:
@@ -70,19 +70,15 @@ class Controls:
         self.speed.value = factor
         self._drawing = False
 
-    def show(self, status: ReplayStatus, *, steerable: bool) -> None:
-        """Draw a status; a replay of another process can be stopped from here, and not steered."""
-        running = status.running
-        self.stop.disabled = not running
-        self.pause.disabled = not (running and steerable)
-        self.step.disabled = not (running and steerable)
-        self.speed.disabled = running and not steerable
+    def show(self, status: ReplayStatus) -> None:
+        """Draw a status, of a replay of any process."""
+        self.stop.disabled = self.pause.disabled = self.step.disabled = not status.running
         self.pause.description, self.pause.icon = ("Resume", "play") if status.paused else ("Pause", "pause")
         total = max(status.total_events, 1)
         self.progress.value = min(1.0, status.current_event_index / total) if status.session_id else 0.0
-        self.where.value = self._where(status, steerable)
+        self.where.value = self._where(status)
 
-    def _where(self, status: ReplayStatus, steerable: bool) -> str:
+    def _where(self, status: ReplayStatus) -> str:
         if status.session_id is None:
             return note("no replay runs: choose a session and press Run")
         parts = [f"{status.current_event_index:,} of {status.total_events:,} events"]
@@ -94,8 +90,6 @@ class Controls:
             parts.append("paused")
         if not status.running:
             parts.append("ended")
-        elif not steerable:
-            parts.append("started elsewhere: it can be stopped from here")
         text = "&nbsp; " + note(" · ".join(parts))
         return f"{text} {error(status.error)}" if status.error else text
 

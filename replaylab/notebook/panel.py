@@ -164,7 +164,7 @@ class Panel:
         self._status = status
         if status.session_id is not None:
             self._load_track(status.session_id)
-        self.controls.show(status, steerable=status.running)
+        self.controls.show(status)
         self.live.draw()
         self.live.show_plot(png)
         if slow is not None:

@@ -19,7 +19,7 @@ from replaylab.config import Config
 from replaylab.lab import Lab
 from replaylab.notebook import Panel
 from replaylab.notebook.panel import DETAIL, LOGS, OVERVIEW
-from replaylab.replay import ReplayEngine, read_status
+from replaylab.replay import ReplayProcess, read_status
 from replaylab.sessions import build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
 
@@ -132,20 +132,27 @@ def test_overview_shows_positions_orders_trades_and_a_picture(panel: Panel) -> N
     assert shown == pytest.approx(closed["realized_pnl"].sum())
 
 
-def test_a_replay_of_another_process_is_shown_and_stopped(panel: Panel) -> None:
-    """Whichever process plays: here an engine beside the panel."""
-    engine = ReplayEngine(panel.lab.sessions)
-    engine.start_session("a-minute", speed_factor=2.0)
+def test_a_replay_of_another_process_is_shown_and_steered(panel: Panel) -> None:
+    """Whichever process started it, the panel pauses it, steps, changes its speed, resumes and stops it."""
+    other = ReplayProcess.start(panel.lab.root, "a-minute", speed_factor=2.0)
     try:
         until(panel, lambda: "REPLAY MODE · a-minute · 2×" in panel.badge.value)
         until(panel, lambda: "BTCUSDT" in panel.live.hot.value)
-        assert panel.controls.pause.disabled
         assert panel.run.disabled
+        panel.controls.pause.click()
+        until(panel, lambda: panel.controls.pause.description == "Resume")
+        at = panel._status.current_event_index
+        panel.controls.step.click()
+        until(panel, lambda: panel._status.current_event_index == at + 1)
+        panel.controls.speed.value = 5.0
+        until(panel, lambda: "a-minute · 5×" in panel.badge.value)
+        panel.controls.pause.click()
+        until(panel, lambda: panel._status.current_event_index > at + 1)
         panel.controls.stop.click()
         until(panel, lambda: not panel._status.running)
-        assert engine.wait(5)
+        assert other.wait(5)
     finally:
-        engine.stop()
+        other.stop()
 
 
 def test_detail(panel: Panel) -> None:
