@@ -62,3 +62,14 @@ def test_the_reference_covers_what_users_import(room: str) -> None:
     module = importlib.import_module(f"replaylab.{room}")
     public = {f"replaylab.{room}.{name}" for name in module.__all__ if callable(getattr(module, name))}
     assert public <= listed
+
+
+def test_every_entry_of_the_reference_can_be_imported() -> None:
+    """Its heading is the path to import it from."""
+    page = (REPOSITORY / "docs" / "reference.md").read_text()
+    for dotted in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE):
+        place, _, name = dotted.rpartition(".")
+        try:
+            importlib.import_module(dotted)
+        except ModuleNotFoundError:
+            assert hasattr(importlib.import_module(place), name), dotted

@@ -393,5 +393,5 @@ def test_the_documentation_names_commands_and_options_that_exist() -> None:
         shown = CliRunner().invoke(app, [words[1], "--help"]).stdout
         for option in (word for word in words[2:] if word.startswith("-")):
             assert f" {option} " in shown, f"{' '.join(words)}: {option}"
-    told = [line.split("`")[1].split()[0] for line in page.splitlines() if line.startswith("| `")]
-    assert set(COMMANDS) <= {*told, "stop", "recover"}
+    named = [line.split("`")[1].split()[0] for line in page.splitlines() if line.startswith("| `")]
+    assert set(COMMANDS) <= {*named, "stop", "recover"}
