@@ -176,7 +176,7 @@ def test_the_architecture_page_names_the_files_that_there_are() -> None:
             for package in re.findall(r"`(\w+)/`", packages)
             for path in (PACKAGE / package).glob("[a-z]*.py")
         }
-        assert listed == there or packages == "`logging/`", packages
+        assert listed <= there, packages
 
 
 def packages() -> list[str]:
