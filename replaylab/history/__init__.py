@@ -9,6 +9,7 @@ lazy and writing goes by UTC day. Columns: :data:`TRADES_SCHEMA`, :data:`BOOK_SC
 
 from __future__ import annotations
 
+from replaylab.history.instruments import decimals_of, load_instruments, normalised, save_instruments, step_of
 from replaylab.history.tapes import (
     BOOK_SCHEMA,
     FUNDING_SCHEMA,
@@ -38,11 +39,16 @@ __all__ = [
     "coverage",
     "day_files",
     "days",
+    "decimals_of",
     "level_lists",
+    "load_instruments",
+    "normalised",
+    "save_instruments",
     "scan",
     "scan_book",
     "scan_funding",
     "scan_trades",
+    "step_of",
     "symbols",
     "write_book",
     "write_funding",

@@ -1,4 +1,4 @@
-"""Exchange history in: one module per archive, one signature, shared validation.
+"""Import exchange history: one reader per archive, one signature, shared validation.
 
 >>> from replaylab.importers import import_history
 >>> report = import_history("data", "binance-capture", ["btcusdt_20240718.gz"])       # doctest: +SKIP
@@ -72,6 +72,14 @@ FORMATS: dict[str, Format] = {
     ),
     "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit", "read_table"),
     "csv": Format("any delimited text with named columns", "columns", "read_csv"),
+    "funding": Format(
+        "funding settlements: Binance and Bybit files, Tardis derivative_ticker, any table",
+        "funding",
+        "read_funding",
+    ),
+    "instruments": Format(
+        "exchangeInfo of Binance, instruments-info of Bybit (JSON)", "funding", "read_instruments"
+    ),
     "parquet": Format("any Parquet file with named columns", "columns", "read_parquet"),
     "tardis-book": Format("Tardis incremental_book_L2 files", "tardis", "read_book"),
     "tardis-trades": Format("Tardis trades files", "tardis", "read_single"),
@@ -88,9 +96,21 @@ def import_history(
     clock: ClockName = "exchange",
     save_as: str | None = None,
     gap_s: float = 60.0,
-    **options: Any,
+    contract_size: float | None = None,
+    market: str | None = None,
+    timestamp: str | None = None,
+    timestamp_unit: str | None = None,
+    price: str | None = None,
+    qty: str | None = None,
+    side: str | None = None,
+    buyer_maker: str | None = None,
+    trade_id: str | None = None,
+    received_at: str | None = None,
+    delimiter: str | None = None,
+    funding_rate: str | None = None,
+    mark_price: str | None = None,
 ) -> ImportReport:
-    """Bring files of an exchange archive into the history of ``root`` and report what was found.
+    """Import files of an exchange archive into the history of ``root`` and report what was found.
 
     >>> import_history("data", "binance-trades", "BTCUSDT-trades-2025-01-01.zip")          # doctest: +SKIP
     >>> import_history("data", "parquet", ["a.parquet"], symbol="BTCUSDT", qty="quantity")  # doctest: +SKIP
@@ -98,20 +118,42 @@ def import_history(
     ``fmt``: one of :data:`FORMATS`. Files may be plain, gz, zst or zip. ``symbol`` picks one symbol, or names it
     where the file does not; ``save_as`` stores it under another name. ``clock`` chooses which time becomes
     ``timestamp``: the exchange's or that of receipt; both are kept. A pause of more than ``gap_s`` seconds is reported
-    as a gap. Raises HistoryError for an unknown format or option and for files that contradict themselves or the
-    format, with file and line; the history is then as it was before.
+    as a gap. ``contract_size``: quantities are contracts of so much quote currency, and are stored in base currency
+    (known by itself for Binance COIN-M and Bybit inverse). Ticks and lots go to ``system/instruments.json``.
+
+    The options from ``market`` on belong to some formats (``FORMATS[fmt].options``); for csv, parquet and funding they
+    name columns. Raises HistoryError for an unknown format, an option of another format, and files that contradict
+    themselves or the format, with file and line; the history is then as it was before.
     """
+    options = {
+        name: value
+        for name, value in {
+            "market": market,
+            "timestamp": timestamp,
+            "timestamp_unit": timestamp_unit,
+            "price": price,
+            "qty": qty,
+            "side": side,
+            "buyer_maker": buyer_maker,
+            "trade_id": trade_id,
+            "received_at": received_at,
+            "delimiter": delimiter,
+            "funding_rate": funding_rate,
+            "mark_price": mark_price,
+        }.items()
+        if value is not None
+    }
     chosen = FORMATS.get(fmt)
     if chosen is None:
         raise HistoryError(f"no format {fmt!r}: there are {', '.join(FORMATS)}.{did_you_mean(fmt, FORMATS)}")
     for name in options:
         if name not in chosen.options:
-            known = (*chosen.options, "symbol", "clock", "save_as", "gap_s")
-            raise HistoryError(
-                f"{fmt} has no option {name!r}: there are {', '.join(known)}.{did_you_mean(name, known)}"
-            )
+            known = (*chosen.options, "symbol", "clock", "save_as", "gap_s", "contract_size")
+            raise HistoryError(f"{fmt} has no option {name!r}: there are {', '.join(known)}")
     if clock not in ("exchange", "receive"):
         raise HistoryError(f'clock is "exchange" or "receive", found {clock!r}')
+    if contract_size is not None and not 0 < contract_size < float("inf"):
+        raise HistoryError(f"contract_size is a number above 0, found {contract_size!r}")
     paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
     if not paths:
         raise HistoryError("no files to import")
@@ -121,7 +163,14 @@ def import_history(
         with Staging(DataRoot(root)) as staging:
             advance = bar.update if bar is not None else None
             intake = Intake(
-                staging, report, clock, symbol=symbol, save_as=save_as, gap_s=gap_s, progress=advance
+                staging,
+                report,
+                clock,
+                symbol=symbol,
+                save_as=save_as,
+                gap_s=gap_s,
+                contract_size=contract_size,
+                progress=advance,
             )
             chosen.read(paths, intake, **options)
             intake.finish()

@@ -25,7 +25,7 @@ import orjson
 from replaylab.errors import HistoryError
 from replaylab.features import Levels
 from replaylab.importers.intake import Intake
-from replaylab.importers.messages import Arrival, SymbolRows, levels, positive, read_lines
+from replaylab.importers.messages import Arrival, SymbolRows, levels, number_of, positive, read_lines
 from replaylab.importers.text_tables import Clock, TradeTable, read_trades
 
 _REMEMBERED = 5_000  # updates that a late snapshot may still need
@@ -46,7 +46,7 @@ _SINGLE = TradeTable(
     required=("time", "price", "qty", "maker", "id"),
     units=("ms", "us"),
     numbered=True,
-    file_symbol=lambda name: _symbol_before(name, "-trades-"),
+    file_symbol=lambda name: symbol_before(name, "-trades-"),
 )
 _AGGREGATED = TradeTable(
     names={**_COMMON, "qty": ("quantity", "qty"), "id": ("aggtradeid", "aggid", "aggregatetradeid")},
@@ -57,7 +57,7 @@ _AGGREGATED = TradeTable(
     required=("time", "price", "qty", "maker", "id"),
     units=("ms", "us"),
     numbered=True,
-    file_symbol=lambda name: _symbol_before(name, "-aggTrades-"),
+    file_symbol=lambda name: symbol_before(name, "-aggTrades-"),
 )
 
 
@@ -66,6 +66,7 @@ def read_single(files: Iterable[Path], intake: Intake) -> None:
 
     Spot files count in microseconds from 2025 on, in milliseconds before; the importer detects it.
     """
+    intake.known_contract = coin_margined
     read_trades(files, intake, _SINGLE)
 
 
@@ -75,17 +76,47 @@ def read_aggregated(files: Iterable[Path], intake: Intake) -> None:
     They are the same market as single trades: import one of both per symbol, or give one a name of its own
     (``save_as``), else every trade counts twice.
     """
+    intake.known_contract = coin_margined
     read_trades(files, intake, _AGGREGATED)
 
 
 def read_capture(files: Iterable[Path], intake: Intake) -> None:
     """Read captures in the order given; a pair of files that continue each other is one capture."""
+    intake.known_contract = coin_margined
     capture = _Capture(intake)
     read_lines(files, intake, capture.symbols, capture.take)
     capture.finish()
 
 
-def _symbol_before(name: str, mark: str) -> str | None:
+def coin_margined(symbol: str) -> float | None:
+    """Return the USD per contract of a COIN-M symbol such as BTCUSD_PERP: 100 for BTC, 10 for others; else None.
+
+    Source: Binance COIN-M contract specifications.
+    """
+    base, found, _ = symbol.partition("USD_")
+    if not (found and base):
+        return None
+    return 100.0 if base == "BTC" else 10.0
+
+
+def binance_instruments(answer: Any) -> dict[str, dict[str, Any]]:
+    """Return the instruments of an ``exchangeInfo`` answer of spot or futures; {} for others."""
+    rows = answer.get("symbols") if isinstance(answer, dict) else None
+    found = {}
+    for row in rows if isinstance(rows, list) else ():
+        filters = {one.get("filterType"): one for one in row.get("filters", ())}
+        notional = filters.get("NOTIONAL") or filters.get("MIN_NOTIONAL") or {}
+        found[str(row["symbol"])] = {
+            "tickSize": number_of(filters.get("PRICE_FILTER", {}).get("tickSize")),
+            "lotSize": number_of(filters.get("LOT_SIZE", {}).get("stepSize")),
+            "minNotionalUsd": number_of(notional.get("minNotional") or notional.get("notional")),
+            "contractSize": number_of(row.get("contractSize")) if "USD_" in str(row["symbol"]) else None,
+        }
+    return found
+
+
+def symbol_before(name: str, mark: str) -> str | None:
+    """Return the symbol that a file's name has before ``mark``, such as ``-trades-``; None without one."""
     symbol, found, _ = name.partition(mark)
     return symbol if found and symbol.replace("_", "").isalnum() and symbol == symbol.upper() else None
 

@@ -16,7 +16,7 @@ import orjson
 
 from replaylab.errors import HistoryError, TimeError
 from replaylab.importers.intake import Intake
-from replaylab.importers.messages import Arrival, SymbolRows, levels, positive, read_lines
+from replaylab.importers.messages import Arrival, SymbolRows, levels, number_of, positive, read_lines
 from replaylab.importers.text_tables import Clock, TradeTable, read_trades
 from replaylab.timestamps import decimal_to_ns
 
@@ -76,6 +76,8 @@ def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = 
         raise HistoryError(f"market is one of {', '.join(_MARKETS)}, found {market!r}")
     stream = _Stream(intake)
     markets: dict[str, str] = {}
+    # An inverse contract is 1 USD.
+    intake.known_contract = lambda name: 1.0 if name in stream.inverse else None
 
     def take(line: bytes, number: int) -> bool:
         try:
@@ -84,6 +86,8 @@ def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = 
             if kind == "connect":
                 markets[connection] = str(envelope.get("addr", "")).rstrip("/").rpartition("/")[2]
             message = _inner(envelope)
+            if kind == "http":
+                intake.instruments |= bybit_instruments(orjson.loads(envelope["data"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError("expected a JSON object with t, conn, ts and data") from None
         topic = str(message.get("topic", ""))
@@ -91,6 +95,8 @@ def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = 
         if not topic or (market is not None and place != market):
             return False
         name = topic.rpartition(".")[2]
+        if place == "inverse":
+            stream.inverse.add(name)
         try:
             # repr of the float has the digits of the file, which has 17 at the most.
             received = decimal_to_ns(repr(envelope["ts"]), "s")
@@ -111,6 +117,25 @@ def _symbol_before_date(name: str) -> str | None:
     return None
 
 
+def bybit_instruments(answer: Any) -> dict[str, dict[str, Any]]:
+    """Return the instruments of an ``instruments-info`` answer, spot symbols with ``@spot``; {} for other answers."""
+    result = answer.get("result") if isinstance(answer, dict) else None
+    rows = result.get("list") if isinstance(result, dict) else None
+    found = {}
+    for row in rows if isinstance(rows, list) else ():
+        price, lot = row.get("priceFilter"), row.get("lotSizeFilter")
+        if not (isinstance(price, dict) and isinstance(lot, dict)):
+            continue
+        name = f"{row['symbol']}@spot" if result.get("category") == "spot" else str(row["symbol"])
+        found[name] = {
+            "tickSize": number_of(price.get("tickSize")),
+            "lotSize": number_of(lot.get("qtyStep") or lot.get("basePrecision")),
+            "minNotionalUsd": number_of(lot.get("minNotionalValue") or lot.get("minOrderAmt")),
+            "contractSize": 1.0 if result.get("category") == "inverse" else None,
+        }
+    return found
+
+
 def _inner(envelope: dict[str, Any]) -> dict[str, Any]:
     """Return the message inside, or nothing where the line is a header, a request or an answer to one."""
     if envelope["t"] not in ("recv", "ws") or not isinstance(envelope.get("data"), str):
@@ -126,6 +151,7 @@ class _Stream:
         self.intake = intake
         self.clock = Clock("exchange time", None, ("ms",))
         self.symbols: dict[str, SymbolRows] = {}
+        self.inverse: set[str] = set()
 
     def take(self, name: str, topic: str, message: dict[str, Any], number: int, received: int | None) -> bool:
         """Take one message; return whether it made rows. Raises KeyError, TypeError or ValueError if malformed."""

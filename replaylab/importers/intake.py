@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
@@ -16,12 +16,24 @@ import polars as pl
 import pyarrow as pa
 
 from replaylab.errors import HistoryError, did_you_mean
-from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging
+from replaylab.history import (
+    BOOK_SCHEMA,
+    FUNDING_SCHEMA,
+    TRADES_SCHEMA,
+    Kind,
+    Staging,
+    decimals_of,
+    level_lists,
+    load_instruments,
+    save_instruments,
+    step_of,
+)
 from replaylab.paths import safe_symbol
 from replaylab.timestamps import iso
 
 ClockName = Literal["exchange", "receive"]
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 _SKEW_SAMPLE = 65_536  # per block; small files are measured whole
 
 
@@ -35,6 +47,20 @@ class _Run:
     skews: list[npt.NDArray[np.float64]] = field(default_factory=list)
     least: float = float("inf")
     most: float = float("-inf")
+
+
+@dataclass
+class _Decimals:
+    """The decimals that prices and quantities of one symbol have so far; None: more than any tick."""
+
+    price: int | None = 0
+    qty: int | None = 0
+
+    def see(self, price: Floats, qty: Floats) -> None:
+        if self.price is not None:
+            self.price = decimals_of(price, self.price)
+        if self.qty is not None:
+            self.qty = decimals_of(qty, self.qty)
 
 
 class Intake:
@@ -54,6 +80,7 @@ class Intake:
         symbol: str | None = None,
         save_as: str | None = None,
         gap_s: float = 60.0,
+        contract_size: float | None = None,
         progress: Callable[[int], Any] | None = None,
     ) -> None:
         self.staging, self.report, self.clock = staging, report, clock
@@ -62,6 +89,14 @@ class Intake:
         self.gap_ns = round(gap_s * 1e9)
         self.file = FileReport("")
         self.seen_symbols: set[str] = set()
+        # What the exchange's own information in the files says, by symbol.
+        self.instruments: dict[str, dict[str, Any]] = {}
+        # Contract size of symbols whose quantities are contracts, as far as the format knows.
+        self.known_contract: Callable[[str], float | None] = lambda symbol: None
+        self._contract_size = contract_size
+        self._contracts: dict[str, float | None] = {}
+        self._decimals: dict[str, _Decimals] = {}
+        self._stored_instruments: dict[str, dict[str, Any]] = {}
         self._progress = progress
         self._runs: dict[tuple[str, str], _Run] = {}
         self._stored: set[str] = set()
@@ -126,6 +161,11 @@ class Intake:
         self._measure(tape, symbol, frame, backwards)
         if numbered:
             self._count_ids(symbol, frame)
+        decimals = self._decimals.setdefault(symbol, _Decimals())
+        decimals.see(frame["price"].to_numpy(), frame["qty"].to_numpy())
+        size = self._contract(symbol)
+        if size is not None:
+            frame = frame.with_columns(qty=pl.col("qty") * size / pl.col("price"))
         self._stage("trades", symbol, frame.select(list(TRADES_SCHEMA)))
 
     def book(self, symbol: str, frame: pl.DataFrame) -> None:
@@ -134,6 +174,14 @@ class Intake:
         if frame.is_empty():
             return
         self._measure(self.tape("book", symbol), symbol, frame, False)
+        size = self._contract(symbol)
+        for side in ("bids", "asks"):
+            levels = frame[side].explode().drop_nulls().to_numpy().reshape(-1, 2)
+            # Far levels of a book and sizes of 0 have no other decimals than near ones.
+            self._decimals.setdefault(symbol, _Decimals()).see(levels[:, 0], levels[:, 1])
+            if size is not None:
+                base = np.column_stack([levels[:, 0], levels[:, 1] * size / levels[:, 0]])
+                frame = frame.with_columns(level_lists(base.ravel(), frame[side].list.len()).alias(side))
         self._stage("book", symbol, frame.select(list(BOOK_SCHEMA)))
 
     def finish(self) -> None:
@@ -152,10 +200,57 @@ class Intake:
                 median = float(np.median(np.concatenate(run.skews)))
                 self.tape(kind, symbol).skew = Skew(run.least, median, run.most)
         written = self.staging.commit()
+        for sentence in save_instruments(self.staging.root, self._found_instruments()):
+            self.note(sentence)
         for tape in self.report.tapes:
             done = written[tape.kind, tape.symbol]  # type: ignore[index]
             tape.added, tape.duplicates = done.added, done.duplicates
         self.report.tapes.sort(key=lambda tape: (tape.symbol, tape.kind))
+
+    def funding(self, symbol: str, frame: pl.DataFrame) -> None:
+        """Take funding settlements: line, exchange_at, funding_rate, mark_price."""
+        tape = self.tape("funding", symbol)
+        empty = pl.lit(None, dtype=pl.Int64)
+        frame = self._on_clock(frame.with_columns(empty.alias("received_at"), pl.col("line").alias("seq")))
+        if not frame.is_empty():
+            self._measure(tape, symbol, frame, False, gaps=False)
+            self._stage("funding", symbol, frame.select(list(FUNDING_SCHEMA)))
+
+    def store_instruments(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store the exchange's information of every wanted symbol, also of symbols without a tape."""
+        wanted = {symbol: entry for symbol, entry in found.items() if self.wants(symbol)}
+        self._stored_instruments |= {self.save_as or symbol: dict(entry) for symbol, entry in wanted.items()}
+        self.note(f"{self.file.name}: instruments of {len(wanted):,} symbols")
+
+    def _contract(self, symbol: str) -> float | None:
+        """Return the quote currency per contract where quantities are contracts; the report then says so."""
+        if symbol not in self._contracts:
+            size = self._contract_size
+            if size is None:
+                entry = load_instruments(self.staging.root).get(self.save_as or symbol, {})
+                size = entry.get("contractSize") or self.known_contract(symbol)
+            self._contracts[symbol] = size
+            if size is not None:
+                self.note(
+                    f"{symbol}: quantities are contracts of {size:g} in quote currency; stored in base currency, "
+                    "contracts · size / price"
+                )
+        return self._contracts[symbol]
+
+    def _found_instruments(self) -> dict[str, dict[str, Any]]:
+        """Return what the files say of the symbols that were stored, or what their numbers let infer."""
+        found = dict(self._stored_instruments)
+        for symbol, decimals in self._decimals.items():
+            size = self._contracts.get(symbol)
+            entry = self.instruments.get(symbol)
+            if entry is None:
+                lot = None if size is not None else step_of(decimals.qty)
+                entry = {"tickSize": step_of(decimals.price), "lotSize": lot, "inferred": True}
+            if size is not None:
+                # A lot of contracts is no fixed quantity of base currency.
+                entry = {**entry, "contractSize": size, "lotSize": None}
+            found[self.save_as or symbol] = entry
+        return found
 
     def _judge_file(self) -> None:
         """Refuse a file of which more was rejected than read: it is another format."""
@@ -205,7 +300,9 @@ class Intake:
                 self.reject(row["line"], f"{wrong} must be a number above 0, found {found}", raw)
         return frame.filter(good)
 
-    def _measure(self, tape: TapeReport, symbol: str, frame: pl.DataFrame, backwards: bool) -> None:
+    def _measure(
+        self, tape: TapeReport, symbol: str, frame: pl.DataFrame, backwards: bool, *, gaps: bool = True
+    ) -> None:
         """Rows, span, order, time gaps and skew."""
         run = self._runs.setdefault((tape.kind, symbol), _Run())
         times = frame["timestamp"].to_numpy()
@@ -228,7 +325,7 @@ class Intake:
         before = reached[:-1]
         run.last_time = int(reached[-1])
         tape.out_of_order += int(np.count_nonzero(ahead < before))
-        for index in np.flatnonzero(ahead - before > self.gap_ns).tolist():
+        for index in np.flatnonzero(ahead - before > self.gap_ns).tolist() if gaps else ():
             ends = sorted((abs(int(before[index])), abs(int(ahead[index]))))
             self.gap(tape.kind, symbol, "time", ends[0], ends[1], int(frame["line"][index]))
         skew = frame["_skew"].drop_nulls()
@@ -258,7 +355,7 @@ class Intake:
             self.gap("trades", symbol, "id", before, int(ids[index]), int(frame["line"][index]))
         run.last_id = max(int(ids.max()), run.last_id or 0)
 
-    def _stage(self, kind: Literal["trades", "book"], symbol: str, frame: pl.DataFrame) -> None:
+    def _stage(self, kind: Kind, symbol: str, frame: pl.DataFrame) -> None:
         self._stored.add(symbol)
         times = (
             pl.col(name).cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")

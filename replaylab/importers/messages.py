@@ -95,6 +95,14 @@ def positive(found: Any, name: str) -> float:
     return value
 
 
+def number_of(found: Any) -> float | None:
+    """Return a number from a number or string; None where it is none."""
+    try:
+        return None if found is None else float(found)
+    except (TypeError, ValueError):
+        return None
+
+
 _LINE = {"line": pl.Int64, "exchange_at": pl.Int64, "received_at": pl.Int64}
 _TRADE = {
     **_LINE,

@@ -24,14 +24,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import floor, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import HistoryError
-from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging, level_lists
+from replaylab.history import BOOK_SCHEMA, TRADES_SCHEMA, Staging, level_lists, save_instruments
 from replaylab.paths import DataRoot, safe_symbol
 from replaylab.timestamps import to_ns
 
@@ -116,20 +116,44 @@ def generate_market(
 
 
 def write_synthetic(
-    root: str | os.PathLike[str] | DataRoot, seed: int = 7, **options: Any
+    root: str | os.PathLike[str] | DataRoot,
+    seed: int = 7,
+    *,
+    symbols: Sequence[str] = ("BTCUSDT", "AIUSDT"),
+    start: str | datetime = "2025-11-18T10:00:00Z",
+    hours: float = 1.0,
+    trades_per_hour: int = 20_000,
+    book_per_hour: int = 10_000,
+    levels: int = 10,
+    snapshot_every_s: float = 60.0,
 ) -> dict[str, SyntheticTape]:
     """Generate a market and merge it into the history of ``root``; return what was generated.
 
     >>> write_synthetic("data", seed=7, hours=2)                                      # doctest: +SKIP
 
-    ``options`` are those of :func:`generate_market`.
+    Options as in :func:`generate_market`. Ticks and lots go to ``system/instruments.json``.
     """
-    tapes = generate_market(seed, **options)
+    tapes = generate_market(
+        seed,
+        symbols,
+        start,
+        hours,
+        trades_per_hour=trades_per_hour,
+        book_per_hour=book_per_hour,
+        levels=levels,
+        snapshot_every_s=snapshot_every_s,
+    )
     with Staging(DataRoot(root)) as staging:
         for symbol, tape in tapes.items():
             staging.add("trades", symbol, tape.trades)
             staging.add("book", symbol, tape.book)
         staging.commit()
+    markets = {symbol: MARKETS.get(symbol, _ANY) for symbol in tapes}
+    steps = {
+        name: {"tickSize": one.tick, "lotSize": one.lot, "minNotionalUsd": 5.0}
+        for name, one in markets.items()
+    }
+    save_instruments(root, steps)
     return tapes
 
 
