@@ -238,6 +238,18 @@ class Lab:
             progress=progress,
         )
 
+    def save_session(
+        self,
+        frame: Any,
+        session_id: str | None = None,
+        notes: str | None = None,
+        initial_state: Mapping[str, Any] | None = None,
+    ) -> ReplayManifest:
+        """Write a DataFrame of events as a session; see ``replaylab.sessions.save_session_frame``."""
+        from replaylab.sessions import save_session_frame
+
+        return save_session_frame(self.root, frame, session_id, notes, initial_state)
+
     # Replay
 
     def run_sim(
@@ -513,12 +525,50 @@ class Lab:
         files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         symbol: str | None = None,
         progress: bool = False,
-        **options: Any,
+        *,
+        clock: Literal["exchange", "receive"] = "exchange",
+        save_as: str | None = None,
+        gap_s: float = 60.0,
+        contract_size: float | None = None,
+        market: str | None = None,
+        timestamp: str | None = None,
+        timestamp_unit: str | None = None,
+        price: str | None = None,
+        qty: str | None = None,
+        side: str | None = None,
+        buyer_maker: str | None = None,
+        trade_id: str | None = None,
+        received_at: str | None = None,
+        delimiter: str | None = None,
+        funding_rate: str | None = None,
+        mark_price: str | None = None,
     ) -> ImportReport:
-        """Import files of an exchange archive as tape and book; see ``docs/importing.md`` for the formats."""
+        """Import files of an exchange archive as tape, book or funding; see ``docs/importing.md`` for the formats."""
         from replaylab.importers import import_history
 
-        return import_history(self.root, format, files, symbol, progress, **options)
+        return import_history(
+            self.root,
+            format,
+            files,
+            symbol,
+            progress,
+            clock=clock,
+            save_as=save_as,
+            gap_s=gap_s,
+            contract_size=contract_size,
+            market=market,
+            timestamp=timestamp,
+            timestamp_unit=timestamp_unit,
+            price=price,
+            qty=qty,
+            side=side,
+            buyer_maker=buyer_maker,
+            trade_id=trade_id,
+            received_at=received_at,
+            delimiter=delimiter,
+            funding_rate=funding_rate,
+            mark_price=mark_price,
+        )
 
     def panel(self, *, params: TradingParams | None = None) -> Panel:
         """Show the dashboard in a notebook cell. ``params``: the parameters that Run uses."""
@@ -529,12 +579,9 @@ class Lab:
     # Sessions in, DataFrames out
 
     def _open(self, session: Any) -> Session:
-        from replaylab.sessions import Session
+        from replaylab.sessions import as_session
 
-        session = getattr(session, "__wrapped__", session)
-        if isinstance(session, Session):
-            return session
-        return self.sessions.open(session.session_id if isinstance(session, ReplayManifest) else session)
+        return as_session(getattr(session, "__wrapped__", session), self.sessions)
 
     def _load(self, loaded: Loaded, symbols: Symbols) -> Frame:
         if self.root.path.is_dir():

@@ -10,21 +10,18 @@ SessionBuilder(3 events of BTCUSDT)
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Self
 
 import orjson
+import polars as pl
 
-from replaylab.errors import SessionError, SessionExistsError
-from replaylab.fsio import write_atomic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.records import ReplayEvent, ReplayManifest, SourceDateRange, encode_record
-from replaylab.sessions import Session, SessionStore
+from replaylab.records import ReplayEvent, encode_record
+from replaylab.sessions import Session, save_session_frame
 from replaylab.timestamps import iso, to_ns
 
 __all__ = ["SessionBuilder"]
@@ -55,11 +52,19 @@ class SessionBuilder:
         return self
 
     def score(
-        self, symbol: str, score: float, *, at: Moment, price: float | None = None, **payload: Any
+        self,
+        symbol: str,
+        score: float,
+        *,
+        at: Moment,
+        price: float | None = None,
+        side: str | None = None,
+        components: Mapping[str, float] | None = None,
     ) -> Self:
-        """Add a SCORING_UPDATE; ``price`` is left out where it is None."""
-        known = {"score": score} if price is None else {"score": score, "price": price}
-        return self.event("SCORING_UPDATE", symbol, {**known, **payload}, at=at)
+        """Add a SCORING_UPDATE; fields that are None are left out."""
+        known = {"score": score, "price": price, "side": side, "components": components}
+        payload = {name: value for name, value in known.items() if value is not None}
+        return self.event("SCORING_UPDATE", symbol, payload, at=at)
 
     def regime(self, symbol: str, regime: str, *, at: Moment) -> Self:
         """Add a REGIME_UPDATE."""
@@ -91,6 +96,11 @@ class SessionBuilder:
         }
         return self.event("MARKET_BOOK", symbol, payload, at=at)
 
+    def funding(self, symbol: str, rate: float, *, at: Moment, mark_price: float | None = None) -> Self:
+        """Add a FUNDING settlement; a rate of 0.0001 is 0.01 %."""
+        mark = {} if mark_price is None else {"markPrice": mark_price}
+        return self.event("FUNDING", symbol, {"fundingRate": rate, **mark}, at=at)
+
     def events(self) -> list[ReplayEvent]:
         """Return the events in the order of the session."""
         return [
@@ -105,61 +115,37 @@ class SessionBuilder:
         *,
         speed_factor: float = 1.0,
         initial_state: Mapping[str, Any] | None = None,
+        instruments: Mapping[str, Mapping[str, Any]] | None = None,
         recorded_params: TradingParams | None = None,
         recorded_scoring: ScoringParams | None = None,
     ) -> Session:
-        """Write the session and return it. Raises SessionExistsError, UnsafeNameError, RecordError."""
-        store = SessionStore(root)
-        if store.get_session(session_id) is not None:
-            raise SessionExistsError(f"session {session_id!r} exists already")
+        """Write the session and return it. Raises SessionError, SessionExistsError, UnsafeNameError, RecordError."""
         events = self.events()
-        lines = b"".join(encode_record(ReplayEvent, event) + b"\n" for event in events)
+        payloads = [orjson.loads(encode_record(ReplayEvent, event))["payload"] for event in events]
         times = [ts for ts, *_ in self._events] or [self.start]
-        if not all(event.symbol is None or isinstance(event.symbol, str) for event in events):
-            raise SessionError("a symbol is a text or None")
-        store.root.session_dir(session_id).mkdir(parents=True, exist_ok=True)
-        write_atomic(store.root.session_events(session_id), lines)
-        meta = self._meta(events, lines, initial_state, recorded_params, recorded_scoring)
-        write_atomic(store.root.session_meta(session_id), orjson.dumps(meta, option=orjson.OPT_INDENT_2))
-        store.save_session(
-            ReplayManifest(
-                session_id=session_id,
-                created_at=iso(self.start),
-                created_by="TEST",
-                source_date_range=SourceDateRange(from_=iso(min(times)), to=iso(max(times) + 1)),
-                symbols=sorted({event.symbol for event in events if event.symbol}),
-                event_types=sorted({event.type for event in events}),
-                speed_factor=speed_factor,
-                notes=None,
-                total_events=len(events),
-            )
+        frame = pl.DataFrame(
+            {
+                "timestamp": pl.Series(sorted(ts for ts, *_ in self._events), dtype=pl.Int64).cast(
+                    pl.Datetime("ns", "UTC")
+                ),
+                "type": pl.Series([event.type for event in events], dtype=pl.String),
+                "symbol": pl.Series([event.symbol for event in events], dtype=pl.String),
+                "payload": pl.Series([orjson.dumps(one).decode() for one in payloads], dtype=pl.String),
+            }
         )
-        return store.open(session_id)
-
-    def _meta(
-        self,
-        events: list[ReplayEvent],
-        lines: bytes,
-        initial_state: Mapping[str, Any] | None,
-        params: TradingParams | None,
-        scoring: ScoringParams | None,
-    ) -> dict[str, Any]:
-        meta: dict[str, Any] = {
-            "totalEvents": len(events),
-            "eventCounts": dict(sorted(Counter(event.type for event in events).items())),
-            "eventsSha256": hashlib.sha256(lines).hexdigest(),
-            "eventsBytes": len(lines),
-        }
-        if initial_state is not None:
-            meta["initialState"] = dict(initial_state)
-        if params is not None or scoring is not None:
-            recorded: dict[str, Any] = {"timestamp": iso(self.start)}
-            if params is not None:
-                recorded["params"] = params.to_dict()
-            if scoring is not None:
-                recorded["scoring"] = scoring.to_dict()
-            meta["recordedParams"] = recorded
-        return meta
+        save_session_frame(
+            root,
+            frame,
+            session_id,
+            initial_state=initial_state,
+            instruments=instruments,
+            recorded_params=recorded_params,
+            recorded_scoring=recorded_scoring,
+            created_by="TEST",
+            speed_factor=speed_factor,
+            span=(iso(min(times)), iso(max(times) + 1)),
+        )
+        return Session(root, session_id)
 
     def _time(self, at: Moment) -> int:
         return self.start + round(at * _NS) if isinstance(at, int | float) else to_ns(at)

@@ -55,7 +55,7 @@ VAGUE = {
     *("rows", "running", "stuff", "tools", "util", "utils", "words"),
 }
 # What is not there yet: this list only becomes shorter.
-PENDING_OPTIONS = {"Lab", "importers", "lab", "testing", "trading"}
+PENDING_OPTIONS = {"trading"}
 
 
 def modules() -> list[Path]:

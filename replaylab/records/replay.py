@@ -45,6 +45,7 @@ class ReplayManifest(Record, kw_only=True):
     speed_factor: float
     notes: str | None
     total_events: int | UnsetType = UNSET
+    warnings: list[str] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         Record.__post_init__(self)

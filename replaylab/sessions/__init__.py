@@ -4,6 +4,7 @@
 """
 
 from replaylab.sessions.build import build_replay_session, market_rows
+from replaylab.sessions.frame import as_session, save_session_frame
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import known_symbols, load_books, load_tape
@@ -14,6 +15,7 @@ buildReplaySession = build_replay_session  # noqa: N816 - the specification's na
 __all__ = [
     "Session",
     "SessionStore",
+    "as_session",
     "buildReplaySession",
     "build_replay_session",
     "initial_state",
@@ -21,4 +23,5 @@ __all__ = [
     "load_books",
     "load_tape",
     "market_rows",
+    "save_session_frame",
 ]

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import polars as pl
+from msgspec import UNSET
 
 import replaylab
+from replaylab import history
 from replaylab.errors import LogReadError, SessionError, SessionExistsError
 from replaylab.fsio import process_alive
 from replaylab.paths import DataRoot, safe_name
@@ -74,7 +76,7 @@ def build_replay_session(
     the size of the logs.
 
     Raises SessionError (empty range, unknown symbol or option), SessionExistsError, TimeError, UnsafeNameError.
-    Warns of symbols and types of which the range holds nothing; the same messages are in ``Session.warnings``.
+    Warns of symbols and types of which the range holds nothing; ``manifest.warnings`` keeps the messages.
     """
     arguments: dict[str, Any] = {
         "end": end,
@@ -134,13 +136,14 @@ def _build(
     if isinstance(chosen, ReplayManifest):
         return chosen
     _require_logs(root, options)
-    with _building_folder(root) as folder:
+    with build_folder(root) as folder:
         meta = _fill_from_whole_logs(root, options, folder, progress)
         manifest.total_events = meta["totalEvents"]
         manifest.event_types = sorted(meta["eventCounts"])
+        manifest.warnings = meta["warnings"] or UNSET
         (folder / "meta.json").write_bytes(json_bytes(meta))
         fixed = session_id is not None or if_exists == "replace"
-        _move_into_place(root, folder, manifest, [chosen] if fixed else _numbered(chosen), if_exists)
+        move_into_place(root, folder, manifest, [chosen] if fixed else numbered(chosen), if_exists)
     write_index(root)
     for message in meta["warnings"]:
         warnings.warn(message, stacklevel=3)
@@ -176,7 +179,7 @@ def _choose_id(
             return session_id
         existing = Session(root, session_id)
         if if_exists == "replace":
-            existing.require_replaceable()
+            existing.require_unused()
             return session_id
         if if_exists == "error":
             raise SessionExistsError(
@@ -187,19 +190,19 @@ def _choose_id(
                 f"session {session_id!r} exists, but was built with other options: {existing.meta.get('options')}"
             )
         return existing.manifest
-    for name in _numbered(generated_id(options)):
+    for name in numbered(generated_id(options)):
         has_manifest = root.manifest(name).is_file()
         if not root.session_dir(name).exists():
             return name
         if if_exists == "replace":
             if has_manifest:
-                Session(root, name).require_replaceable()
+                Session(root, name).require_unused()
             return name
         if if_exists == "reuse" and has_manifest:
             existing = Session(root, name)
             if existing.meta.get("options") == wanted:
                 return existing.manifest
-    raise SessionError("no free session id")  # pragma: no cover - _numbered never ends
+    raise SessionError("no free session id")  # pragma: no cover - numbered never ends
 
 
 def _require_logs(root: DataRoot, options: BuildOptions) -> None:
@@ -259,9 +262,15 @@ def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -
         "initialState": state.to_dict(),
         "recordedParams": params[0] if params else None,
         "recordedParamsChanges": params[1:],
+        "instruments": _instruments(root, options.symbols),
         "warnings": _warnings(options, written),
         "pin": False,
     }
+
+
+def _instruments(root: DataRoot, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
+    known = history.load_instruments(root)
+    return {symbol: known[symbol] for symbol in sorted(symbols) if symbol in known}
 
 
 class _Writer:
@@ -307,7 +316,7 @@ def _warnings(options: BuildOptions, written: _Writer) -> list[str]:
 
 
 @contextmanager
-def _building_folder(root: DataRoot) -> Iterator[Path]:
+def build_folder(root: DataRoot) -> Iterator[Path]:
     """Yield a hidden folder next to the sessions; it is deleted whatever happens."""
     root.sessions_dir.mkdir(parents=True, exist_ok=True)
     for child in root.sessions_dir.glob(f"{HIDDEN}building-*-*"):
@@ -324,7 +333,7 @@ def _building_folder(root: DataRoot) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move_into_place(
+def move_into_place(
     root: DataRoot, folder: Path, manifest: ReplayManifest, names: Iterable[str], if_exists: str
 ) -> None:
     """Write the manifest and rename the folder in one step, under the first of ``names`` that is free."""
@@ -346,7 +355,7 @@ def _move_into_place(
     raise SessionExistsError(f"another build made session {name!r} while this one ran")
 
 
-def _numbered(base: str) -> Iterator[str]:
+def numbered(base: str) -> Iterator[str]:
     yield base
     for number in count(2):
         yield f"{base}-{number}"

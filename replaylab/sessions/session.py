@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,10 +15,14 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import ConfigError, RecordError, SessionError, SessionNotFoundError
-from replaylab.fsio import remembered_sha256, write_atomic
+from replaylab.fsio import process_alive, remembered_sha256, write_atomic
+from replaylab.history import normalised
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
+from replaylab.timestamps import iso, now_ns, parse_ns
+
+_HEARTBEAT_NS = 15_000_000_000
 
 
 class Session:
@@ -73,18 +78,19 @@ class Session:
     def _loaded(self) -> frames.Loaded:
         path = self.root.session_events(self.id)
         if not path.is_file():
-            return frames.Loaded(pl.DataFrame(schema={**_EVENT_SCHEMA, "timestamp_text": pl.String}))
+            return frames.Loaded(pl.DataFrame(schema={**EVENT_SCHEMA, "timestamp_text": pl.String}))
         loaded = frames.load_replay_events(path, keep_text=True)
         if loaded.rejects.height:
             warnings.warn(
                 f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
                 stacklevel=4,
             )
+        _require_order(path, loaded.frame)
         return loaded
 
     @cached_property
     def events(self) -> pl.DataFrame:
-        return self._loaded.frame.select(*_EVENT_SCHEMA)
+        return self._loaded.frame.select(*EVENT_SCHEMA)
 
     @property
     def timestamp_texts(self) -> pl.Series:
@@ -106,7 +112,7 @@ class Session:
 
     @property
     def initial_state(self) -> dict[str, Any] | None:
-        """What stood at the start of the range, or None for a session that begins from nothing."""
+        """The state at the start of the range, or None for a session that starts from nothing."""
         found = self.meta.get("initialState")
         return found if isinstance(found, dict) else None
 
@@ -116,8 +122,20 @@ class Session:
         found = self.meta.get("warnings")
         return [str(message) for message in found] if isinstance(found, list) else []
 
-    def require_replaceable(self) -> None:
-        """Raise SessionError where the session is pinned. A damaged meta.json pins nothing: a new build mends it."""
+    @property
+    def instruments(self) -> dict[str, dict[str, Any]]:
+        """Tick, lot, minimum notional, contract size and ``inferred`` by symbol, as of the build; {} where unknown."""
+        found = self.meta.get("instruments")
+        entries = found.items() if isinstance(found, dict) else ()
+        return {symbol: normalised(entry) for symbol, entry in entries if isinstance(entry, dict)}
+
+    def require_unused(self) -> None:
+        """Raise SessionError where the session may not be replaced or deleted: it is pinned, or is being replayed.
+
+        A damaged meta.json pins nothing: a new build mends it.
+        """
+        if _replayed(self.root) == self.id:
+            raise SessionError(f"session {self.id!r} is being replayed: stop the replay first")
         try:
             pinned = self.meta.get("pin")
         except SessionError:
@@ -165,12 +183,43 @@ class Session:
         return found if isinstance(found, dict) else None
 
 
-_EVENT_SCHEMA: dict[str, Any] = {
+EVENT_SCHEMA: dict[str, Any] = {
     "timestamp": pl.Datetime("ns", "UTC"),
     "type": pl.String,
     "symbol": pl.String,
     "payload": pl.String,
 }
+
+
+def _replayed(root: DataRoot) -> str | None:
+    """Return the id of the session that a live process replays on this data root, or None."""
+    try:
+        status = orjson.loads(root.replay_status.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    if not isinstance(status, dict) or not status.get("running"):
+        return None
+    pid, started, host = status.get("pid"), status.get("processStart"), status.get("host")
+    if isinstance(pid, int) and host == platform.node():
+        alive = process_alive(pid, started if isinstance(started, int | float) else None)
+    else:
+        # On another machine only the heartbeat tells.
+        beat = status.get("heartbeatAt")
+        alive = isinstance(beat, str) and now_ns() - parse_ns(beat) < _HEARTBEAT_NS
+    found = status.get("sessionId")
+    return found if alive and isinstance(found, str) else None
+
+
+def _require_order(path: Path, frame: pl.DataFrame) -> None:
+    """Raise SessionError with the line where an event is earlier than the one before it."""
+    ns = frame["timestamp"].dt.timestamp("ns")
+    back = (ns.diff() < 0).fill_null(False)
+    if back.any():
+        row = back.arg_max() or 0
+        raise SessionError(
+            f"{path}:{frame['line'][row]}: the event at {iso(ns[row])} comes after one at {iso(ns[row - 1])}; "
+            "a session is in order of time: build it again, or sort its lines"
+        )
 
 
 def _settings(session: Session, kind: type[Any], found: Mapping[str, Any]) -> Any:

@@ -79,9 +79,10 @@ class SessionStore:
         return Session(self.root, name)
 
     def delete_session(self, session_id: str) -> None:
-        """Delete a session with its runs. Raises SessionNotFoundError; a pinned one is refused (SessionError)."""
+        """Delete a session with its runs. Raises SessionNotFoundError; one that is pinned or is
+        being replayed is refused (SessionError)."""
         session = self.open(session_id)
-        session.require_replaceable()
+        session.require_unused()
         remove_session_folder(session.path)
         write_index(self.root)
 
@@ -96,7 +97,10 @@ class SessionStore:
         if not folder.is_dir():
             return
         for child in sorted(folder.iterdir()):
-            if child.name.startswith(HIDDEN) or not (child / "manifest.json").is_file():
+            if child.name.startswith(HIDDEN) or not child.is_dir():
+                continue
+            if not (child / "manifest.json").is_file():
+                yield child.name, None, "it has no manifest.json"
                 continue
             try:
                 safe_name(child.name, "session id")

@@ -13,7 +13,7 @@ import pytest
 
 from replaylab import buildReplaySession
 from replaylab.errors import RecordError, SessionError, SessionExistsError, TimeError, UnsafeNameError
-from replaylab.history import write_book, write_funding, write_trades
+from replaylab.history import save_instruments, write_book, write_funding, write_trades
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
 from replaylab.sessions import SessionStore, build_replay_session
@@ -504,3 +504,16 @@ def test_snapshots_of_metrics_enter_a_session_when_asked_for(root: Path) -> None
     assert [(e["type"], e["payload"]) for e in lines_of(root, manifest.session_id)] == [
         ("REGIME_SNAPSHOT", {"regime": "CALM"})
     ]
+
+
+def test_warnings_and_instruments_stay_with_the_session(root: Path) -> None:
+    """What the build warned of is in the manifest; ticks and lots are those of the build."""
+    save_instruments(root, {"BTCUSDT": {"tickSize": 0.5}, "OTHER": {"tickSize": 1.0}})
+    with pytest.warns(UserWarning, match="no events of type FUNDING"):
+        manifest = build_replay_session(root, TEN, ELEVEN, "BTCUSDT", ["SCORING_UPDATE", "FUNDING"])
+    session = SessionStore(root).open(manifest)
+    assert manifest.warnings == session.warnings == session.manifest.warnings
+    assert list(session.instruments) == ["BTCUSDT"]
+    assert session.instruments["BTCUSDT"]["tickSize"] == 0.5
+    save_instruments(root, {"BTCUSDT": {"tickSize": 0.1}})
+    assert SessionStore(root).open(manifest).instruments["BTCUSDT"]["tickSize"] == 0.5

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from replaylab.errors import RecordError, SessionError, SessionNotFoundError, UnsafeNameError
+from replaylab.fsio import process_started
 from replaylab.records import ReplayManifest
 from replaylab.sessions import SessionStore
 from replaylab.testing import SessionBuilder
@@ -122,3 +125,42 @@ def test_the_digest_follows_events_that_are_appended(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() * 2)
     after = SessionStore(tmp_path).open("s").digest
     assert before != after == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_session_out_of_time_order_is_refused_with_the_line(tmp_path: Path) -> None:
+    session = SessionBuilder().score("A", 0.5, at=1).score("A", 0.5, at=2).build(tmp_path)
+    path = session.root.session_events(session.id)
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{second}\n{first}\n")
+    with pytest.raises(SessionError, match=r"events\.jsonl:2: the event at .* comes after"):
+        SessionStore(tmp_path).open(session.id).events  # noqa: B018
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_session_that_is_being_replayed_is_not_deleted(tmp_path: Path, running: bool) -> None:
+    """The status of a live process protects it; that of a dead one does not."""
+    session = SessionBuilder().score("A", 0.5, at=1).build(tmp_path)
+    status = {
+        "running": True,
+        "sessionId": session.id,
+        "pid": os.getpid() if running else 2**22 + 1,
+        "processStart": process_started(),
+        "host": platform.node(),
+    }
+    path = session.root.replay_status
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(status))
+    store = SessionStore(tmp_path)
+    if running:
+        with pytest.raises(SessionError, match="is being replayed: stop the replay first"):
+            store.delete_session(session.id)
+        assert store.get_session(session.id) is not None
+    else:
+        store.delete_session(session.id)
+        assert store.get_session(session.id) is None
+
+
+def test_a_folder_without_a_manifest_is_listed_as_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "replay" / "sessions" / "half").mkdir(parents=True)
+    assert SessionStore(tmp_path).unreadable() == {"half": "it has no manifest.json"}
+    assert SessionStore(tmp_path).list_sessions() == []

@@ -1,0 +1,306 @@
+"""Sessions from DataFrames: events that a user made in a notebook become a session like any other.
+
+>>> session = as_session(events)                                    # doctest: +SKIP
+>>> save_session_frame("data", events, session_id="mine")           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import orjson
+import polars as pl
+
+from replaylab.errors import SessionError, SessionExistsError
+from replaylab.features import InitialState
+from replaylab.params import ScoringParams, TradingParams
+from replaylab.paths import DataRoot, safe_name
+from replaylab.records import ReplayManifest
+from replaylab.sessions.build import build_folder, move_into_place, numbered
+from replaylab.sessions.options import BuildOptions, generated_id
+from replaylab.sessions.session import EVENT_SCHEMA, Session
+from replaylab.sessions.sources import iso_strings
+from replaylab.sessions.store import SessionStore, json_bytes, write_index
+from replaylab.timestamps import iso, now_ns, parse_ns
+
+AnySession = Any  # a Session, a session id, a manifest, or a DataFrame with the columns of session.events
+_COLUMNS = tuple(EVENT_SCHEMA)
+
+
+def as_session(value: AnySession, store: SessionStore | None = None) -> Session:
+    """Return the Session of a Session, an id or manifest (of ``store``), or a DataFrame of events.
+
+    >>> as_session(lab.session("my-session").events.head(1000))                    # doctest: +SKIP
+
+    A frame (polars, pandas, pyarrow, anything with ``__arrow_c_stream__``) has the columns of ``session.events``:
+    timestamp (datetimes or ISO strings, ascending), type, symbol (or null), payload (JSON strings, dicts or structs;
+    null fields of structs are left out). Other columns are not used. It is written to a scratch data root that is
+    deleted when the process ends; the same events give the same session. Raises SessionError with the row at fault.
+    """
+    if isinstance(value, Session):
+        return value
+    if isinstance(value, str | ReplayManifest):
+        if store is None:
+            raise SessionError(
+                f"session {value!r} is only a name here: pass a Session, or use lab.session(...)"
+            )
+        return store.open(value)
+    frame = event_frame(value)
+    lines = event_lines(frame)
+    name = f"frame-{hashlib.sha256(lines).hexdigest()[:16]}"
+    root = _scratch_root()
+    if not root.manifest(name).is_file():
+        # Another thread may write the same events at the same time.
+        with suppress(SessionExistsError):
+            _write(root, frame, lines, name, _draft(frame, None, "MANUAL", 1.0, None), {})
+    return Session(root, name)
+
+
+def save_session_frame(
+    root: str | PathLike[str] | DataRoot,
+    frame: Any,
+    session_id: str | None = None,
+    notes: str | None = None,
+    initial_state: Mapping[str, Any] | None = None,
+    *,
+    instruments: Mapping[str, Mapping[str, Any]] | None = None,
+    recorded_params: TradingParams | None = None,
+    recorded_scoring: ScoringParams | None = None,
+    created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
+    speed_factor: float = 1.0,
+    span: tuple[str, str] | None = None,
+) -> ReplayManifest:
+    """Write a DataFrame of events as a session of ``root`` and return its manifest.
+
+    >>> save_session_frame("data", session.events.head(1000), "first-thousand")          # doctest: +SKIP
+
+    ``frame`` as in :func:`as_session`. ``initial_state``: as in ``meta.json`` (docs/formats.md); None starts from
+    nothing. ``span``: from and to of the manifest (ISO), by default the first to just after the last event; a frame
+    without events needs it. Raises SessionError, SessionExistsError (the id is taken), UnsafeNameError.
+    """
+    events = event_frame(frame)
+    if events.is_empty() and span is None:
+        raise SessionError("the frame has no events: a session needs at least one")
+    InitialState.read(initial_state)
+    meta: dict[str, Any] = {}
+    if initial_state is not None:
+        meta["initialState"] = dict(initial_state)
+    if instruments is not None:
+        meta["instruments"] = {symbol: dict(entry) for symbol, entry in instruments.items()}
+    if recorded_params is not None or recorded_scoring is not None:
+        recorded: dict[str, Any] = {"timestamp": _span(events, span)[0]}
+        if recorded_params is not None:
+            recorded["params"] = recorded_params.to_dict()
+        if recorded_scoring is not None:
+            recorded["scoring"] = recorded_scoring.to_dict()
+        meta["recordedParams"] = recorded
+    manifest = _draft(events, notes, created_by, speed_factor, span)
+    data = DataRoot(root)
+    data_name = session_id if session_id is not None else _generated(events, manifest)
+    _write(data, events, event_lines(events), data_name, manifest, meta, fixed=session_id is not None)
+    write_index(data)
+    return manifest
+
+
+def event_frame(value: Any) -> pl.DataFrame:
+    """Return a frame as timestamp (ns UTC), type, symbol, payload (JSON string). Raises SessionError."""
+    frame = _polars(value)
+    missing = [name for name in _COLUMNS if name not in frame.columns]
+    if missing:
+        raise SessionError(
+            f"a frame of events has the columns {', '.join(_COLUMNS)}; {', '.join(missing)} is missing, found "
+            f"{', '.join(frame.columns) or 'none'}"
+        )
+    try:
+        frame = frame.select(
+            _times(frame["timestamp"]),
+            pl.col("type").cast(pl.String),
+            pl.col("symbol").cast(pl.String),
+            _payloads(frame["payload"]),
+        )
+    except pl.exceptions.PolarsError as error:
+        raise SessionError(f"a column of the events has the wrong type: {error}") from None
+    for bad, what in (
+        (frame["timestamp"].is_null(), "no timestamp"),
+        (frame["type"].is_null() | (frame["type"] == ""), "no type"),
+        (frame["symbol"] == "", "an empty symbol"),
+        (frame["payload"].is_null(), "no payload"),
+        (frame["timestamp"].diff().dt.total_nanoseconds() < 0, "a timestamp before that of the row above"),
+    ):
+        if (row := bad.fill_null(False).arg_max()) is not None and bad.fill_null(False)[row]:
+            raise SessionError(f"row {row} of the events has {what}: {frame.row(row)}")
+    return frame
+
+
+def event_lines(frame: pl.DataFrame) -> bytes:
+    """Return the lines of ``events.jsonl`` of a checked frame."""
+    if frame.is_empty():
+        return b""
+    stamps = iso_strings(frame["timestamp"].dt.timestamp("ns"))
+    quoted = frame.select(
+        *(
+            pl.col(name).replace_strict(
+                {text: orjson.dumps(text).decode() for text in frame[name].drop_nulls().unique()},
+                default="null",
+                return_dtype=pl.String,
+            )
+            for name in ("type", "symbol")
+        )
+    )
+    lines = pl.select(
+        pl.format(
+            '{}{}","type":{},"symbol":{},"payload":{}{}',
+            pl.lit('{"timestamp":"'),
+            stamps,
+            quoted["type"],
+            quoted["symbol"].fill_null("null"),
+            frame["payload"],
+            pl.lit("}\n"),
+        )
+    ).to_series()
+    return "".join(lines.to_list()).encode()
+
+
+def _polars(value: Any) -> pl.DataFrame:
+    if isinstance(value, pl.DataFrame):
+        return value
+    if isinstance(value, pl.LazyFrame):
+        return value.collect()
+    columns = getattr(value, "columns", None)
+    if type(value).__module__.partition(".")[0] == "pandas" and columns is not None:
+        # Payloads stay objects: a struct would give every dict the keys of all.
+        wanted = [name for name in _COLUMNS if name in columns]
+        series = [
+            pl.Series(name, value[name].tolist(), dtype=pl.Object)
+            if name == "payload"
+            else _of_pandas(value, name)
+            for name in wanted
+        ]
+        return pl.DataFrame(series)
+    if hasattr(value, "__arrow_c_stream__"):
+        return pl.DataFrame(value)
+    raise SessionError(
+        "expected a session: a Session, a session id, a manifest, or a DataFrame with the columns "
+        f"{', '.join(_COLUMNS)}; found {type(value).__name__}"
+    )
+
+
+def _of_pandas(frame: Any, name: str) -> pl.Series:
+    found = pl.from_pandas(frame[[name]])[name]
+    return cast("pl.Series", found)
+
+
+def _times(values: pl.Series) -> pl.Series:
+    if values.dtype == pl.String:
+        return pl.Series("timestamp", [None if text is None else parse_ns(text) for text in values]).cast(
+            EVENT_SCHEMA["timestamp"]
+        )
+    if not isinstance(values.dtype, pl.Datetime):
+        raise SessionError(f"timestamps are datetimes or ISO strings, found {values.dtype}")
+    utc = (
+        values.dt.replace_time_zone("UTC")
+        if values.dtype.time_zone is None
+        else values.dt.convert_time_zone("UTC")
+    )
+    return utc.dt.cast_time_unit("ns").alias("timestamp")
+
+
+def _payloads(values: pl.Series) -> pl.Series:
+    texts = []
+    for row, value in enumerate(values.to_list()):
+        try:
+            payload = orjson.loads(value) if isinstance(value, str) else value
+            if not isinstance(payload, Mapping):
+                raise ValueError("expected a JSON object")
+            if isinstance(value, str):
+                texts.append(value.replace("\n", " "))
+            else:
+                kept = (
+                    {k: v for k, v in payload.items() if v is not None}
+                    if values.dtype == pl.Struct
+                    else payload
+                )
+                texts.append(orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+        except (ValueError, TypeError) as error:
+            raise SessionError(
+                f"row {row} of the events has an unusable payload {value!r:.80}: {error}"
+            ) from None
+    return pl.Series("payload", texts, dtype=pl.String)
+
+
+def _span(frame: pl.DataFrame, span: tuple[str, str] | None) -> tuple[str, str]:
+    if span is not None:
+        return span
+    ns = frame["timestamp"].dt.timestamp("ns")
+    return iso(ns[0]), iso(ns[-1] + 1)
+
+
+def _draft(
+    frame: pl.DataFrame, notes: str | None, created_by: str, speed_factor: float, span: tuple[str, str] | None
+) -> ReplayManifest:
+    first, last = _span(frame, span)
+    return ReplayManifest.from_dict(
+        {
+            "sessionId": "draft",
+            "createdAt": first if created_by == "TEST" else iso(now_ns()),
+            "createdBy": created_by,
+            "sourceDateRange": {"from": first, "to": last},
+            "symbols": sorted(frame["symbol"].drop_nulls().unique().to_list()),
+            "eventTypes": sorted(frame["type"].unique().to_list()),
+            "speedFactor": speed_factor,
+            "notes": notes,
+            "totalEvents": frame.height,
+        }
+    )
+
+
+def _generated(frame: pl.DataFrame, manifest: ReplayManifest) -> str:
+    ns = frame["timestamp"].dt.timestamp("ns")
+    # To the second: a range of nanoseconds makes no name.
+    end = -(-(ns[-1] + 1) // 1_000_000_000) * 1_000_000_000
+    symbols = manifest.symbols or ["all"]
+    return generated_id(BuildOptions(ns[0], end, "", "", tuple(symbols), None, None))
+
+
+def _write(
+    root: DataRoot,
+    frame: pl.DataFrame,
+    lines: bytes,
+    name: str,
+    manifest: ReplayManifest,
+    meta: dict[str, Any],
+    *,
+    fixed: bool = True,
+) -> None:
+    safe_name(name, "session id")
+    if fixed and root.session_dir(name).exists():
+        raise SessionExistsError(f"session {name!r} exists: choose another id, or delete it first")
+    counts = dict(sorted(frame.group_by("type").len().iter_rows()))
+    facts = {
+        "formatVersion": 1,
+        "totalEvents": frame.height,
+        "eventCounts": counts,
+        "eventsSha256": hashlib.sha256(lines).hexdigest(),
+        "eventsBytes": len(lines),
+    }
+    with build_folder(root) as folder:
+        (folder / "events.jsonl").write_bytes(lines)
+        (folder / "meta.json").write_bytes(json_bytes(facts | meta))
+        move_into_place(root, folder, manifest, [name] if fixed else numbered(name), "error")
+
+
+@cache
+def _scratch_root() -> DataRoot:
+    """Return the data root of sessions that are only frames; deleted when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="replaylab-frames-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return DataRoot(folder)
