@@ -17,6 +17,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ __all__ = [
     "file_name",
     "is_safe_name",
     "is_safe_symbol",
+    "live_of",
+    "rotated_parts",
     "safe_name",
     "safe_symbol",
     "symbol_of",
@@ -194,6 +197,29 @@ def classify(path: str | os.PathLike[str]) -> Place | None:
     return None
 
 
+def rotated_parts(live: Path) -> list[Path]:
+    """Return the parts into which a program such as logrotate cut a log, oldest first.
+
+    >>> rotated_parts(Path("data/events/BTCUSDT.jsonl"))  # doctest: +SKIP
+    [PosixPath('data/events/BTCUSDT.jsonl.2.gz'), PosixPath('data/events/BTCUSDT.jsonl.1')]
+
+    Names: ``<log>.1`` (the newest), ``<log>.2``, ... or ``<log>-YYYYMMDD``, with ``.gz`` where compressed.
+    """
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(live.parent) as entries:
+        for entry in entries:
+            match = _ROTATED.search(entry.name) if entry.name.startswith(live.name) else None
+            if match is not None and match.start() + 6 == len(live.name) and entry.is_file():
+                found.append((match["date"] or "", -int(match["number"] or 0), Path(entry)))
+    return [path for _, _, path in sorted(found)]
+
+
+def live_of(part: Path) -> Path | None:
+    """Return the log of which a path is a rotated part by its name; None for any other path."""
+    match = _ROTATED.search(part.name)
+    return part.with_name(part.name[: match.start() + 6]) if match else None
+
+
 @dataclass(frozen=True)
 class DataRoot:
     """The files of one data root; computes paths, and lists them on demand (``files``).
@@ -238,6 +264,14 @@ class DataRoot:
             if place is not None and place.kind == kind:
                 found.append((place, path))
         return sorted(found, key=lambda pair: (pair[0].day or "", pair[0].part, pair[1]))
+
+    def rotated(self, kind: str) -> list[Place]:
+        """Return the places of the live logs of a kind that have rotated parts (``rotated_parts``), sorted by path."""
+        pattern = _PATTERNS[kind]
+        folder = self.path / pattern.partition("/")[0]
+        names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - names are enough
+        lives = {folder / name[: match.start() + 6] for name in names if (match := _ROTATED.search(name))}
+        return [place for live in sorted(lives) if (place := classify(live)) is not None]
 
     def symbols(self, kind: str, **known: str) -> list[str]:
         """Return the symbols that have files of a kind, sorted."""
@@ -360,6 +394,8 @@ class DataRoot:
         return self.path / _PATTERNS[kind].format(**_written(names))
 
 
+# logrotate's names: a number, or a date with an optional hour (dateext).
+_ROTATED = re.compile(r"\.jsonl(?:\.(?P<number>\d{1,6})|-(?P<date>\d{8}(?:\d\d)?))(?:\.gz)?$", re.ASCII)
 _TRANSLATION = str.maketrans(_ENCODED)
 
 

@@ -17,9 +17,9 @@ from replaylab.errors import RecordError, ReplaylabError
 from replaylab.frames.archived import part_info, read_part
 from replaylab.frames.files import chunks_of
 from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded
-from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES
+from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES, opened_log
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import SNAPSHOTS, DataRoot, classify, symbol_of
+from replaylab.paths import SNAPSHOTS, DataRoot, classify, live_of, symbol_of
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
 
@@ -153,7 +153,7 @@ def finding(reason: str, line: int | None = None) -> Finding:
 def check_for(path: Path) -> Check | None:
     """Return the check of a file by its place; None for a file that replaylab does not write."""
     place = classify(path)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".jsonl" or live_of(path) is not None:
         return _log
     if place is not None:
         return _SNAPSHOTS[place.snapshot] if place.snapshot is not None else _CHECKS.get(place.kind)
@@ -165,7 +165,8 @@ def check_for(path: Path) -> Check | None:
 
 def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
     """Check each line; its symbol or day must be that of the file name, and a session must not go back in time."""
-    place, schema = classify(path), schema_by_place(path)
+    named = live_of(path) or path
+    place, schema = classify(named), schema_by_place(named)
     if schema is None:
         schema = schema_by_lines(path)
         if schema is None:
@@ -179,7 +180,7 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
         held = pl.col("date_key") if schema is TRADES else pl.col("timestamp").dt.date().cast(pl.String)
         wrong = ("dateKey" if schema is TRADES else "timestamp", held, place.day)
     else:
-        symbol = symbol_of(path.stem) or path.stem
+        symbol = symbol_of(named.stem) or named.stem
         wrong = ("symbol", pl.col("symbol"), symbol) if schema is EVENTS else None
     if place is not None and place.kind == "session_events" and not path.with_name("manifest.json").exists():
         yield (
@@ -205,7 +206,9 @@ def _lines(
 ) -> Iterator[tuple[int, list[Finding]]]:
     """Check the lines of a log; ``wrong`` is a field, the text that it holds, and the text that it should hold."""
     last = None
-    with path.open("rb", buffering=0) as file:
+    with opened_log(path) as (file, problem):
+        if problem is not None:
+            yield 0, [finding(problem)]
         for loaded in chunks_of(file, schema, "", (None, None), _CHUNK_BYTES):
             findings: list[Finding] = _rejects(loaded)
             if wrong is not None:

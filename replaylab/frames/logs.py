@@ -12,8 +12,12 @@ after that, so each line is in at least one of the two; the fingerprint of the s
 
 from __future__ import annotations
 
+import gzip
 import os
+import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +53,7 @@ from replaylab.frames.jsonl import (
     reject_frame,
 )
 from replaylab.frames.schema import LogSchema
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, rotated_parts
 from replaylab.records import (
     ExecutionSnapshot,
     HealthSnapshot,
@@ -76,18 +80,20 @@ def scan_log(
     chunk_bytes: int = CHUNK_BYTES,
     cache: Path | None = None,
 ) -> Iterator[tuple[Path, Loaded]]:
-    """Yield every piece of a log with the file that it comes from; archived parts first.
+    """Yield every piece of a log with the file that it comes from: archived parts, rotated parts, the live file.
 
-    Raises LogReadError when the live file is replaced meanwhile: what is missing then is elsewhere.
+    Raises LogReadError when a file is replaced or rotated meanwhile: what is missing then is elsewhere.
     """
     file = open_log(live)
     if file is None:
         yield from _archived(root, live, None, schema, span)
+        yield from _rotated(root, live, None, schema, span, cache)
         return
     with file:
         fd = file.fileno()
         size = os.fstat(fd).st_size
         yield from _archived(root, live, fd, schema, span)
+        yield from _rotated(root, live, fd, schema, span, cache)
         for loaded in cached_chunks(file, live, schema, name_in(root, live), chunk_bytes, cache):
             yield live, in_window(loaded, span)
         after = os.fstat(fd)
@@ -135,6 +141,60 @@ def _archived(
         except LogReadError as error:
             # How many lines a damaged part held is not known: it counts as one.
             yield path, Loaded(nothing, reject_frame([(name_in(root, path), 0, 0, str(error), "")]), lines=1)
+
+
+def _rotated(
+    root: DataRoot, live: Path, fd: int | None, schema: LogSchema, span: Window, cache: Path | None
+) -> Iterator[tuple[Path, Loaded]]:
+    """Yield the parts of a log that another program rotated, oldest first.
+
+    The live file that was opened may be rotated right after that: a part that is this very file is left out.
+    """
+    before = _identities(live)
+    opened = None if fd is None else os.fstat(fd)
+    for path, identity in before:
+        if opened is not None and identity == (opened.st_dev, opened.st_ino):
+            continue
+        name = name_in(root, path)
+        try:
+            with opened_log(path) as (file, problem):
+                kept = None if path.suffix == ".gz" else cache
+                for loaded in cached_chunks(file, path, schema, name, CHUNK_BYTES, kept):
+                    yield path, in_window(loaded, span)
+        except FileNotFoundError:
+            raise ReplacedError(f"{live}: this log was rotated while it was read; read it again") from None
+        if problem is not None:
+            # How many lines are missing is not known: they count as one.
+            yield path, Loaded(schema.frame.to_frame(), reject_frame([(name, 0, 0, problem, "")]), lines=1)
+    if _identities(live) != before:
+        raise ReplacedError(f"{live}: this log was rotated while it was read; read it again")
+
+
+def _identities(live: Path) -> list[tuple[Path, tuple[int, int]]]:
+    found = []
+    for path in rotated_parts(live):
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            found.append((path, (state.st_dev, state.st_ino)))
+    return found
+
+
+@contextmanager
+def opened_log(path: Path) -> Iterator[tuple[BinaryIO, str | None]]:
+    """Open a log, decompressed where it is gzipped, and give the reason where its gzip content ends early."""
+    with path.open("rb", buffering=0) as file:
+        if path.suffix != ".gz":
+            yield file, None
+            return
+        with tempfile.TemporaryFile(buffering=0) as whole, gzip.open(file) as source:
+            problem = None
+            try:
+                # read() would drop what comes before a torn end.
+                while data := source.read1(1 << 16):
+                    whole.write(data)
+            except (OSError, EOFError, zlib.error) as error:
+                problem = f"not a whole gzip file: {error}; restore it from a copy"
+            yield whole, problem
 
 
 def _of_own_symbol(loaded: Loaded, schema: LogSchema, name: str) -> Loaded:
@@ -278,7 +338,7 @@ def scan_days(
             chosen = in_window(loaded, (None, None), wanted)
             by_file.setdefault(path, []).append(replace(chosen, symbols=names))
         return [
-            (path, concat(parts, schema.frame if path == live else schema.archived))
+            (path, concat(parts, schema.archived if path.suffix == ".parquet" else schema.frame))
             for path, parts in by_file.items()
         ]
 
@@ -317,13 +377,15 @@ def load_trading_params(root: RootLike) -> Loaded:
 def list_symbols(root: RootLike) -> list[str]:
     """Return the symbols that have state events, archived ones too, sorted."""
     root = DataRoot(root)
-    return sorted({*root.symbols("events"), *root.symbols("archived_events")})
+    rotated = {str(place.symbol) for place in root.rotated("events")}
+    return sorted({*root.symbols("events"), *root.symbols("archived_events"), *rotated})
 
 
 def list_days(root: RootLike, log: str) -> list[str]:
     """Return the days ("YYYY-MM-DD") of ``log`` ("trades_log" or "orders"), archived ones too, sorted."""
     root = DataRoot(root)
-    return sorted({str(place.day) for place, _ in root.files(log)} | archived_days(root, log))
+    days = {str(place.day) for place in (*(place for place, _ in root.files(log)), *root.rotated(log))}
+    return sorted(days | archived_days(root, log))
 
 
 def _days(

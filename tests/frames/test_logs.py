@@ -377,3 +377,62 @@ def test_symbols_as_ccxt_writes_them_come_back_as_logged(tmp_path: Path) -> None
     assert frames.load_events(tmp_path).frame["symbol"].to_list() == [symbol, symbol]
     assert daily_summary(tmp_path)["symbol"].to_list() == [symbol]
     assert verify(tmp_path).findings.is_empty()
+
+
+def test_rotated_logs_are_read_in_order_and_counted(tmp_path: Path) -> None:
+    """What logrotate cut off a log, by number or date and compressed or not, is loaded before the live file."""
+    import gzip
+
+    from replaylab.archive import daily_summary, verify
+
+    live = tmp_path / "events/B.jsonl"
+    write(live.with_name("B.jsonl.1"), event("B", 3), event("B", 4))
+    write(live.with_name("B.jsonl.2"), event("B", 2))
+    with gzip.open(live.with_name("B.jsonl.10.gz"), "wt") as file:
+        file.write(json.dumps(event("B", 0)) + "\n" + json.dumps(event("B", 1)) + "\nrubbish\n")
+    write(tmp_path / "events/OLD.jsonl-20251118", event("OLD", 7))
+    write(live.with_name("B.jsonl.bak"), event("B", 59))
+    for _ in range(2):
+        loaded = frames.load_events(tmp_path, "B")
+        assert loaded.frame["timestamp"].dt.second().to_list() == list(range(5 + live.exists()))
+        assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
+        assert loaded.rejects["file"].to_list() == ["events/B.jsonl.10.gz"]
+        write(live, event("B", 5))
+    assert frames.list_symbols(tmp_path) == ["B", "OLD"]
+    assert daily_summary(tmp_path)["rows"].sum() == 7
+    write(tmp_path / "orders/day-2025-11-18.jsonl.1", ORDER)
+    assert frames.load_orders(tmp_path).rows == 1
+    assert verify(tmp_path).findings["file"].to_list() == ["events/B.jsonl.10.gz"]
+
+
+def test_a_gzipped_part_that_ends_early_gives_its_lines_and_a_reject(tmp_path: Path) -> None:
+    """A torn gzip file is no reason to lose its whole lines, and the loss is reported."""
+    import gzip
+
+    data = gzip.compress("".join(json.dumps(event("B", i % 60)) + "\n" for i in range(5000)).encode())
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events/B.jsonl.1.gz").write_bytes(data[: len(data) // 2])
+    loaded = frames.load_events(tmp_path, "B")
+    assert 0 < loaded.rows < 5000
+    assert "not a whole gzip file" in loaded.rejects["reason"][-1]
+
+
+def test_a_log_that_is_rotated_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renaming the live file to .1 in the middle of a load neither loses nor doubles a line."""
+    live = tmp_path / "events/B.jsonl"
+    write(live, event("B", 1), event("B", 2))
+    write(live.with_name("B.jsonl.1"), event("B", 0))
+    real, moved = logs.cached_chunks, []
+
+    def rotate_once(*given: Any) -> Any:
+        if not moved:
+            moved.append(live.with_name("B.jsonl.1").rename(live.with_name("B.jsonl.2")))
+            live.rename(live.with_name("B.jsonl.1"))
+            write(live, event("B", 3))
+        return real(*given)
+
+    monkeypatch.setattr(logs, "cached_chunks", rotate_once)
+    loaded = frames.load_events(tmp_path, "B")
+    assert loaded.frame["timestamp"].dt.second().to_list() == [0, 1, 2, 3]
