@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,24 @@ class Execution:
     """Submits orders for the state machine and fills them at price events, as the model says."""
 
     def __init__(
-        self, rules: Rules, risk: RiskEngine, router: OrderRouter, journal: Journal, snapshots: Snapshots
+        self,
+        rules: Rules,
+        risk: RiskEngine,
+        router: OrderRouter,
+        journal: Journal,
+        snapshots: Snapshots,
+        schedule: Callable[[int, Callable[[int], None]], None],
     ) -> None:
         self._rules = rules
         self._risk = risk
         self._router = router
         self._journal = journal
         self._snapshots = snapshots
+        self._schedule = schedule
         self._limit_fill = rules.params.limit_fill
+        self._max_gap_ns = rules.max_gap_ns
+        self._max_hold_ns = rules.max_hold_ns
+        self._trailing = rules.params.trailing_activation_pct is not None
         self.trades: list[ClosedTrade] = []
         self.counts = EntryCounts()
 
@@ -88,33 +98,31 @@ class Execution:
 
     def on_price(
         self, state: SymbolState, index: int, ts: int, price: float, payload: Mapping[str, Any] = _NOTHING
-    ) -> PendingEntry | None:
-        """Take one price event of a symbol; return the LIMIT entry that has begun to rest at it, if any.
-
-        ``payload`` is that of the event: a queue counts its quantity.
-        """
-        gap = self._rules.max_gap_ns
-        if 0 <= gap < ts - state.last_ts and state.last_index >= 0:
+    ) -> None:
+        """Take one price event of a symbol; ``payload`` is that of the event: a queue counts its quantity."""
+        if 0 <= self._max_gap_ns < ts - state.last_ts and state.last_index >= 0:
             self._end_at_hole(state, ts, price)
         state.last_price = price
         state.last_index = index
         state.last_ts = ts
         position = state.position
         if position is not None:
-            position.seen(price)
+            if price > position.high:
+                position.high = price
+            elif price < position.low:
+                position.low = price
             reason = self._exit_due(state, position, ts, price, payload)
             if reason:
                 self._close(state, position, ts, reason)
-            return None
+            return
         entry = state.pending
         if entry is None:
-            return None
+            return
         if entry.resting is not None:
             if entry.resting.fills(price, self._limit_fill, payload):
                 self._open(state, entry, Fill(entry.resting.price), entry.qty)
         elif ts >= entry.due:
-            return self._arrive(state, entry, ts, price)
-        return None
+            self._arrive(state, entry, ts, price)
 
     def end_entry(self, state: SymbolState, ts: int, status: str, reason: str) -> None:
         """End a pending entry without a fill: the symbol is flat again."""
@@ -156,7 +164,7 @@ class Execution:
                 return best[0]
         return state.last_price
 
-    def _arrive(self, state: SymbolState, entry: PendingEntry, ts: int, price: float) -> PendingEntry | None:
+    def _arrive(self, state: SymbolState, entry: PendingEntry, ts: int, price: float) -> None:
         """Let an entry order arrive at a price event: a market order fills, a LIMIT order rests, or it is rejected."""
         direction, limit = entry.direction, entry.limit
         best = self._opposite(state, ts, direction)
@@ -183,9 +191,11 @@ class Execution:
             entry.resting = RestingLimit(limit, qty, -direction)
             self._queue(state, entry.resting, ts)
             if self._rules.entry_ttl_ns >= 0:
-                entry.expires = ts + self._rules.entry_ttl_ns
-            return entry
-        return None
+                self._schedule(ts + self._rules.entry_ttl_ns, lambda at: self._expire(state, entry, at))
+
+    def _expire(self, state: SymbolState, entry: PendingEntry, ts: int) -> None:
+        if state.pending is entry:
+            self.end_entry(state, ts, "EXPIRED", "time to live over")
 
     def _open(self, state: SymbolState, entry: PendingEntry, fill: Fill, qty: float) -> None:
         """Open a position at the symbol's current price event."""
@@ -224,28 +234,33 @@ class Execution:
         self, state: SymbolState, position: Position, ts: int, price: float, payload: Mapping[str, Any]
     ) -> str:
         """Take one later price event; return the reason to close what is left, or "" to stay open."""
-        rules, limit_fill, direction = self._rules, self._limit_fill, position.direction
+        direction = position.direction
         if position.closing_due is not None:
             return position.stop_reason if ts >= position.closing_due else ""
         if formulas.stop_hit(price, position.stop, direction):
             return self._touch_stop(position, ts)
+        # No limit fill model fills an order that the price does not reach.
         if (
             position.tp1_qty > 0.0
             and not position.tp1_filled
-            and position.target1.fills(price, limit_fill, payload)
+            and formulas.target_hit(price, position.tp1, direction)
+            and position.target1.fills(price, self._limit_fill, payload)
         ):
             self._fill_tp1(state, position, ts)
             if position.left <= 0.0:
                 return "TP1"
             self._break_even(position, ts)
         # No else: one jump can fill both targets.
-        if position.target2.fills(price, limit_fill, payload):
+        if formulas.target_hit(price, position.tp2, direction) and position.target2.fills(
+            price, self._limit_fill, payload
+        ):
             return "TP2"
-        if 0 <= rules.max_hold_ns <= ts - position.entry_ts:
+        if 0 <= self._max_hold_ns <= ts - position.entry_ts:
             return "TIMEOUT"
         if position.exit_reason is not None and ts >= position.exit_due:
             return position.exit_reason
-        self._trail(position, ts, price)
+        if self._trailing:
+            self._trail(position, ts, price)
         return ""
 
     def _touch_stop(self, position: Position, ts: int) -> str:

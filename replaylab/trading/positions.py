@@ -53,10 +53,10 @@ class RestingLimit:
 class PendingEntry:
     """An entry order between its decision and its end. ``limit`` is None for a market order.
 
-    A LIMIT entry rests from its arrival, when ``resting`` is set, until ``expires`` (None: without end).
+    A LIMIT entry rests from its arrival on, when ``resting`` is set.
     """
 
-    __slots__ = ("direction", "due", "expires", "limit", "order", "qty", "resting")
+    __slots__ = ("direction", "due", "limit", "order", "qty", "resting")
 
     def __init__(self, direction: float, due: int, limit: float | None = None, qty: float = 0.0) -> None:
         self.direction = direction
@@ -64,7 +64,6 @@ class PendingEntry:
         self.limit = limit
         self.qty = qty
         self.resting: RestingLimit | None = None
-        self.expires: int | None = None
         self.order = ""
 
 
@@ -155,13 +154,6 @@ class Position:
     def unrealized(self, price: float) -> float:
         """PnL of what is left at ``price``, before the fees of closing it."""
         return formulas.gross_pnl(price, self.entry, self.left, self.direction)
-
-    def seen(self, price: float) -> None:
-        """Take a price of the position's life into its best and worst."""
-        if price > self.high:
-            self.high = price
-        elif price < self.low:
-            self.low = price
 
     def pay_entry(self, fee_bps: float) -> float:
         """Pay the fee of the entry; return the PnL that this realises."""

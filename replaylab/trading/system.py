@@ -90,11 +90,11 @@ class TradingSystem:
         self._snapshots = Snapshots(
             self._journal, rules, self._risk, router, round(snapshot_interval_s * 1e9)
         )
-        self._execution = Execution(rules, self._risk, router, self._journal, self._snapshots)
+        self._execution = Execution(rules, self._risk, router, self._journal, self._snapshots, self._schedule)
         self.trades: list[ClosedTrade] = self._execution.trades
         self.counts: EntryCounts = self._execution.counts
         self._states = SymbolStates(rules, resolved, initial, instruments or {})
-        self._finished = False
+        self._begun = self._finished = False
         self._now = self._last = -NEVER
         self._index = -1
         self._handled = 0
@@ -126,7 +126,7 @@ class TradingSystem:
         payload: dict[str, Any],
     ) -> None:
         """Take one event of the session; of types that the model does not read only the time counts."""
-        if self._last == -NEVER:
+        if not self._begun:
             self._begin(ts)
         self._last = ts
         handler = self._handlers.get(type)
@@ -169,7 +169,7 @@ class TradingSystem:
         pipeline = self._pipeline
         if pipeline is None or kind not in ("MARKET_TRADE", "MARKET_BOOK"):
             return
-        if self._last == -NEVER:
+        if not self._begun:
             self._begin(ts)
         self._last = ts
         self._move_to(ts, warming=True)
@@ -201,7 +201,7 @@ class TradingSystem:
         if state.source == "score":
             price = usable_price(payload.get("price"))
             if price is not None:
-                self._price(state, index, ts, price, payload)
+                self._execution.on_price(state, index, ts, price, payload)
         score = usable_number(payload.get("score"))
         if score is None:
             self._skip("SCORING_UPDATE")
@@ -313,7 +313,7 @@ class TradingSystem:
             if not scorer.take_trade(ts, price, payload):
                 self._skip("MARKET_TRADE")
         if state.source == "trade":
-            self._price(state, index, ts, price, payload)
+            self._execution.on_price(state, index, ts, price, payload)
 
     def _on_book(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         state = self._states[symbol]
@@ -326,19 +326,7 @@ class TradingSystem:
         if state.source == "book":
             mid = state.book.mid()
             if mid is not None:
-                self._price(state, index, ts, mid, payload)
-
-    def _price(self, state: SymbolState, index: int, ts: int, price: float, payload: dict[str, Any]) -> None:
-        entry = self._execution.on_price(state, index, ts, price, payload)
-        if entry is None or entry.expires is None:
-            return
-        expires = entry.expires
-
-        def expire(_: int) -> None:
-            if state.pending is entry:
-                self._execution.end_entry(state, expires, "EXPIRED", "time to live over")
-
-        self._schedule(expires, expire)
+                self._execution.on_price(state, index, ts, mid, payload)
 
     def _on_funding(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         rate = usable_number(payload.get("fundingRate"))
@@ -374,6 +362,7 @@ class TradingSystem:
 
     def _begin(self, ts: int) -> None:
         """Note the first event: the initial books are as old as it."""
+        self._begun = True
         for state in self._states.values():
             if state.book.mid() is not None:
                 state.book_ts = ts
@@ -400,7 +389,8 @@ class TradingSystem:
             self._start(ts)
         self._warming = warming
         self._now = ts
-        self._run_due(ts)
+        if self._due and self._due[0][0] <= ts:
+            self._run_due(ts)
 
     def _schedule(self, ts: int, action: Callable[[int], None]) -> None:
         """Have ``action`` called with ``ts`` before the first event at or after that time."""
