@@ -46,7 +46,6 @@ PENDING: set[str] = {
     "replaylab/sessions",
     "replaylab/sweep",
     "replaylab/testing.py",
-    "replaylab/trading",
     "tests/importers",
     "tests/oracle.py",
     "tests/replay",
@@ -55,7 +54,6 @@ PENDING: set[str] = {
     "tests/test_history.py",
     "tests/test_main_job.py",
     "tests/test_wheel.py",
-    "tests/trading",
 }
 
 

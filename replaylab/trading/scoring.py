@@ -39,7 +39,7 @@ class ScoreModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One score of one symbol and the regime beside it. ``volatility`` is in bps per square root of a second."""
+    """One score of one symbol and its regime. ``volatility`` is in bps per square root of a second."""
 
     score: float
     components: dict[str, float]
@@ -57,7 +57,7 @@ class Scorer:
     """The scoring state of one symbol.
 
     Feed it every usable trade and book change, then call ``step`` once per distinct timestamp, after all market events
-    that bear it. ``regime`` is the one that stood before the first event.
+    that bear it. ``regime`` is the last one before the first event.
     """
 
     __slots__ = ("_columns", "_consts", "_features", "_floats", "_ints", "_levels", "_model")

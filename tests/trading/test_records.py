@@ -152,7 +152,7 @@ def test_a_recorder_changes_no_decision(play: Play, random_session: Any, kept: A
 
 
 def test_daily_figures_are_those_of_the_snapshots_own_day(play: Play, session: Session, kept: Any) -> None:
-    """Before the first fill of a day its figures are zero, and yesterday's limits do not stand."""
+    """Before the first fill of a day its statistics are zero, and yesterday's limits do not hold."""
     day = 86_400_000_000_000
     events = session("s1", 100, 99) + [(day + ts, *rest) for ts, *rest in session("s1")]
     play(events, TradingParams(max_daily_loss_usd=5, max_trades_per_day=1), recorder=kept)
