@@ -33,19 +33,23 @@ from replaylab.archive.summary import (
     settle_accounts,
 )
 from replaylab.errors import LogReadError, RetentionError
-from replaylab.frames.archived import (
+from replaylab.frames import (
+    EVENTS,
     METADATA_KEY,
+    Fingerprint,
+    Loaded,
     PartInfo,
+    Reject,
     archive_folder,
+    begins_with,
+    fingerprint,
     is_superseded,
+    open_log,
     part_info,
     parts_of,
     pending_mark,
+    to_table,
 )
-from replaylab.frames.cache import to_table
-from replaylab.frames.files import Fingerprint, begins_with, fingerprint
-from replaylab.frames.jsonl import Loaded, Reject
-from replaylab.frames.logs import EVENTS, open_log
 from replaylab.fsio import after_last_newline, sha256_of, sync_folder
 from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot

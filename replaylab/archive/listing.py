@@ -17,9 +17,18 @@ import orjson
 import polars as pl
 
 from replaylab.errors import RecordError, RetentionError
-from replaylab.frames.jsonl import Block, Loaded, blocks, decode_block
-from replaylab.frames.logs import EVENTS, ORDERS, PARAMS, REPLAY_EVENTS, TRADES
-from replaylab.frames.schema import LogSchema
+from replaylab.frames import (
+    EVENTS,
+    ORDERS,
+    PARAMS,
+    REPLAY_EVENTS,
+    TRADES,
+    Block,
+    Loaded,
+    LogSchema,
+    blocks,
+    decode_block,
+)
 from replaylab.fsio import after_last_newline
 from replaylab.paths import DataRoot, classify, is_safe_name
 from replaylab.records import ReplayManifest, decode_record

@@ -17,9 +17,10 @@ import polars as pl
 
 from replaylab.archive.listing import schema_by_lines, schema_by_place
 from replaylab.errors import RecordError
-from replaylab.frames.jsonl import (
+from replaylab.frames import (
     REJECTS_SCHEMA,
     Block,
+    LogSchema,
     Reject,
     blocks,
     decode_block,
@@ -28,7 +29,6 @@ from replaylab.frames.jsonl import (
     reject_frame,
     without_mark,
 )
-from replaylab.frames.schema import LogSchema
 from replaylab.fsio import atomic_path
 
 _LISTED = 10_000

@@ -41,10 +41,7 @@ from replaylab.archive.listing import (
 from replaylab.archive.summary import has_account, summary_path
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
-from replaylab.frames.archived import part_info
-from replaylab.frames.files import chunks_of
-from replaylab.frames.jsonl import Loaded
-from replaylab.frames.logs import CHUNK_BYTES, ORDERS, TRADES
+from replaylab.frames import CHUNK_BYTES, ORDERS, TRADES, Loaded, chunks_of, part_info
 from replaylab.fsio import lock, sync_folder, write_atomic
 from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot, symbol_of

@@ -24,10 +24,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.archive.listing import LineTimes
-from replaylab.frames.files import Fingerprint, ReplacedError, begins_with
-from replaylab.frames.jsonl import Loaded
-from replaylab.frames.logs import open_log, until_whole
-from replaylab.frames.schema import TIMESTAMP
+from replaylab.frames import TIMESTAMP, Fingerprint, Loaded, ReplacedError, begins_with, open_log, until_whole
 from replaylab.fsio import write_atomic
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, now_ns

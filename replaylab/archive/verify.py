@@ -14,11 +14,19 @@ from replaylab import frames
 from replaylab.archive.listing import schema_by_lines, schema_by_place
 from replaylab.archive.summary import read_summary
 from replaylab.errors import RecordError, ReplaylabError
-from replaylab.frames.archived import part_info, read_part
-from replaylab.frames.files import chunks_of
-from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded
-from replaylab.frames.logs import EVENTS, ORDERS, REPLAY_EVENTS, TRADES, opened_log
-from replaylab.frames.schema import LogSchema
+from replaylab.frames import (
+    EVENTS,
+    ORDERS,
+    REJECTS_SCHEMA,
+    REPLAY_EVENTS,
+    TRADES,
+    Loaded,
+    LogSchema,
+    chunks_of,
+    opened_log,
+    part_info,
+    read_part,
+)
 from replaylab.paths import SNAPSHOTS, DataRoot, classify, live_of, symbol_of
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 

@@ -209,7 +209,7 @@ def warm_up() -> None:
 
     replaylab warm-up
     """
-    from replaylab.frames.scanner import warm_up as compile_reader
+    from replaylab.frames import warm_up as compile_reader
     from replaylab.sweep import warm_up as compile_sweeps
 
     compile_sweeps()

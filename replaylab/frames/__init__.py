@@ -6,9 +6,38 @@
 True
 """
 
-from replaylab.frames.jsonl import REJECTS_SCHEMA, Loaded
+from replaylab.frames.archived import (
+    METADATA_KEY,
+    PartInfo,
+    archive_folder,
+    is_superseded,
+    part_info,
+    parts_of,
+    pending_mark,
+    read_part,
+)
+from replaylab.frames.cache import to_table
+from replaylab.frames.files import Fingerprint, ReplacedError, begins_with, chunks_of, fingerprint
+from replaylab.frames.jsonl import (
+    REJECTS_SCHEMA,
+    Block,
+    Loaded,
+    Reject,
+    blocks,
+    decode_block,
+    is_blank,
+    preview,
+    reject_frame,
+    without_mark,
+)
 from replaylab.frames.logs import (
+    CHUNK_BYTES,
+    EVENTS,
+    ORDERS,
+    PARAMS,
+    REPLAY_EVENTS,
     SNAPSHOT_RECORDS,
+    TRADES,
     list_days,
     list_symbols,
     load_events,
@@ -17,17 +46,51 @@ from replaylab.frames.logs import (
     load_snapshot,
     load_trades,
     load_trading_params,
+    open_log,
+    opened_log,
     scan_days,
     scan_event_chunks,
     scan_event_files,
+    until_whole,
 )
 from replaylab.frames.pandas_view import to_pandas
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
+from replaylab.frames.schema import TIMESTAMP, LogSchema
+
+
+def warm_up() -> None:
+    """Compile the reader of large logs, or load it where that was done before; numba loads here and not earlier."""
+    from replaylab.frames import scanner
+
+    scanner.warm_up()
+
 
 __all__ = [
+    "CHUNK_BYTES",
+    "EVENTS",
+    "METADATA_KEY",
+    "ORDERS",
+    "PARAMS",
     "REJECTS_SCHEMA",
+    "REPLAY_EVENTS",
     "SNAPSHOT_RECORDS",
+    "TIMESTAMP",
+    "TRADES",
+    "Block",
+    "Fingerprint",
     "Loaded",
+    "LogSchema",
+    "PartInfo",
+    "Reject",
+    "ReplacedError",
+    "archive_folder",
+    "begins_with",
+    "blocks",
+    "chunks_of",
+    "decode_block",
+    "fingerprint",
+    "is_blank",
+    "is_superseded",
     "list_days",
     "list_symbols",
     "load_events",
@@ -39,8 +102,20 @@ __all__ = [
     "load_snapshot",
     "load_trades",
     "load_trading_params",
+    "open_log",
+    "opened_log",
+    "part_info",
+    "parts_of",
+    "pending_mark",
+    "preview",
+    "read_part",
+    "reject_frame",
     "scan_days",
     "scan_event_chunks",
     "scan_event_files",
     "to_pandas",
+    "to_table",
+    "until_whole",
+    "warm_up",
+    "without_mark",
 ]
