@@ -377,7 +377,8 @@ class DataRoot:
     # Additions to the specification's tree.
     def history_dir(self, tape: str, symbol: str) -> Path:
         """``tape`` is "trades", "book" or "funding"; one Parquet file per UTC day inside."""
-        return self._of("history", tape=tape, symbol=symbol, day="2000-01-01").parent
+        written = _written({"tape": tape, "symbol": symbol})
+        return self.path / "history" / written["tape"] / written["symbol"]
 
     def history(self, tape: str, symbol: str, day: str) -> Path:
         return self._of("history", tape=tape, symbol=symbol, day=day)
