@@ -42,12 +42,12 @@ Floats = npt.NDArray[np.float64]
 _ANY = msgspec.json.Decoder()
 _BLOCK = 4096
 _KEYS = pl.Schema(
-    {
-        "row": pl.Int64,
-        "event_index": pl.Int64,
-        "timestamp": pl.Datetime("ns", "UTC"),
-        "symbol": pl.String,
-    }
+    [
+        ("row", pl.Int64()),
+        ("event_index", pl.Int64()),
+        ("timestamp", pl.Datetime("ns", "UTC")),
+        ("symbol", pl.String()),
+    ]
 )
 LookBacks = FeatureParams | Mapping[str, FeatureParams]
 
