@@ -245,7 +245,8 @@ class Settings(msgspec.Struct, rename="camel", frozen=True):
         if isinstance(given, Mapping):
             return start.with_changes(given)
         raise ConfigError(
-            f"{name}: expected {cls.__name__}, a dict or None, found {type(given).__name__}", field=name
+            f"{name}: expected {cls.__name__}, a dict of changes or None, found {type(given).__name__}",
+            field=name,
         )
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
@@ -546,18 +547,8 @@ def resolve_scoring(
 
 def _resolve(kind: type[_S], given: Any, recorded: _S | None, default: _S | None, name: str) -> Resolved[_S]:
     base = recorded or default or kind()
-    source: Source = "config" if recorded is None else "recorded"
-    if isinstance(given, kind):
-        used, source = given, "given"
-    elif isinstance(given, Mapping):
-        used = base.with_changes(given)
-    elif given is None:
-        used = base
-    else:
-        raise ConfigError(
-            f"{name}: expected {kind.__name__}, a dict of changes or None, found {type(given).__name__}",
-            field=name,
-        )
+    used = kind.of(given, name, base)
+    source: Source = "given" if isinstance(given, kind) else "config" if recorded is None else "recorded"
     return Resolved(used, source, used.changes(base))
 
 

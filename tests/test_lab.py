@@ -203,7 +203,7 @@ def test_what_is_no_setting_is_refused_where_it_is_given(root: Path, use: str) -
         "run_sim": lambda: lab.run_sim(params=wrong, start=RANGE[1], overlap="append"),
     }
     with pytest.raises(
-        ConfigError, match=r"expected (Config|TradingParams), a dict( of changes)? or None, found int"
+        ConfigError, match=r"expected (Config|TradingParams), a dict of changes or None, found int"
     ):
         calls[use]()
 
