@@ -99,7 +99,9 @@ def test_an_argument_may_be_settings_a_dict_or_nothing():
     assert TradingParams.of({"slPct": 0.5}, "params") == params
     assert TradingParams.of(None, "params") == TradingParams()
     for wrong in (5, "sl_pct", [("sl_pct", 0.5)], ScoringParams()):
-        with pytest.raises(ConfigError, match=r"^params: expected TradingParams, a dict of changes or None") as caught:
+        with pytest.raises(
+            ConfigError, match=r"^params: expected TradingParams, a dict of changes or None"
+        ) as caught:
             TradingParams.of(wrong, "params")
         assert caught.value.field == "params"
 
