@@ -1,4 +1,4 @@
-"""The main job from end to end: a tape goes in; logs, a session, a replay, a sweep, tables and pictures come out."""
+"""The main job from end to end: a tape goes in; logs, a session, a replay, a sweep, tables and plots come out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARK = ".replaylab-demo"
 def run(
     output: str | Path = "demo-results", *, seed: int = 7, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Simulate, log, load, build, replay, sweep and draw; return what came out, with the folder.
+    """Simulate, log, load, build, replay, sweep and plot; return what came out, with the folder.
 
     >>> from replaylab import demo
     >>> demo.run("results")["n_trades"]                            # doctest: +SKIP
@@ -75,23 +75,23 @@ def run(
     best_row = int(result.best(1)["row"][0])
     best_trades = result.trades(best_row)
 
-    tables, pictures = folder / "tables", folder / "pictures"
+    tables, plots_folder = folder / "tables", folder / "plots"
     tables.mkdir()
-    pictures.mkdir()
+    plots_folder.mkdir()
     result.frame.write_parquet(tables / "sweep.parquet")
     result.best(20).write_csv(tables / "best.csv")
     default.trades.write_csv(tables / "trades_default.csv")
     best_trades.write_csv(tables / "trades_best.csv")
     symbol = manifest.symbols[0]
-    figures = {
+    drawn = {
         "price_with_trades.png": plots.price_with_trades(
             lab.market_trades(symbol), best_trades.filter(best_trades["symbol"] == symbol), title=symbol
         ),
         "equity.png": plots.equity({"best of the sweep": best_trades, "default parameters": default.trades}),
         "sweep_heatmap.png": result.heatmap("entry_threshold", "sl_pct"),
     }
-    for name, figure in figures.items():
-        figure.savefig(pictures / name, dpi=120)
+    for name, figure in drawn.items():
+        figure.savefig(plots_folder / name, dpi=120)
 
     summary = {
         "folder": str(folder),
@@ -110,11 +110,9 @@ def run(
         f"   The best of {result.frame.height:,} tries on one synthetic hour proves nothing about a real market."
     )
     tell("   Fills are at the touch, without market impact, queue position or funding (docs/model.md).")
-    tell(
-        "   In the price picture an exit stands at its average price: off the line where a target took a part."
-    )
+    tell("   In the price plot an exit is at its average price: off the line where a target took a part.")
     tell("")
-    tell(f"Tables, pictures and the data root are in {folder}")
+    tell(f"Tables, plots and the data root are in {folder}")
     return summary
 
 

@@ -34,8 +34,8 @@ Levels = Sequence[Sequence[float]]
 class SessionBuilder:
     """Collects events and writes them as a replay session. Every method that adds an event returns the builder.
 
-    ``at``: seconds after ``start`` (whole nanoseconds; may be negative), or an ISO text or datetime. Events are sorted
-    by time when built; events of one time stay in the order in which they were added.
+    ``at``: seconds after ``start`` (whole nanoseconds; may be negative), or an ISO string or datetime. Events are
+    sorted by time when built; events of one time stay in the order in which they were added.
     """
 
     def __init__(self, start: str | datetime = "2025-01-01T00:00:00Z") -> None:

@@ -149,7 +149,7 @@ def test_with_ids_a_trade_is_there_once_and_ids_may_be_numbers_or_texts(tmp_path
 def test_an_id_with_two_prices_is_refused_and_nothing_changes(tmp_path: Path, ids: list[str]) -> None:
     history.write_trades(tmp_path, "BTCUSDT", trades([(0, 1.0, 1.0, "BUY", ids[0])]))
     before = files(tmp_path)
-    with pytest.raises(HistoryError, match=r"trade id .* stands for different trades.*1\.0.*2\.0"):
+    with pytest.raises(HistoryError, match=r"trade id .* names different trades.*1\.0.*2\.0"):
         history.write_trades(tmp_path, "BTCUSDT", trades([(0, 2.0, 1.0, "BUY", ids[1])]))
     assert files(tmp_path) == before
 

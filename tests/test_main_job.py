@@ -30,14 +30,14 @@ def replaylab(*arguments: object, data: Path | None = None, check: bool = True) 
 
 @pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
-    """`replaylab demo` leaves logs, a session, tables and pictures, and the replays agree with each other."""
+    """`replaylab demo` leaves logs, a session, tables and plots, and the replays agree with each other."""
     out = tmp_path / "results"
     summary = json.loads(replaylab("demo", "-o", out, "--json"))
     assert summary["replay_is_deterministic"] is True
     assert summary["n_combinations"] > 1_000
     assert summary["n_trades"] > 0
     for name in ("price_with_trades.png", "equity.png", "sweep_heatmap.png"):
-        assert (out / "pictures" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert (out / "plots" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert pl.read_parquet(out / "tables" / "sweep.parquet").height == summary["n_combinations"]
     lab = Lab(out / "data")
     assert lab.events().height > 1_000

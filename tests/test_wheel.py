@@ -92,4 +92,4 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
 
     output = run(home / "bin" / "replaylab", "demo", "-o", "results", folder=outside, environment=environment)
     assert "the same decisions" in output
-    assert (outside / "results" / "pictures" / "equity.png").stat().st_size > 5_000
+    assert (outside / "results" / "plots" / "equity.png").stat().st_size > 5_000

@@ -1,4 +1,9 @@
-"""The compiled loops over a tape: the functions of ``state`` and ``score_state``, one event after the other."""
+"""Compiled loops over a tape, with the functions of ``state`` and ``score_state``; features and scores of a session.
+
+>>> from replaylab.features import compute, score_series
+>>> frame = compute(session.events)                                    # doctest: +SKIP
+>>> scores = score_series(session.events, ScoringParams(gain=2.0))     # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
@@ -129,7 +134,7 @@ def compute(
 ) -> pl.DataFrame:
     """Return a row per decision with every feature of the catalogue, as known at that moment.
 
-    ``events``: a session's events (timestamp, type, symbol, payload as JSON text), sorted, or the tapes that
+    ``events``: a session's events (timestamp, type, symbol, payload as JSON string), sorted, or the tapes that
     ``pack_market`` made of them with ``params.depth_levels``.
 
     ``decisions``: a frame with ``symbol`` and ``timestamp`` and, better, ``index``. With ``index`` (a position in

@@ -1,7 +1,7 @@
 """The state of one symbol's score and regime and what an event does to it: written once, run in two ways.
 
 As in ``replaylab.features.state``: lists of numbers event by event, numpy arrays where these functions are compiled for
-a whole tape. What the parts mean is said at ``ScoringParams`` and in ``docs/features.md``.
+a whole tape. ``ScoringParams`` and ``docs/features.md`` document the parts.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def make_signal(ints: Ints, floats: Floats, consts: Sequence[float], ts: int) ->
     weight = abs(consts[_W_MOMENTUM])
     flow = math.nan
     if floats[_TRADED] > 0.0:
-        # A flow that nobody adds to fades: the ratio alone would stand for ever.
+        # A flow without new trades fades: the ratio alone would never change.
         fading = decay(ts - ints[_T_FLOW], consts[_H_FLOW])
         flow = flow_imbalance(floats[_SIGNED], floats[_TRADED]) * fading
         total += consts[_W_FLOW] * flow

@@ -2,7 +2,7 @@
 
 A state is a row of whole numbers and a row of floats. Event by event both are Python lists; over a whole tape they are
 numpy arrays and these same functions are compiled. So the incremental and the vectorised form cannot drift apart.
-NaN stands for "not known". Times are ns since 1970 and stay whole numbers: a float would lose their last digits.
+NaN means "not known". Times are ns since 1970 and stay whole numbers: a float would lose their last digits.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def pack_market(
     initial_state: Mapping[str, Any] | None = None,
     symbols: Sequence[str] | None = None,
 ) -> dict[str, MarketTape]:
-    """Return the tape of each symbol of a session's events (columns timestamp, type, symbol, payload as JSON text).
+    """Return the tape of each symbol of a session's events (columns timestamp, type, symbol, payload as JSON string).
 
     ``depth_levels`` is how many levels of the book count as its depth; ``initial_state`` (the session's) may hold the
     books at its start. Unusable events and trades marked ``offMarket`` are left out, as the trading model leaves them.
@@ -199,7 +199,7 @@ def regime_names(texts: Sequence[str]) -> list[str | None]:
 
 
 def risk_flags(texts: Sequence[str]) -> tuple[Kinds, Bools, int]:
-    """Return ``tradingBlocked`` (1, 0, −1: not said), ``forceClose`` and how many payloads say neither."""
+    """Return ``tradingBlocked`` (1, 0, −1: absent), ``forceClose`` and how many payloads have neither."""
     blocked = np.full(len(texts), -1, dtype=np.int8)
     force = np.zeros(len(texts), dtype=bool)
     silent = 0

@@ -98,7 +98,7 @@ class Staging:
             staging.add("trades", "BTCUSDT", frame)      # as often as needed; each frame is on disk then
             staging.commit()                             # without it nothing changes
 
-    ``add(..., source=n)`` tells which file rows come from: rows without a trade id are duplicates of each other only
+    ``add(..., source=n)`` names the file that rows come from: rows without a trade id are duplicates of each other only
     across sources. Memory is bounded by the frame given and one slice of a day. Each day is replaced whole; a crash
     in the middle of ``commit`` leaves every day either old or new, and importing again completes it.
     """
@@ -155,7 +155,7 @@ class Staging:
                 old = done.get((kind, symbol), Written(0, 0, 0))
                 new = _merge_day(kind, symbol, day, parts, target, merged)
                 done[kind, symbol] = Written(*(a + b for a, b in zip(old, new, strict=True)))
-                if new.added:  # else the file stays as it is, byte for byte
+                if new.added:  # else the file stays unchanged, byte for byte
                     ready.append((merged, target))
             for merged, target in ready:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +289,7 @@ def _unique_ids(rows: pl.DataFrame, symbol: str) -> pl.DataFrame:
         one = contrary.row(0, named=True)
         shown = [tuple(one[f"{name}{end}"] for name in columns[1:]) for end in ("_right", "")]
         raise HistoryError(
-            f"{symbol}: trade id {one[key]} stands for different trades, and so do {contrary.height - 1} more: price, "
+            f"{symbol}: trade id {one[key]} names different trades, and so do {contrary.height - 1} more: price, "
             f"qty, side are {shown[0]} and {shown[1]}. Aggregated trades, or those of another market, belong under a "
             "symbol name of their own"
         )

@@ -68,7 +68,7 @@ def read_book(files: Iterable[Path], intake: Intake) -> None:
 def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = None) -> None:
     """Read captures, JSON Lines of ``{"t", "conn", "ts", "data": "<raw message>"}``, as cryptofeed records them.
 
-    ``ts`` is local time in decimal seconds. The address of a connection (in its ``connect`` line) tells the market.
+    ``ts`` is local time in decimal seconds. The address of a connection (in its ``connect`` line) names the market.
     Linear and inverse contracts keep their symbol; the same symbol on the spot market is another one and gets
     ``@spot`` after it. ``market`` ("linear", "inverse", "spot") takes one market only.
     """

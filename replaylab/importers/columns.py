@@ -42,7 +42,7 @@ def read_csv(
 
     Columns are found without regard to case. ``side``: buy or sell of the taker; ``buyer_maker``: true where the
     buyer was the maker; with neither (and no column "side") the tick rule gives the side.
-    ``timestamp_unit``: s, ms, us, ns; detected where it is not given. Times may also be ISO texts.
+    ``timestamp_unit``: s, ms, us, ns; detected where it is not given. Times may also be ISO strings.
     """
     named = _named(timestamp, price, qty, side, buyer_maker, trade_id, received_at)
     names = {ours: (folded(name),) for ours, name in named.items()}

@@ -268,7 +268,7 @@ class Intake:
             if self.clock == "receive":
                 line = frame["line"][frame[chosen].is_null().arg_max() or 0]
                 raise self.refuse(line, 'there is no receive time here: use clock="exchange"')
-            self.note("where the exchange gives no time, the time of receipt stands for it")
+            self.note("where the exchange gives no time, the time of receipt is used")
             frame = frame.with_columns(timestamp=pl.coalesce("exchange_at", "received_at"))
         else:
             frame = frame.with_columns(timestamp=pl.col(chosen))
@@ -456,7 +456,7 @@ class TapeReport:
     def id_gaps(self) -> list[Gap]:
         return [gap for gap in self.gaps if gap.what == "id"]
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """The counts and spans by the names that tables use."""
         return {
             "kind": self.kind,
@@ -541,7 +541,7 @@ class ImportReport:
             self.rejects.append(Reject(file.name, line, reason, text[:200]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data: numbers, texts, lists and dicts."""
+        """Return plain data: numbers, strings, lists and dicts."""
         totals = ("rows", "added", "duplicates", "rejected", "out_of_order", "off_market")
         return {
             "format": self.format,
@@ -567,7 +567,7 @@ class ImportReport:
         ]
         for tape in self.tapes:
             lines.append(f"  {tape.symbol} {tape.kind}")
-            for name, value in tape.figures().items():
+            for name, value in tape.metrics().items():
                 if name not in ("kind", "symbol") and value not in (None, 0):
                     lines.append(
                         f"    {name:<19}{value:,}" if isinstance(value, int) else f"    {name:<19}{value}"
@@ -581,7 +581,7 @@ class ImportReport:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
     def _repr_html_(self) -> str:
-        rows = [tape.figures() for tape in self.tapes]
+        rows = [tape.metrics() for tape in self.tapes]
         if not rows:
             return f"<pre>{escape(str(self))}</pre>"
 

@@ -15,7 +15,7 @@ from replaylab.features import Levels, OrderBook
 from replaylab.history import level_lists
 from replaylab.importers.intake import FileReport, Intake
 
-_SLICE_ROWS = 10_000  # rows of one symbol that are collected before they go on
+_SLICE_ROWS = 10_000  # rows of one symbol that are collected before they are handed over
 _EARLY_ROWS = 50_000  # deltas that wait for a snapshot
 _CHECK_LINES = 1_024
 

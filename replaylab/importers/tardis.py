@@ -1,8 +1,8 @@
 """Tardis.dev CSV files: ``trades`` and ``incremental_book_L2``.
 
 In a book file a row is a level; rows of one ``local_timestamp`` are one message. Rows before the first snapshot are
-left out. Where ``is_snapshot`` turns true the book starts anew; a snapshot of several messages becomes one snapshot row
-and deltas that complete it. Quantity 0 deletes a level.
+left out. Where ``is_snapshot`` turns true the book starts again; a snapshot of several messages becomes one snapshot
+row and deltas that complete it. Quantity 0 deletes a level.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_book(files: Iterable[Path], intake: Intake) -> None:
         for block in file.blocks():
             rows = _parse(block, file, intake, state)
             if rows is not None:
-                # The last message of a block may go on in the next one.
+                # The last message of a block may continue in the next one.
                 _take(rows, file, intake, state, last=False)
         if state.rest is not None:
             _take(state.rest.clear(), file, intake, state, last=True)

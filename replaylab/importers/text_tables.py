@@ -104,8 +104,8 @@ class TradeTable:
     required: tuple[str, ...] = ("time", "price", "qty")
     units: tuple[str, ...] = tuple(UNITS)
     numbered: bool = False  # ids are whole numbers that count up by one
-    file_symbol: Callable[[str], str | None] | None = None  # the symbol that a file's name tells
-    unknown_sides: tuple[str, ...] = ()  # what stands in the side column where the side is not known
+    file_symbol: Callable[[str], str | None] | None = None  # the symbol in a file's name
+    unknown_sides: tuple[str, ...] = ()  # values of the side column where the side is not known
 
 
 @dataclass
@@ -204,7 +204,7 @@ def parse(block: Block, layout: Layout, intake: Intake) -> Iterator[tuple[pl.Dat
     ends = np.flatnonzero(marks == ord("\n"))
     rows = len(ends) + (not block.data.endswith(b"\n"))
     regular = int(np.count_nonzero(marks == ord(layout.delimiter))) == rows * commas
-    blank = bool((np.diff(ends, prepend=-1) <= 2).any())  # or a line of one character, which is looked at too
+    blank = bool((np.diff(ends, prepend=-1) <= 2).any())  # or a line of one character, which is checked too
     lines: pl.Series | None = None
     data = block.data
     frame = None if blank or not regular else _typed(data, layout)

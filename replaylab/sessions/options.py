@@ -34,7 +34,7 @@ _OPTION_KEYS = {
 
 
 def option_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``build_replay_session`` that an options object in camelCase stands for.
+    """Return the arguments of ``build_replay_session`` of an options object in camelCase.
 
     >>> option_arguments({"from": "2025-11-18T10:00Z", "includeTypes": ["SCORING_UPDATE"], "sessionId": None})
     {'start': '2025-11-18T10:00Z', 'include_types': ['SCORING_UPDATE'], 'session_id': None}

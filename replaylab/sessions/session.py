@@ -31,7 +31,7 @@ class Session:
     >>> session = lab.session("2025-11-18T10-11-BTCUSDT")      # doctest: +SKIP
     >>> session.events.head()                                  # doctest: +SKIP
 
-    ``events`` has the columns timestamp, type, symbol, payload (JSON text); a row's position is the event's index.
+    ``events`` has the columns timestamp, type, symbol, payload (JSON string); a row's position is the event's index.
     Raises SessionNotFoundError when there is no such session.
     """
 
@@ -203,7 +203,7 @@ def _replayed(root: DataRoot) -> str | None:
     if isinstance(pid, int) and host == platform.node():
         alive = process_alive(pid, started if isinstance(started, int | float) else None)
     else:
-        # On another machine only the heartbeat tells.
+        # On another machine only the heartbeat shows it.
         beat = status.get("heartbeatAt")
         alive = isinstance(beat, str) and now_ns() - parse_ns(beat) < _HEARTBEAT_NS
     found = status.get("sessionId")

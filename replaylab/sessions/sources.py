@@ -334,7 +334,7 @@ def rows_frame(
 
 
 def iso_strings(ts: pl.Series) -> pl.Series:
-    """Return the ISO texts of nanoseconds since 1970, the same as ``timestamps.iso`` gives one by one."""
+    """Return the ISO strings of nanoseconds since 1970, the same as ``timestamps.iso`` gives one by one."""
     ns = ts.cast(pl.Int64)
     if len(ns) < 64:
         return pl.Series("stamp", [iso(value) for value in ns.to_list()], dtype=pl.String)
@@ -373,7 +373,7 @@ def trade_payloads(frame: pl.DataFrame) -> pl.Series:
 
 
 def book_payloads(frame: pl.DataFrame) -> pl.Series:
-    """Return MARKET_BOOK payloads of a frame with bids and asks (pairs, or JSON text) and optionally kind."""
+    """Return MARKET_BOOK payloads of a frame with bids and asks (pairs, or JSON string) and optionally kind."""
     kinds = frame["kind"].to_list() if "kind" in frame.columns else ["snapshot"] * frame.height
     bids, asks = (_levels_json(frame[side]) for side in ("bids", "asks"))
     texts = [

@@ -274,7 +274,7 @@ def tardis(rows: list[tuple[int, bool, str, float, float]]) -> str:
 
 
 def test_tardis_book_messages(tmp_path: Path) -> None:
-    """Rows before the first snapshot go; rows of one local time are one message; a second snapshot starts anew."""
+    """Rows before the first snapshot go; rows of one local time are one message; a second snapshot starts again."""
     rows = [
         (0, False, "bid", 1.0, 1.0),
         (1, True, "bid", 1.0, 1.0),

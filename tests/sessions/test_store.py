@@ -72,9 +72,9 @@ def test_save_a_manifest(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.unknown_fields == {"colour": "blue"}
     assert store.open("mine").events.height == 0
-    manifest.notes = "looked at"
+    manifest.notes = "checked"
     store.save_session(manifest)
-    assert store.list_sessions()[0].notes == "looked at"
+    assert store.list_sessions()[0].notes == "checked"
     assert json.loads((tmp_path / "replay/sessions/mine/manifest.json").read_text())["colour"] == "blue"
     with pytest.raises(RecordError):
         store.save_session({**plain, "speedFactor": 0})
