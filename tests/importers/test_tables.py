@@ -261,8 +261,8 @@ def test_a_file_named_after_another_symbol_needs_save_as(tmp_path: Path) -> None
 def test_unknown_formats_options_and_files(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match=r"no format 'binance_trades'.*mean 'binance-trades'"):
         import_history(tmp_path, "binance_trades", "x")
-    with pytest.raises(HistoryError, match=r"csv has no option 'prise'.*mean 'price'"):
-        import_history(tmp_path, "csv", "x", prise="p")
+    with pytest.raises(HistoryError, match=r"csv has no option 'market': there are .*price"):
+        import_history(tmp_path, "csv", "x", market="spot")
     with pytest.raises(HistoryError, match="cannot be read: No such file"):
         import_history(tmp_path, "csv", tmp_path / "x", "X")
     with pytest.raises(HistoryError, match="clock is"):
