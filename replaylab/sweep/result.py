@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from replaylab import __version__
 from replaylab.errors import SweepError, did_you_mean
+from replaylab.fsio import atomic_path
 from replaylab.params import Resolved, Source, TradingParams
 from replaylab.sweep import fills
 from replaylab.sweep.evidence import (
@@ -409,12 +410,8 @@ class SweepResult(Outcome):
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with atomic_path(path) as half:
             pq.write_table(table.replace_schema_metadata(metadata), half, compression="zstd")
-            half.replace(path)
-        finally:
-            half.unlink(missing_ok=True)
         return path
 
     @classmethod
