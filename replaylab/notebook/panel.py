@@ -11,6 +11,7 @@ the replay runs in a process of its own, and the screen is drawn at most five ti
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -22,9 +23,11 @@ from weakref import WeakValueDictionary
 
 import ipywidgets as w
 
-from replaylab.errors import ReplaylabError
+from replaylab.errors import ReplaylabError, SessionError
 from replaylab.notebook.controls import Controls
 from replaylab.notebook.live import LiveView, MarketTrack
+from replaylab.notebook.run_params import RunParams
+from replaylab.notebook.run_result import RunResult, RunResultView, run_result
 from replaylab.notebook.session_detail import DetailView, describe
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
 from replaylab.notebook.session_table import Actions, SessionTable
@@ -46,13 +49,13 @@ OVERVIEW, LOGS, DETAIL = 0, 1, 2
 class Panel:
     """The dashboard of a Lab. Shown by being the last line of a cell; ``close()`` ends it.
 
-    ``params``: the trading parameters that Run uses (default: those of the Lab's configuration). Where an event loop
+    ``params``: what the parameter fields show for a chosen session (default: what it recorded). Where an event loop
     runs (in a notebook) the panel redraws itself; elsewhere ``tick()`` does, and ``settle()`` waits for jobs first.
     """
 
     def __init__(self, lab: Lab, *, params: TradingParams | None = None) -> None:
         self.lab = lab
-        self.params = params or lab.config.trading
+        self.given = params
         self.replay: ReplayProcess | None = None
         self.control = ReplayControl(lab.root)
         self.closed = False
@@ -63,11 +66,14 @@ class Panel:
         self._starting = False
         self._health = ""
         self._track_of: tuple[str, int] | None = None
+        self._result_of: str | None = None
         self._seen: tuple[int, ...] | None = None
 
         self.table = SessionTable(self._selected)
         self.form = BuildForm(self._build)
+        self.params = RunParams()
         self.live = LiveView()
+        self.result = RunResultView()
         self.detail = DetailView()
         self.controls = Controls(
             on_pause=self._pause,
@@ -103,11 +109,12 @@ class Panel:
                 w.HTML('<div class="rl-heading">Replay sessions</div>'),
                 self.table.widget,
                 self.actions.widget,
+                self.params.widget,
                 self.form.widget,
             ]
         )
         self.tabs = w.Tab(
-            children=[self.live.widget, sessions, self.detail.widget],
+            children=[w.VBox([self.live.widget, self.result.widget]), sessions, self.detail.widget],
             titles=("Overview", "Logs & Events", "Detail"),
             selected_index=LOGS,
         )
@@ -164,6 +171,7 @@ class Panel:
         self._status = status
         if status.session_id is not None:
             self._load_track(status.session_id)
+            self._load_result(status)
         self.controls.show(status)
         self.live.draw()
         self.live.show_plot(png)
@@ -179,11 +187,11 @@ class Panel:
 
     def _badge_text(self, status: ReplayStatus) -> str:
         if status.running:
-            speed = f" · {status.speed_factor:g}×" if status.speed_factor is not None else ""
-            return badge(f"REPLAY MODE · {status.session_id}{speed}", replay=True)
-        if self.lab.config.run_mode == "REPLAY":
-            return badge("REPLAY MODE · no replay runs", replay=True)
-        return badge("LIVE · no replay runs", replay=False)
+            # JSON has no infinity: a running replay without a factor plays as fast as possible.
+            speed = "∞" if status.speed_factor in (None, math.inf) else f"{status.speed_factor:g}"
+            return badge(f"REPLAY MODE · {status.session_id} · {speed}×", replay=True)
+        replay = self.lab.config.run_mode == "REPLAY"
+        return badge(f"{'REPLAY MODE' if replay else 'LIVE'} · no replay runs", replay=replay)
 
     def _new_manifests(self) -> list[ReplayManifest] | None:
         """List the sessions; None where nothing changed since the last call (a thousand manifests take a while)."""
@@ -199,14 +207,29 @@ class Panel:
     def _selected(self, session_id: str | None) -> None:
         self.actions.offer(session_id, running=self._status.running)
         manifest = self.table.manifest(session_id) if session_id else None
-        if manifest is not None and not self._status.running:
+        if manifest is None or session_id is None:
+            return
+        if not self._status.running:
             self.controls.set_speed(manifest.speed_factor)
+        try:
+            recorded = self.lab.sessions.open(session_id).recorded_params
+        except (ReplaylabError, OSError) as problem:
+            self._complain(problem)
+            return
+        base, source = (recorded, "recorded") if recorded else (self.lab.config.trading, "configured")
+        self.params.offer(base, source, self.given)
 
     def _run(self) -> None:
         session_id = self.table.selected
         if session_id is None:
             return
+        changes = self.params.changes()
+        if changes is None:
+            self.params.widget.selected_index = 0
+            self.controls.complain("a parameter is invalid: see its message")
+            return
         options = {
+            "params": changes,
             "speed_factor": float(self.controls.speed.value),
             "inject_mode": self.actions.mode.value,
             "loop": self.actions.loop.value,
@@ -220,8 +243,8 @@ class Panel:
             replay = ReplayProcess.start(
                 self.lab.root,
                 session_id,
-                params=self.params,
-                scoring=self.lab.config.scoring,
+                default_params=self.lab.config.trading,
+                default_scoring=self.lab.config.scoring,
                 run_mode=self.lab.config.run_mode,
                 **options,
             )
@@ -263,7 +286,7 @@ class Panel:
         self.form.say("building ...")
 
         def work() -> ReplayManifest:
-            return self.lab.build_replay_session(
+            manifest = self.lab.build_replay_session(
                 request.start,
                 request.end,
                 request.symbols,
@@ -272,12 +295,18 @@ class Panel:
                 session_id=request.session_id,
                 notes=request.notes,
             )
+            if manifest.total_events == 0:
+                self.lab.sessions.delete_session(manifest.session_id)
+                raise SessionError(
+                    "the range holds no events of these symbols and types: no session was built"
+                )
+            return manifest
 
         def done(manifest: ReplayManifest, warnings: list[str]) -> None:
             self.form.create.disabled = False
-            self.form.result.value = note(f"made {manifest.session_id}") + "".join(
-                f" {error(text)}" for text in warnings
-            )
+            self.form.result.value = note(
+                f"built {manifest.session_id}: {manifest.total_events:,} events"
+            ) + "".join(f" {error(text)}" for text in warnings)
             self.table.filter.value = ""
             self.table.set_manifests(self.lab.sessions.list_sessions())
             self.table.select(manifest.session_id)
@@ -315,6 +344,24 @@ class Panel:
                 self.live.track = track
 
         self._jobs.submit(lambda: MarketTrack.load(self.lab, session_id), done, self._complain)
+
+    def _load_result(self, status: ReplayStatus) -> None:
+        """Show the result of a run once it has ended, and nothing while it plays."""
+        run_id, session_id = status.run_id, status.session_id
+        if status.running or run_id is None or session_id is None:
+            if status.running and self._result_of is not None:
+                self._result_of = None
+                self.result.clear()
+            return
+        if run_id == self._result_of:
+            return
+        self._result_of = run_id
+
+        def done(result: RunResult, _: list[str]) -> None:
+            if self._result_of == run_id:
+                self.result.show(result)
+
+        self._jobs.submit(lambda: run_result(self.lab.root, session_id, run_id), done, self._complain)
 
     def _delete(self, session_id: str) -> None:
         if self._status.running and self._status.session_id == session_id:

@@ -36,6 +36,7 @@ def describe(session: Any) -> Detail:
         f'<div class="rl-heading">{escape(session.id)}</div>',
         note(f"{between.from_} to {between.to} · {events.height:,} events · made {manifest.created_at}"),
         note(f" · {manifest.notes}") if manifest.notes else "",
+        *(f"<br>{error(text)}" for text in session.warnings),
         _counts(events),
         _first_rows(events),
         _gaps(events),

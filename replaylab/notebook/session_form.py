@@ -208,6 +208,7 @@ class BuildForm:
             field = "session_id"
         else:
             by_word = {
+                "holds no events": "end",
                 "market data of": "symbols",
                 "symbol": "symbols",
                 "max_events": "max_events",

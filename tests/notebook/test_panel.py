@@ -19,6 +19,7 @@ from replaylab.config import Config
 from replaylab.lab import Lab
 from replaylab.notebook import Panel
 from replaylab.notebook.panel import DETAIL, LOGS, OVERVIEW
+from replaylab.records import ReplayStatus
 from replaylab.replay import ReplayProcess, read_status
 from replaylab.sessions import build_replay_session
 from tests.roots import END, START, SYMBOLS, signal_root
@@ -214,6 +215,103 @@ def test_the_panel_of_a_cell_that_is_run_again_takes_over(lab: Lab) -> None:
     until(second, lambda: second.controls.pause.description == "Resume")
     second.close()
     assert not read_status(lab.root).running
+
+
+@pytest.fixture
+def sample() -> Iterator[Panel]:
+    """An hour of the sample, with its recorded parameters, trades and prices."""
+    lab = Lab.sample()
+    for session in lab.sessions.list_sessions():
+        lab.sessions.delete_session(session.session_id)
+    lab.build_replay_session("2025-11-18T10:00Z", "2025-11-18T11:00Z", ["BTCUSDT", "AIUSDT"])
+    made = Panel(lab)
+    yield made
+    made.close()
+
+
+def run_at_full_speed(panel: Panel) -> None:
+    panel.table.select(panel.table.visible[0])
+    panel.controls.set_speed(float("inf"))
+    play_to_the_end(panel)
+
+
+def test_a_run_starts_from_the_recorded_parameters_and_shows_its_result(sample: Panel) -> None:
+    """Totals of the run and of the recorded trades, whose parameters ran, and both equity curves."""
+    run_at_full_speed(sample)
+    session = sample.lab.session(sample.table.visible[0])
+    status = read_status(sample.lab.root)
+    assert (status.params_source, status.changes) == ("recorded", {})
+    assert session.recorded_params is not None
+    replayed = Lab(sample.lab.root.run(session.id, status.run_id or "")).trades()
+    for trades in (sample.lab.trades(), replayed):
+        assert f"{trades['realized_pnl'].sum():+,.2f}" in sample.result.text.value
+        assert f'<td class="num">{trades.height}</td>' in sample.result.text.value
+    assert "parameters: recorded, unchanged" in sample.result.text.value
+    assert bytes(sample.result.plot.value).startswith(b"\x89PNG")
+
+
+def test_parameters_are_changed_before_a_run(sample: Panel) -> None:
+    """Each field has its recorded value next to it; a change is named in the title, in the run and in its result."""
+    sample.table.select(sample.table.visible[0])
+    recorded = sample.lab.session(sample.table.visible[0]).recorded_params
+    assert recorded is not None
+    assert sample.params.changes() == {}
+    assert f"recorded {recorded.sl_pct:g} %" in sample.params.notes["sl_pct"].value
+    sample.params.fields["sl_pct"].value = "0.5"
+    sample.params.fields["max_hold_s"].value = "off"
+    sample.params.fields["allow_short"].value = False
+    assert sample.params.changes() == {"allow_short": False, "max_hold_s": None, "sl_pct": 0.5}
+    assert "3 changed" in sample.params.widget.titles[0]
+    run_at_full_speed(sample)
+    assert read_status(sample.lab.root).changes == {
+        "allowShort": [True, False],
+        "maxHoldS": [recorded.max_hold_s, None],
+        "slPct": [recorded.sl_pct, 0.5],
+    }
+    assert f"sl_pct {recorded.sl_pct!r} → 0.5" in sample.result.text.value
+    sample.params.reset.click()
+    assert sample.params.changes() == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "message"),
+    [
+        ("sl_pct", "120", "100"),
+        ("sl_pct", "wide", "finite number"),
+        ("max_open_positions", "1.5", "whole"),
+        ("tp2_pct", "0", "tp1_pct"),
+    ],
+)
+def test_an_invalid_parameter_is_refused_next_to_its_field(
+    sample: Panel, field: str, typed: str, message: str
+) -> None:
+    sample.table.select(sample.table.visible[0])
+    sample.params.fields[field].value = typed
+    sample.run.click()
+    assert not sample._jobs.busy, "nothing was started"
+    shown = sample.params.notes[field].value + sample.params.problem.value
+    assert "rl-error" in shown
+    assert message in shown
+    assert "invalid" in sample.controls.message.value
+
+
+def test_the_badge_shows_the_speed_as_fast_as_possible(panel: Panel) -> None:
+    status = ReplayStatus(session_id="a-minute", running=True, speed_factor=None)
+    assert "a-minute · ∞×" in panel._badge_text(status)
+    status.speed_factor = float("inf")
+    assert "a-minute · ∞×" in panel._badge_text(status)
+
+
+def test_an_empty_session_is_refused(panel: Panel) -> None:
+    """A range without events, or types that occur nowhere: the reason is shown, and no session is left."""
+    panel.form.types.value = ("MARKET_BOOK",)
+    panel.form.session_id.value = "nothing-in-it"
+    panel.form.create.click()
+    assert panel.settle()
+    shown = "".join(field.value for field in panel.form.errors.values()) + panel.form.result.value
+    assert "rl-error" in shown
+    assert panel.lab.sessions.get_session("nothing-in-it") is None
+    assert panel.table.visible == ["a-minute"]
 
 
 def test_an_empty_root(tmp_path: Path) -> None:
