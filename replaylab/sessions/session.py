@@ -23,6 +23,13 @@ from replaylab.records import ReplayManifest, decode_record
 from replaylab.timestamps import iso, now_ns, parse_ns
 
 _HEARTBEAT_NS = 15_000_000_000
+_VERSION_1 = {
+    "marketFill": "print",
+    "limitFill": "touch",
+    "maxGapS": None,
+    "rounding": "none",
+    "slippageBps": 1.0,
+}
 
 
 class Session:
@@ -147,9 +154,15 @@ class Session:
 
     @cached_property
     def recorded_params(self) -> TradingParams | None:
-        """The trading parameters in force at the start, or None where none were logged."""
+        """The trading parameters in force at the start, or None where none were logged.
+
+        Parameters logged before there were fill models are those of version 1 of the trading model: print fills, limits
+        at the touch, no holes, no rounding.
+        """
         found = self._recorded("params")
-        return None if found is None else _settings(self, TradingParams, found)
+        if found is None:
+            return None
+        return _settings(self, TradingParams, found if "marketFill" in found else {**_VERSION_1, **found})
 
     @cached_property
     def recorded_scoring(self) -> ScoringParams | None:

@@ -12,6 +12,7 @@ import pytest
 
 from replaylab.errors import RecordError, SessionError, SessionNotFoundError, UnsafeNameError
 from replaylab.fsio import process_started
+from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest
 from replaylab.sessions import SessionStore
 from replaylab.testing import SessionBuilder
@@ -164,3 +165,21 @@ def test_a_folder_without_a_manifest_is_listed_as_unreadable(tmp_path: Path) -> 
     (tmp_path / "replay" / "sessions" / "half").mkdir(parents=True)
     assert SessionStore(tmp_path).unreadable() == {"half": "it has no manifest.json"}
     assert SessionStore(tmp_path).list_sessions() == []
+
+
+def test_parameters_recorded_before_fill_models_are_those_of_version_1(tmp_path: Path) -> None:
+    """Such a record replays to itself: what it left out is what version 1 of the model did, not today's default."""
+    session = SessionBuilder().score("A", 0.5, at=1).build(tmp_path, recorded_params=TradingParams())
+    path = session.root.session_meta(session.id)
+    meta = json.loads(path.read_text())
+    assert session.recorded_params == TradingParams()
+    meta["recordedParams"]["params"] = {"slPct": 0.4, "slippageBps": 2.0}
+    path.write_text(json.dumps(meta))
+    assert SessionStore(tmp_path).open(session.id).recorded_params == TradingParams(
+        sl_pct=0.4,
+        slippage_bps=2.0,
+        market_fill="print",
+        limit_fill="touch",
+        max_gap_s=None,
+        rounding="none",
+    )
