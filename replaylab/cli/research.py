@@ -1,4 +1,4 @@
-"""Commands of research: backtest, sweep, export."""
+"""Commands of research: backtest, sweep, what-if, fidelity, export."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ from replaylab.cli.terminal import (
 )
 from replaylab.errors import SweepError
 
+InjectMode = Annotated[
+    str,
+    typer.Option(help="SCORING_ONLY: recorded signals; FULL_DECISION: signals computed from market data."),
+]
 PriceSource = Annotated[str, typer.Option(help="Where prices come from: auto, trade, book or score.")]
 _BEST_COLUMNS = ("n_trades", "win_rate", "net_pnl", "profit_factor", "max_drawdown", "sharpe_per_trade")
 
@@ -105,6 +109,63 @@ def sweep(
     print_frame(top.select(list(dict.fromkeys(columns))), title=f"Best of {result.frame.height:,} by {by}")
     if output is not None:
         say(f"all combinations in {output}")
+
+
+def what_if(
+    session: SessionId,
+    data: Data = None,
+    param: Param = None,
+    price_source: PriceSource = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the trades here: .parquet or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare the trades that were logged with those of changed parameters: same, changed, avoided, added.
+
+    [bold]Example[/bold]
+
+    replaylab what-if 2025-11-18T10-11-BTCUSDT -p sl_pct=0.5
+    """
+    found = open_lab(data).what_if(session, parse_params(param), price_source=price_source)
+    if output is not None:
+        _write(found.trades, output)
+    if json:
+        summary = frame_dicts(found.summary)
+        print_json({"difference": found.difference, "summary": summary, "trades": frame_dicts(found.trades)})
+        return
+    print_frame(found.summary, title="Trades by status (PnL in USD)")
+    say(f"PnL difference {found.difference:+,.2f} USD")
+    say(found.assumptions)
+
+
+def fidelity(
+    session: SessionId,
+    data: Data = None,
+    inject_mode: InjectMode = "SCORING_ONLY",
+    param: Param = None,
+    price_source: PriceSource = "auto",
+    json: Json = False,
+) -> None:
+    """Replay a session under its recorded parameters and compare every trade, order and decision with the logs.
+
+    Exit code 1 where something differs.
+
+    [bold]Example[/bold]
+
+    replaylab fidelity 2025-11-18T10-11-BTCUSDT --inject-mode FULL_DECISION
+    """
+    found = open_lab(data).fidelity(
+        session, inject_mode, params=parse_params(param) or None, price_source=price_source
+    )
+    if json:
+        print_json(found.to_dict())
+    else:
+        print_frame(found.summary, title=found.headline)
+        if found.differences.height:
+            print_frame(found.differences, title="Differences", limit=20)
+    if not found.is_identical:
+        raise typer.Exit(1)
 
 
 def _write(frame: Any, path: Path) -> None:

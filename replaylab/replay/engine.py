@@ -500,9 +500,20 @@ class ReplayRun:
 
     @classmethod
     def open(cls, root: DataRoot, session_id: str, run_id: str) -> ReplayRun:
-        """Return an earlier run of a session. Raises FileNotFoundError."""
+        """Return a run of a session; the outcome of a run whose process died is "died". Raises FileNotFoundError."""
         home = root.run(session_id, run_id)
-        return cls(home, orjson.loads((home.path / "run.json").read_bytes()))
+        record = orjson.loads((home.path / "run.json").read_bytes())
+        if record["outcome"] == "running":
+            status = read_status(root)
+            if not status.running or status.run_id != run_id:
+                record["outcome"] = "died"
+        return cls(home, record)
+
+    @classmethod
+    def all(cls, root: DataRoot, session_id: str) -> list[ReplayRun]:
+        """Return the runs of a session, oldest first."""
+        names = sorted(path.parent.name for _, path in root.files("run", session=session_id))
+        return [cls.open(root, session_id, name) for name in names]
 
     def __repr__(self) -> str:
         counts = self.record.get("counts", {})
@@ -529,6 +540,21 @@ class ReplayRun:
     def digest(self) -> str:
         """SHA-256 over all that the run emitted: equal for equal sessions and parameters, at any speed."""
         return str(self.record["digest"])
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Trades, realised PnL (USD) and counts of the run, in the on-disk form (camelCase)."""
+        counts = self.record.get("counts", {})
+        return {
+            **{name: counts.get(name, 0) for name in ("trades", "orders", "stateEvents")},
+            "realizedPnl": self.record.get("realizedPnl", 0.0),
+            "entries": self.record.get("entries", {}),
+        }
+
+    def trade_records(self) -> list[dict[str, Any]]:
+        """Return the closed trades as plain dicts in the on-disk form."""
+        logs = (path.read_bytes().splitlines() for _, path in self.root.files("trades_log"))
+        return [orjson.loads(line) for lines in logs for line in lines]
 
     @property
     def params(self) -> TradingParams | None:

@@ -112,6 +112,20 @@ class OneSession(ReplayHandler):
         self.answer(await self.service.delete(session_id))
 
 
+class Runs(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self, session_id: str) -> None:
+        self.answer(await self.service.runs(session_id))
+
+
+class OneRun(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self, session_id: str, run_id: str) -> None:
+        self.answer(await self.service.one_run(session_id, run_id))
+
+
 class Run(ReplayHandler):
     answers_success = True
 
@@ -225,6 +239,8 @@ def _plain(value: Any) -> Any:
 
 ROUTES = [
     (r"/api/replay/sessions", Sessions),
+    (r"/api/replay/sessions/([^/]+)/runs", Runs),
+    (r"/api/replay/sessions/([^/]+)/runs/([^/]+)", OneRun),
     (r"/api/replay/sessions/(.+)", OneSession),
     (r"/api/replay/run", Run),
     (r"/api/replay/stop", Stop),

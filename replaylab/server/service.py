@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import warnings
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +30,7 @@ from replaylab.errors import (
 from replaylab.lab import Lab
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import HealthSnapshot, ReplayManifest, ReplayStatus
-from replaylab.replay import ReplayControl, ReplayProcess, RunFollower, read_status
+from replaylab.replay import ReplayControl, ReplayProcess, ReplayRun, RunFollower, read_status
 from replaylab.server.bodies import BuildRequest, RunRequest
 from replaylab.sessions import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
@@ -88,6 +89,26 @@ class Service:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
         return manifest
 
+    async def runs(self, session_id: str) -> dict[str, Any]:
+        """The runs of a session, oldest first: totals, and which parameters ran."""
+        await self.session(session_id)
+        found = await asyncio.to_thread(ReplayRun.all, self.root, session_id)
+        return {"sessionId": session_id, "runs": [_summary(run) for run in found]}
+
+    async def one_run(self, session_id: str, run_id: str) -> dict[str, Any]:
+        """One run: its record, totals and trades."""
+        await self.session(session_id)
+        safe_name(run_id, "run id")
+
+        def read() -> dict[str, Any]:
+            run = ReplayRun.open(self.root, session_id, run_id)
+            return {**run.record, "totals": run.totals, "trades": run.trade_records()}
+
+        try:
+            return await asyncio.to_thread(read)
+        except FileNotFoundError:
+            raise SessionNotFoundError(f"session {session_id!r} has no run {run_id!r}") from None
+
     async def delete(self, session_id: str) -> dict[str, Any]:
         """Delete a session and its runs; refused while it is played."""
         await self.session(session_id)
@@ -97,8 +118,11 @@ class Service:
         await asyncio.to_thread(self._lab.sessions.delete_session, session_id)
         return {"success": True, "message": f"session {session_id} is deleted"}
 
-    async def build(self, request: BuildRequest) -> ReplayManifest:
-        """Build a session in the worker process; 413 beyond the limit of this server, 503 when too many wait."""
+    async def build(self, request: BuildRequest) -> dict[str, Any]:
+        """Build a session in the worker process and return its manifest, with the ``warnings`` of the build.
+
+        Answers 413 beyond the limit of this server, 503 when too many builds wait.
+        """
         limit = self._max_events
         known = await asyncio.to_thread(known_symbols, self.root)
         for symbol in request.symbols:
@@ -122,19 +146,19 @@ class Service:
                 "session_id": request.session_id,
                 "notes": request.notes,
             }
-            manifest = await self._in_worker(request, options)
+            built = await self._in_worker(request, options)
         finally:
             self._waiting_builds -= 1
-        if request.max_events is None and int(manifest.to_dict().get("totalEvents", 0)) > limit:
-            await asyncio.to_thread(self._lab.sessions.delete_session, manifest.session_id)
+        if request.max_events is None and int(built.get("totalEvents", 0)) > limit:
+            await asyncio.to_thread(self._lab.sessions.delete_session, built["sessionId"])
             raise web.HTTPError(
                 413,
                 f"the range holds more than {limit:,} events, the most that this server builds: "
                 "take a shorter range, fewer types or symbols, or give maxEvents",
             )
-        return manifest
+        return built
 
-    async def _in_worker(self, request: BuildRequest, options: dict[str, Any]) -> ReplayManifest:
+    async def _in_worker(self, request: BuildRequest, options: dict[str, Any]) -> dict[str, Any]:
         if self._builders is None:
             # Spawned, not forked: a forked copy of a server with threads may hang.
             context = multiprocessing.get_context("spawn")
@@ -143,11 +167,10 @@ class Service:
             )
         job = (str(self.root), request.from_, request.to, request.symbols, options)
         try:
-            plain = await asyncio.get_running_loop().run_in_executor(self._builders, _build, *job)
+            return await asyncio.get_running_loop().run_in_executor(self._builders, _build, *job)
         except BrokenProcessPool:
             self._builders = None
             raise web.HTTPError(500, "the build was killed, perhaps for want of memory") from None
-        return ReplayManifest.from_dict(plain)
 
     # Replay
 
@@ -255,7 +278,17 @@ def _ignore_interrupts() -> None:
 
 
 def _build(root: str, start: str, end: str, symbols: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Build in the worker process; returns the manifest as plain data, which can be sent back."""
+    """Build in the worker process; returns the manifest as plain data, with the warnings of the build."""
     from replaylab.sessions import build_replay_session
 
-    return build_replay_session(root, start, end, symbols, **options).to_dict()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        manifest = build_replay_session(root, start, end, symbols, **options)
+    said = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    return {**manifest.to_dict(), "warnings": said}
+
+
+def _summary(run: ReplayRun) -> dict[str, Any]:
+    names = ("runId", "startedAt", "endedAt", "outcome", "error", "injectMode", "digest")
+    setup = ("paramsSource", "changes", "assumptions")
+    return {**{name: run.record.get(name) for name in (*names, *setup)}, "totals": run.totals}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tornado.httpclient import HTTPClientError
 
 import replaylab.server.handlers as handlers
 from replaylab.paths import DataRoot
+from replaylab.replay import ReplayEngine
+from replaylab.sessions import SessionStore
 from tests.roots import END, START
 
 pytest_plugins = ["pytest_jupyter.jupyter_server"]
@@ -19,7 +22,7 @@ pytest_plugins = ["pytest_jupyter.jupyter_server"]
 CONTRACT = yaml.safe_load(Path(handlers.__file__).with_name("rest-api.yml").read_text())
 SESSION = "a-minute"
 ROUTES = [
-    (verb, path.replace("{sessionId}", SESSION))
+    (verb, path.replace("{sessionId}", SESSION).replace("{runId}", "some-run"))
     for path, item in CONTRACT["paths"].items()
     for verb in ("get", "post", "delete")
     if verb in item
@@ -243,6 +246,44 @@ async def test_rights_are_asked_for(jp_serverapp: Any, fetch: Any) -> None:
 
 
 def test_the_contract_names_every_route() -> None:
-    told = {path.replace("{sessionId}", "(.+)") for path in CONTRACT["paths"]} | {"/api/replay/stream"}
-    made = {path for path, _ in handlers.ROUTES} - {"/api/replay(?:/.*)?"}
-    assert told == made
+    documented = {re.sub(r"{\w+}", "ID", path) for path in CONTRACT["paths"]} | {"/api/replay/stream"}
+    made = {re.sub(r"\(.+?\)", "ID", path) for path, _ in handlers.ROUTES[:-1]}
+    assert documented == made
+
+
+async def test_warnings_of_a_build_are_in_the_answer(fetch: Any) -> None:
+    """A type that yields no event: the session is built, and the answer says what is missing."""
+    code, answer = await fetch(
+        "POST", "sessions", body=range_of(includeTypes=["SCORING_UPDATE", "MARKET_BOOK"])
+    )
+    assert code == 200
+    assert any("MARKET_BOOK" in message for message in answer["warnings"])
+    code, answer = await fetch("POST", "sessions", body=range_of(includeTypes=["SCORING_UPDATE"]))
+    assert (code, answer["warnings"]) == (200, [])
+
+
+async def test_runs_of_a_session(fetch: Any, root: DataRoot) -> None:
+    """Totals and parameters of every run; one run with its trades as they were logged."""
+    assert await fetch("GET", "sessions", SESSION, "runs") == (200, {"sessionId": SESSION, "runs": []})
+    params = {"entry_threshold": 0.5, "sl_pct": 0.1, "max_hold_s": 5.0}
+    engine = ReplayEngine(SessionStore(root), params=params)
+    engine.start_session(SESSION, speed_factor=float("inf"))
+    assert engine.wait(20)
+    run = engine.last_run
+    assert run is not None
+    code, answer = await fetch("GET", "sessions", SESSION, "runs")
+    assert code == 200
+    (listed,) = answer["runs"]
+    assert (listed["runId"], listed["outcome"]) == (run.id, "finished")
+    assert listed["changes"]["slPct"][1] == 0.1
+    assert listed["totals"]["trades"] == run.trades.height > 0
+    assert listed["totals"]["realizedPnl"] == pytest.approx(run.trades["realized_pnl"].sum())
+    code, one = await fetch("GET", "sessions", SESSION, "runs", run.id)
+    assert (code, one["params"]["slPct"], one["digest"]) == (200, 0.1, run.digest)
+    assert [trade["realizedPnl"] for trade in one["trades"]] == run.trades["realized_pnl"].to_list()
+    for missing in (("nope", "runs"), (SESSION, "runs", "nope")):
+        code, answer = await fetch("GET", "sessions", *missing)
+        assert code == 404
+        assert "nope" in answer["error"]
+    assert (await fetch("GET", "sessions", SESSION, "runs", "%2E%2E"))[0] in (400, 404)
+    assert (await fetch("GET", "status"))[1]["runMode"] == "LIVE"
