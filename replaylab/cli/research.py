@@ -21,9 +21,9 @@ from replaylab.cli.terminal import (
     print_json,
     print_table,
     say,
-    write_whole,
 )
 from replaylab.errors import SweepError
+from replaylab.fsio import atomic_path
 
 InjectMode = Annotated[
     str,
@@ -100,7 +100,8 @@ def sweep(
         if output.suffix == ".csv":
             _write(result.frame, output)
         else:
-            write_whole(output, result.save)
+            with atomic_path(output) as part:
+                result.save(part)
     top = result.best(best, by=by)
     if json:
         print_json({"combinations": result.frame.height, "best": frame_dicts(top)})
@@ -169,12 +170,11 @@ def fidelity(
 
 
 def _write(frame: Any, path: Path) -> None:
-    if path.suffix == ".csv":
-        write_whole(path, frame.write_csv)
-    elif path.suffix == ".parquet":
-        write_whole(path, frame.write_parquet)
-    else:
+    if path.suffix not in (".csv", ".parquet"):
         raise SweepError(f"{path}: expected a name that ends in .parquet or .csv")
+    # Ctrl-C leaves no half of a file.
+    with atomic_path(path) as part:
+        (frame.write_csv if path.suffix == ".csv" else frame.write_parquet)(part)
 
 
 def export(

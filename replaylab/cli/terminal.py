@@ -130,16 +130,6 @@ def say(text: str = "") -> None:
     print(text)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and moved there when it is complete: Ctrl-C leaves no half."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def print_json(value: Any) -> None:
     """Print JSON on stdout; what JSON cannot hold (infinity, NaN) becomes null."""
     import orjson

@@ -173,13 +173,18 @@ def _events(
 
 
 def _symbols(root: DataRoot, symbols: Sequence[str] | None) -> list[str]:
-    there = sorted({*history.symbols(root, "trades"), *history.symbols(root, "book")})
-    for folder in ("trades", "orderbook"):
-        there += [file.stem for file in sorted((root.path / folder).glob("*.json")) if file.stem not in there]
+    there = sorted(
+        {
+            *history.symbols(root, "trades"),
+            *history.symbols(root, "book"),
+            *root.symbols("market_trades"),
+            *root.symbols("order_book"),
+        }
+    )
     if symbols is None:
         if not there:
             raise ReplayError(f"{root}: no market data to simulate on; import some with import_history")
-        return sorted(there)
+        return there
     missing = sorted(set(symbols) - set(there))
     if missing or not symbols:
         raise ReplayError(
