@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from replaylab.cli import app
+from replaylab.importers.synthetic import write_synthetic
 from replaylab.lab import Lab
 from replaylab.paths import DataRoot
 from replaylab.replay import read_status
@@ -206,20 +207,20 @@ def test_sweep(call: Call, tmp_path: Path) -> None:
 
 
 def test_fidelity_and_what_if(call: Call, tmp_path: Path) -> None:
-    """On logs of a simulation nothing differs; other parameters change trades, and fidelity exits with 1."""
-    lab = Lab.sample()
-    session = lab.build_replay_session(
-        "2025-11-18T10:00Z", "2025-11-18T10:10Z", ["BTCUSDT"], session_id="short"
-    ).session_id
+    """On logs of a simulation fidelity finds nothing; other parameters change trades, and fidelity exits with 1."""
+    lab = Lab(tmp_path / "sim")
+    write_synthetic(lab.root, hours=0.1)
+    sim = lab.run_sim(params={"entry_threshold": 0.3, "tp1_pct": 0.05, "tp2_pct": 0.1, "sl_pct": 0.05})
+    session = lab.build_replay_session(sim.start, sim.end, list(sim.symbols), session_id="short").session_id
     place = ("--data", lab.root.path)
     same = data(call("what-if", session, "--json", *place))
-    assert same["difference"] == pytest.approx(0.0)
-    other = data(call("what-if", session, "-p", "sl_pct=0.05", "-o", tmp_path / "t.csv", "--json", *place))
+    assert sum(row["trades"] for row in same["summary"]) == len(same["trades"]) > 0
+    other = data(call("what-if", session, "-p", "sl_pct=0.02", "-o", tmp_path / "t.csv", "--json", *place))
     assert {row["status"] for row in other["trades"]} != {"same"}
     assert (tmp_path / "t.csv").is_file()
     found = call("fidelity", session, "--json", *place)
     assert json.loads(found.stdout)["shares"]["trades"] == 1.0, found.stdout
-    changed = call("fidelity", session, "-p", "sl_pct=0.05", *place)
+    changed = call("fidelity", session, "-p", "sl_pct=0.02", *place)
     assert (changed.exit_code, "Differences" in changed.stdout) == (1, True)
     for command in ("fidelity", "what-if"):
         assert call(command, "nope", *place).exit_code == 1
