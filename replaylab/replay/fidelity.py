@@ -54,7 +54,7 @@ _CLOSE = 1e-9
 _EVENTS = ("SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "EXECUTION_FILL", "EXECUTION_PARTIAL")
 _ENDINGS = ("EXECUTION_EXIT", "EXECUTION_CANCEL")
 # Parts of ``extra`` that are columns of their own.
-_SHOWN = ("score", "price", "qty", "regime", "reason")
+_SHOWN = (*_NUMBERS, "regime", "reason")
 _OPEN = ("LONG", "SHORT", "PENDING_ENTRY")
 _NO_END = 2**62
 _UTC = pl.Datetime("ns", "UTC")
@@ -154,7 +154,8 @@ class Fidelity:
     def counts(self) -> dict[str, dict[str, int]]:
         """Records by kind (trades, orders, decisions) and status."""
         found = {}
-        for kind, table in self._tables.items():
+        for kind in ("trades", "orders", "decisions"):
+            table = getattr(self, kind)
             counted = dict(table["status"].value_counts().iter_rows())
             found[kind] = {name: counted.get(name, 0) for name in STATUSES}
         return found
@@ -163,11 +164,9 @@ class Fidelity:
     def summary(self) -> pl.DataFrame:
         """Counts by kind of record and status, decisions by type of event."""
         counts = [(pl.col("status") == name).sum().alias(name) for name in STATUSES]
-        kinds = {"trades": "trade", "orders": "order"}
         rows = [
-            table.group_by(pl.lit(kinds[kind]).alias("record")).agg(counts)
-            for kind, table in self._tables.items()
-            if kind in kinds
+            table.group_by(pl.lit(kind).alias("record")).agg(counts)
+            for kind, table in (("trade", self.trades), ("order", self.orders))
         ]
         return pl.concat(
             [*rows, self.decisions.group_by(record="event_type").agg(counts).sort("record")],
@@ -213,10 +212,6 @@ class Fidelity:
             "notes": self.notes,
             "differences": shown.to_dicts(),
         }
-
-    @property
-    def _tables(self) -> dict[str, pl.DataFrame]:
-        return {"trades": self.trades, "orders": self.orders, "decisions": self.decisions}
 
     def _pnl_share(self) -> float | None:
         ours, theirs = pl.col("realized_pnl_logged"), pl.col("realized_pnl")

@@ -100,6 +100,7 @@ def run_sim(
             scoring=made,
             inject_mode="FULL_DECISION",
             price_sources=_prices(root, names, from_ns, until_ns),
+            instruments=history.load_instruments(root),
             # As in a session that begins here: the book and the last regimes are known to a bot that starts.
             initial_state=initial_state(root, from_ns, names),
         )
