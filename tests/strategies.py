@@ -93,12 +93,13 @@ def _iso(ts: int) -> str:
 
 
 class _Maker:
-    def __init__(self, seed: int, n_events: int, n_symbols: int) -> None:
+    def __init__(self, seed: int, n_events: int, n_symbols: int, focus: str) -> None:
         self.rng = np.random.default_rng(seed)
         self.symbols = NAMES[:n_symbols]
         self.n = n_events
+        self.focus = focus
         # Half of the sessions suit limit_fill="queue": trades, books and ticks for every symbol.
-        self.queueable = self.chance(0.5)
+        self.queueable = focus == "queue" or self.chance(0.4)
         self.market = {s: self.pick(_MARKETS[: 4 if self.queueable else None]) for s in self.symbols}
         self.price = {s: self.market[s].start for s in self.symbols}
         self.source = {
@@ -114,7 +115,9 @@ class _Maker:
         self.gap_ns = self.pick([50_000_000, SECOND, SECOND, SECOND, 600 * SECOND])
         # How often a price stays where it is: then queues are used up before the price goes through.
         self.sticky = self.pick([0.3, 0.5, 0.8])
-        self.calm = self.chance(0.4)
+        self.calm = focus == "queue" or self.chance(0.3)
+        # How often a price is off the lattice: only there does the rounding of a stop show.
+        self.rough = self.pick([0.0, 0.02, 0.3])
         self.odd = self.pick([0.0, 0.05])
         # What of a position's size the levels of a book hold.
         self.depth = self.pick([0.02, 0.2, 0.2, 1.0])
@@ -141,7 +144,7 @@ class _Maker:
         elif self.chance(0.01 if self.calm else 0.1):
             jump = self.pick([-20, -12, -6, -4, -3, 3, 4, 6, 12, 20])
         self.price[symbol] = self.near(symbol, jump)
-        if self.chance(0.02):
+        if self.chance(self.rough):
             return float(f"{self.near(symbol, float(self.rng.random())):.12g}")
         return self.price[symbol]
 
@@ -152,11 +155,18 @@ class _Maker:
 
     # -- payloads ----------------------------------------------------------------------------------------------
 
+    def traded(self, symbol: str) -> float:
+        """A traded quantity: often that of an order or a part of it, so that queues are used up exactly."""
+        if self.chance(0.5):
+            return self.size(symbol) * self.pick([1, 5, 50])
+        full = 1000 / self.market[symbol].start
+        return float(f"{full * self.pick([0.1, 0.25, 0.4, 0.49, 0.5, 0.9, 0.99, 1, 1, 2]):.6g}")
+
     def trade(self, symbol: str) -> dict[str, Any]:
         payload: dict[str, Any] = {
             # A print between bid and ask, or on either, moves nothing.
             "price": self.near(symbol, self.whole(-3, 3)) if self.chance(0.2) else self.move(symbol),
-            "qty": self.size(symbol) * self.pick([1, 5, 50, 200]),
+            "qty": self.traded(symbol),
             "side": self.pick(["BUY", "SELL"]),
         }
         if self.chance(0.25):
@@ -355,11 +365,13 @@ class _Maker:
         ts = 19_001 * DAY - int(self.gap_ns * self.n * 0.6 * self.rng.random())
         events: list[oracle.Event] = []
         for symbol in self.symbols:
-            late = self.chance(0.1)
+            late = self.chance(0.2)
             if not late:
                 events.append((ts, *self.first_price(symbol)[1:]))
             if self.queueable and self.chance(0.8):
                 events.append((ts, "MARKET_BOOK", symbol, self.snapshot(symbol)))
+        if self.chance(0.2):  # before some symbols are first seen
+            events.append((ts, "RISK_UPDATE", None, {"tradingBlocked": True}))
         for k in range(self.n):
             if k == self.n // 3:  # every symbol has a price at the least
                 missing = [s for s in self.symbols if s not in {event[2] for event in events}]
@@ -381,16 +393,19 @@ class _Maker:
     def carried(self, times: list[int]) -> dict[str, Any]:
         """A position that was on at `from`: closed at some event, between two events, after the session, or never."""
         start, end = times[0], times[-1]
-        closed = self.pick([self.pick(times), self.pick(times[: len(times) // 3 + 1]) + 1, end + 5, None])
+        early = self.pick(times[: len(times) // 3 + 1])
+        closed = self.pick([self.pick(times), early, early + 1, end + 5, None])
         until = end + SECOND if closed is None else closed
         moments = sorted(
-            self.pick([self.pick(times), start, until]) if self.chance(0.8) else self.whole(start, until)
+            self.pick([self.pick(times), early, start, until])
+            if self.chance(0.8)
+            else self.whole(start, until)
             for _ in range(self.whole(0, 4))
         )
         return {
             "closedAt": None if closed is None else _iso(closed),
             "parts": [
-                {"timestamp": _iso(t), "realizedPnl": self.pick([-3.0, -1.0, -0.25, 0.1, 2])}
+                {"timestamp": _iso(t), "realizedPnl": self.pick([-3.0, -1.0, -0.5, -0.5, -0.25, 0.1, 0.5, 2])}
                 for t in moments
                 if t <= until
             ],
@@ -407,16 +422,14 @@ class _Maker:
             "carried": None,
             "lastExitAt": None,
         }
-        if self.queueable or self.has_book.get(symbol, False) or self.chance(0.5):
-            state["book"] = self.pick([state["book"], None])
-        if self.chance(0.2):
+        if self.chance(0.6 if self.focus == "state" else 0.2):
             state["carried"] = self.carried(times)
         if self.chance(0.4):
             state["lastExitAt"] = _iso(times[0] - self.pick([0, 1, SECOND, 600 * SECOND]))
         return state
 
     def initial_state(self, events: list[oracle.Event]) -> dict[str, Any]:
-        if self.chance(0.4) or not events:
+        if not events or (self.chance(0.4) and self.focus != "state"):
             return {}
         times = [event[0] for event in events]
         symbols = [symbol for symbol in self.symbols if self.chance(0.7)]
@@ -452,9 +465,9 @@ class _Maker:
         }
 
 
-def make_session(seed: int, n_events: int = 300, n_symbols: int = 2) -> RandomSession:
-    """A random session; the same seed gives the same."""
-    maker = _Maker(seed, n_events, n_symbols)
+def make_session(seed: int, n_events: int = 300, n_symbols: int = 2, focus: str = "all") -> RandomSession:
+    """A random session; the same seed gives the same. ``focus``: see ``FOCUS``."""
+    maker = _Maker(seed, n_events, n_symbols, focus)
     events = maker.events()
     state = maker.initial_state(events)
     instruments = {s: m.instrument for s, m in maker.market.items() if m.instrument is not None}
@@ -475,10 +488,10 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "allow_long": (*9 * (True,), False),
     "allow_short": (*9 * (True,), False),
     "allowed_regimes": (*16 * (None,), ("RANGE", "TREND"), ("STORM", "NEVER"), ()),
-    "cooldown_s": (0, 0, 0, 0, 0.001, 1.0, 2.0, 900),
+    "cooldown_s": (0, 0, 0, 0, 0.001, 1.0, 2.0, 30.0, 900),
     "max_hold_s": (*10 * (None,), 0, 0.001, 1.0, 3.0, 10.0, 1800),
     "tp1_pct": (0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.5, 1.0),
-    "tp1_fraction": (0.0, 0.25, 0.5, 0.5, 0.5, 0.9, 1.0),
+    "tp1_fraction": (0.0, 0.25, 0.3, 0.5, 0.5, 0.7, 0.9, 1.0),
     "tp2_pct": (0.0, 0.2, 0.3, 0.5, 0.5, 1.0, 2.0, 150.0),
     "sl_pct": (0.0, 0.1, 0.3, 0.5, 0.5, 1.0, 1.0, 2.0, 4.0, 99.0),
     "break_even_offset_pct": (None, 0.0, 0.0, 0.05, 0.1, -0.1, 0.6, -150.0),
@@ -505,6 +518,42 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "max_gap_s": (*7 * (None,), 0.5, 5.0, 30.0, 900.0, 900.0, 3000.0),
     "rounding": ("exchange", "exchange", "exchange", "none"),
 }
+# What most often keeps a rule from deciding anything, out of the way.
+_FREE: dict[str, tuple[Any, ...]] = {
+    "entry_threshold": (0.2,),
+    "allow_long": (True,),
+    "allow_short": (True,),
+    "allowed_regimes": (None,),
+    "max_open_positions": (None,),
+    "max_trades_per_day": (None,),
+    "max_daily_loss_usd": (None,),
+    "max_gap_s": (None, None, 5.0, 900.0),
+    "entry_offset_bps": (0.0, 0.0, 5.0, 10.0),
+    "sl_pct": (0.3, 0.5, 1.0, 4.0),
+    "notional_usd": (1000.0, 3333.0),
+}
+# A random case has one of these: everything at random; few refusals to enter; queues; carried state and account limits.
+FOCUS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "all": {},
+    "free": _FREE,
+    "queue": {
+        **_FREE,
+        "limit_fill": ("queue",),
+        "max_book_age_s": (None, 60.0),
+        "slippage_bps": (None, 0.0),
+        "tp1_pct": (0.05, 0.1, 0.2),
+        "tp2_pct": (0.1, 0.2, 0.3),
+        "trailing_activation_pct": (None, None, 0.0),
+        "latency_ms": (0,),
+    },
+    "state": {
+        **_FREE,
+        "cooldown_s": (0, 0.001, 2.0, 30.0, 900.0),
+        "max_daily_loss_usd": (None, 0.5, 0.5, 1.0, 1.0, 5.0),
+        "max_open_positions": (None, None, None, 1, 2),
+        "max_trades_per_day": (None, None, None, 3, 10),
+    },
+}
 # The trading model of version 1.
 VERSION_1 = {"market_fill": "print", "limit_fill": "touch", "max_gap_s": None, "rounding": "none"}
 
@@ -517,11 +566,10 @@ def build_params(**values: Any) -> TradingParams:
     return TradingParams(**values)
 
 
-def random_params(seed: int) -> TradingParams:
+def random_params(seed: int, focus: str = "all") -> TradingParams:
     rng = np.random.default_rng([seed, 1])
-    return build_params(
-        **{name: options[int(rng.integers(len(options)))] for name, options in OPTIONS.items()}
-    )
+    options = {**OPTIONS, **FOCUS[focus]}
+    return build_params(**{name: some[int(rng.integers(len(some)))] for name, some in options.items()})
 
 
 def trading_params() -> st.SearchStrategy[TradingParams]:
@@ -551,8 +599,9 @@ def inputs_of(session: RandomSession) -> oracle.Inputs:
 def make_case(seed: int) -> tuple[RandomSession, TradingParams]:
     """A random session and parameters that it allows; the same seed gives the same."""
     rng = np.random.default_rng([seed, 2])
-    session = make_session(seed, int(rng.integers(5, 500)), int(rng.choice([1, 1, 2, 3])))
-    return session, allow(session, random_params(seed))
+    focus = list(FOCUS)[seed % len(FOCUS)]
+    session = make_session(seed, int(rng.integers(5, 500)), int(rng.choice([1, 1, 2, 3])), focus)
+    return session, allow(session, random_params(seed, focus))
 
 
 def cases(max_events: int = 400) -> st.SearchStrategy[tuple[RandomSession, TradingParams]]:
