@@ -572,7 +572,7 @@ def close_price(position: Position) -> float:
     """Quote: "close price (quantity-weighted over its exits)"; of one exit, its price."""
     if len(position.exits) == 1:
         return position.exits[0][0]
-    return sum(price * qty for price, qty in position.exits) / position.qty
+    return sum(price * qty for price, qty in position.exits) / sum(qty for _, qty in position.exits)
 
 
 @dataclass
