@@ -15,6 +15,7 @@ import pytest
 from replaylab import Config, Lab, ScoringParams, TradingParams
 from replaylab.archive import run_retention
 from replaylab.errors import ConfigError, InterlockError, SessionNotFoundError
+from replaylab.importers import import_history
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.ml import export_features, features, labels
 from replaylab.replay import ReplayEngine, fidelity, run_sim
@@ -242,6 +243,7 @@ MIRRORED: dict[str, Callable[..., Any]] = {
     "features": features,
     "labels": labels,
     "export_features": export_features,
+    "import_history": import_history,
     "run_retention": run_retention,
 }
 
