@@ -425,12 +425,18 @@ class Lab:
         symbols: Sequence[str] | None = None,
         params: LookBacks | None = None,
         recent_trades: int = 5,
+        max_gap_s: float | None = 900.0,
     ) -> Frame:
         """Return a row per decision time, with only what was known then; see ``replaylab.ml.features``."""
         from replaylab.ml import features
 
         found = features(
-            self._open(session), at=at, symbols=symbols, params=params, recent_trades=recent_trades
+            self._open(session),
+            at=at,
+            symbols=symbols,
+            params=params,
+            recent_trades=recent_trades,
+            max_gap_s=max_gap_s,
         )
         return self._give(found)
 
@@ -447,6 +453,7 @@ class Lab:
         price_source: PriceSource = "auto",
         costs: TradingParams | None = None,
         latency_ms: float | None = None,
+        max_gap_s: float | None = 900.0,
         time_label: Literal["zero", "sign"] = "zero",
         weights: bool | None = None,
     ) -> Frame:
@@ -464,6 +471,7 @@ class Lab:
             price_source=price_source,
             costs=costs,
             latency_ms=latency_ms,
+            max_gap_s=max_gap_s,
             time_label=time_label,
             weights=weights,
         )
@@ -479,6 +487,7 @@ class Lab:
         at: str = "scoring",
         params: LookBacks | None = None,
         recent_trades: int = 5,
+        max_gap_s: float | None = 900.0,
         symbols: Iterable[str] | None = None,
     ) -> Export:
         """Write features and labels of sessions as a Parquet dataset with a data card; see ``replaylab.ml``."""
@@ -494,6 +503,7 @@ class Lab:
             at=at,
             params=params,
             recent_trades=recent_trades,
+            max_gap_s=max_gap_s,
             symbols=symbols,
         )
 

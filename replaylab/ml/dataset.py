@@ -34,7 +34,15 @@ from replaylab.features import (
     usable_number,
     usable_price,
 )
-from replaylab.ml.decisions import Decisions, SessionLike, decisions, event_times, time_grid
+from replaylab.ml.decisions import (
+    MAX_GAP_S,
+    Decisions,
+    SessionLike,
+    decisions,
+    event_times,
+    gap_ns,
+    time_grid,
+)
 from replaylab.timestamps import parse_ns
 
 Ints = npt.NDArray[np.int64]
@@ -59,13 +67,16 @@ def features(
     symbols: Sequence[str] | None = None,
     params: LookBacks | None = None,
     recent_trades: int = 5,
+    max_gap_s: float | None = MAX_GAP_S,
 ) -> pl.DataFrame:
     """Return a row per decision: keys, score and its parts, regime, risk, market, own position and recent trades.
 
     ``at``: "scoring" (every SCORING_UPDATE), a period such as "500ms", "1s" or "5m" (a grid of time), or a frame with
     ``timestamp`` (or ``t_start``), ``symbol`` and optionally ``event_index`` (``value_bars`` and ``meta_labels`` give
     such). ``params``: lookbacks of the market features, or several by name: columns then end in ``_<name>``.
-    ``recent_trades``: how many closed trades the recent averages cover.
+    ``recent_trades``: how many closed trades the recent averages cover. ``max_gap_s``: on a grid of time the
+    column ``in_hole`` is true where the symbol's last MARKET_* event is older than that, and features are null there
+    (a row does not know what follows, so its features stay for the first ``max_gap_s`` of a hole).
 
     Keys are ``event_index, timestamp, symbol``; what is not known is null. Position and trades are those of the logged
     EXECUTION_ORDER and EXECUTION_TRADE events; a session built without them shows a flat position. ``describe`` has
@@ -73,8 +84,10 @@ def features(
     """
     if recent_trades < 1:
         raise DatasetError(f"recent_trades must be ≥ 1, found {recent_trades}")
-    if isinstance(at, str) and at != "scoring":
+    on_grid = isinstance(at, str) and at != "scoring"
+    if isinstance(at, str) and on_grid:
         at = time_grid(session, at, symbols)
+    gap = gap_ns(max_gap_s)
     found = decisions(session, at, symbols)
     events, ts = session.events, event_times(session)
     initial: Mapping[str, Any] = getattr(session, "initial_state", None) or {}
@@ -82,8 +95,27 @@ def features(
     keys = pl.concat([pl.DataFrame(schema=_KEYS), *(_keys(part) for part in found)])
     rows = pl.concat(pieces, how="diagonal") if pieces else pl.DataFrame()
     market = _market(events, keys, params, initial)
-    frame = pl.concat([keys, rows, market], how="horizontal").sort("row", maintain_order=True).drop("row")
-    return _with_position_return(frame, params).select(_ordered(frame.columns))
+    holes = [_holes(events, ts, found, gap)] if on_grid else []
+    frame = pl.concat([keys, rows, market, *holes], how="horizontal").sort("row", maintain_order=True)
+    frame = _with_position_return(frame.drop("row"), params).select(_ordered(frame.drop("row").columns))
+    if not holes:
+        return frame
+    known = ~pl.col("in_hole")
+    return frame.with_columns(pl.when(known).then(pl.exclude(*_KEYS, "in_hole")))
+
+
+def _holes(events: pl.DataFrame, ts: Ints, found: list[Decisions], gap: int | None) -> pl.DataFrame:
+    """Whether the last market event that a decision knows is over ``gap`` nanoseconds old; not before the first."""
+    pieces = [np.empty(0, dtype=bool)]
+    market = events["type"].is_in(["MARKET_TRADE", "MARKET_BOOK"])
+    for part in found:
+        rows = np.flatnonzero((market & (events["symbol"] == part.symbol)).fill_null(value=False).to_numpy())
+        place = np.searchsorted(rows, part.index, side="right") - 1
+        last = ts[rows[np.maximum(place, 0)]] if len(rows) else part.ts
+        pieces.append(
+            (place >= 0) & (part.ts - last > gap) if gap is not None else np.zeros(len(place), bool)
+        )
+    return pl.DataFrame({"in_hole": np.concatenate(pieces)})
 
 
 def _keys(part: Decisions) -> pl.DataFrame:
@@ -234,8 +266,9 @@ def _ordered(columns: list[str]) -> list[str]:
         return columns
     keys = ["event_index", "timestamp", "symbol"]
     signals = [n for n in columns if n.startswith(("score", "regime", "trading_blocked", "snapshot_"))]
-    skipped = {*keys, *own, *signals, "position_entry"}
-    return [*keys, *signals, *(n for n in columns if n not in skipped), *own]
+    holes = [n for n in columns if n == "in_hole"]
+    skipped = {*keys, *holes, *own, *signals, "position_entry"}
+    return [*keys, *holes, *signals, *(n for n in columns if n not in skipped), *own]
 
 
 @dataclass(frozen=True)
@@ -357,6 +390,14 @@ _FIXED = tuple(
         ("timestamp", "key", "UTC", "", "session", "decision time"),
         ("symbol", "key", "", "", "session", "symbol"),
         ("session_id", "key", "", "", "session", "session that the row comes from"),
+        (
+            "in_hole",
+            "key",
+            "true/false",
+            "max_gap_s",
+            "MARKET_*",
+            "no market data for longer: features are null",
+        ),
         ("score", "feature", "score's own", _NOW, "SCORING_UPDATE", "signed score (+ long)"),
         ("score_age_s", "feature", "s", _NOW, "SCORING_UPDATE", "age of that score"),
         ("regime", "feature", "name", _NOW, "REGIME_UPDATE", "regime"),
@@ -386,6 +427,7 @@ _FIXED = tuple(
         ("barrier", "label", "TP, SL, TIME", "", "labels", "barrier touched first"),
         ("label", "label", "−1, 0, 1", "", "labels", "1 target, −1 stop, 0 time"),
         ("ret", "label", "fraction of notional", "", "labels", "return at the barrier"),
+        ("hole", "label", "true/false", "", "labels", "no label: a hole before its end"),
         ("tp_pct", "label", "%", "", "labels", "target"),
         ("sl_pct", "label", "%", "", "labels", "stop"),
         ("max_hold_s", "label", "s", "", "labels", "time barrier"),

@@ -18,12 +18,15 @@ import polars as pl
 
 from replaylab.errors import DatasetError
 from replaylab.features import InitialState, SymbolStart, book_mids, pack_market, scores, trade_columns
+from replaylab.params import TradingParams
 from replaylab.timestamps import period_ns
-from replaylab.trading import PRICE_TYPES, resolve_prices
+from replaylab.trading import PRICE_TYPES, formulas, resolve_prices
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 PriceSource = str | Mapping[str, str]
+# A longer pause between two prices of a symbol is a hole: the default of TradingParams.
+MAX_GAP_S: float | None = TradingParams().max_gap_s
 _UTC = pl.Datetime("ns", "UTC")
 _NO_PRICES = np.empty(0, dtype=np.int64), np.empty(0)
 
@@ -69,6 +72,15 @@ def as_polars(frame: Any) -> pl.DataFrame:
         converted: pl.DataFrame = pl.from_pandas(frame)
         return converted
     raise DatasetError(f"expected a polars or pandas frame, found {type(frame).__name__}")
+
+
+def gap_ns(max_gap_s: float | None) -> int | None:
+    """Return the longest pause that is no hole in nanoseconds; None for none. Raises DatasetError."""
+    if max_gap_s is None:
+        return None
+    if not (np.isfinite(max_gap_s) and max_gap_s > 0):
+        raise DatasetError(f"max_gap_s: expected seconds above 0 or None, found {max_gap_s!r}")
+    return formulas.seconds_to_ns(float(max_gap_s))
 
 
 def event_times(session: SessionLike) -> Ints:

@@ -29,6 +29,7 @@ from replaylab.errors import DatasetError
 from replaylab.features import FeatureParams
 from replaylab.fsio import atomic_path, write_atomic
 from replaylab.ml.dataset import Column, LookBacks, describe, features
+from replaylab.ml.decisions import MAX_GAP_S
 from replaylab.ml.labelling import labels as make_labels
 from replaylab.params import Settings
 from replaylab.paths import file_name, safe_name
@@ -38,7 +39,8 @@ CARD_KEY = b"replaylab.dataset"
 _GAP_S = 60.0
 LIMITS = (
     "Prices are those of the recorded tape or book: no market impact, no queue position, no funding.",
-    "A label whose barriers the session did not reach is null; dropping those rows leaves fewer long labels.",
+    "A label whose barriers the session did not reach, or with a hole before its end, is null; dropping those rows "
+    "leaves fewer long labels.",
     "Rows next to each other share prices: split with purging (PurgedKFold) and weigh by uniqueness.",
     "Position and trade columns are those of the strategy that was recorded; another strategy would have had others.",
     "Few sessions are few market conditions: a model that does well here has been shown to do well here.",
@@ -68,6 +70,7 @@ def export_features(
     at: str = "scoring",
     params: LookBacks | None = None,
     recent_trades: int = 5,
+    max_gap_s: float | None = MAX_GAP_S,
     symbols: Iterable[str] | None = None,
 ) -> Export:
     """Write features and labels of one or more sessions as Parquet (zstd) with a data card.
@@ -75,8 +78,9 @@ def export_features(
     ``path``: a folder (``data/<session>/<symbol>.parquet``, ``dataset.json``, ``README.md``), or a name that ends in
     ``.parquet`` for one file, with its card in ``<name>.json``. An earlier export there is replaced, anything else
     refused. ``labels``: options of ``labels`` (one setting), such as ``{"tp_pct": 0.3, "side": "score"}``; None writes
-    none. The others as in ``features``. Each field carries its description as Arrow metadata; keys and labels
-    are columns of every file. The same inputs and versions give the same bytes. Raises DatasetError.
+    none. The others as in ``features``; ``max_gap_s`` is that of the labels, too. Each field carries its description as
+    Arrow metadata; keys and labels are columns of every file. The same inputs and versions give the same bytes. Raises
+    DatasetError.
     """
     if format != "parquet":
         raise DatasetError(f"the format is 'parquet', found {format!r}")
@@ -93,6 +97,7 @@ def export_features(
     single = target.suffix == ".parquet"
     _refuse_foreign(target, single)
     options = {"at": at, "labels": None if labels is None else dict(labels), "recent_trades": recent_trades}
+    options["max_gap_s"] = max_gap_s
     card = CardBuilder(options, params)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     staging = target.absolute().with_name(f".{target.name}.{os.getpid()}")
@@ -104,7 +109,7 @@ def export_features(
         for given in several:
             # A session caches the events that it read: those of a copy are freed at the end of each round.
             session = copy(given)
-            frame = _rows(session, labels, at, params, recent_trades, chosen)
+            frame = _rows(session, labels, at, params, recent_trades, max_gap_s, chosen)
             card.add(session, frame)
             pieces += _stage(frame, session.id, staging / "pieces")
             del frame, session
@@ -124,9 +129,12 @@ def _rows(
     at: str,
     params: LookBacks | None,
     recent_trades: int,
+    max_gap_s: float | None,
     symbols: list[str] | None,
 ) -> pl.DataFrame:
-    frame = features(session, at=at, params=params, recent_trades=recent_trades, symbols=symbols)
+    frame = features(
+        session, at=at, params=params, recent_trades=recent_trades, max_gap_s=max_gap_s, symbols=symbols
+    )
     frame = frame.insert_column(
         0, pl.Series("session_id", [session.id], dtype=pl.String).new_from_index(0, frame.height)
     )
@@ -134,7 +142,7 @@ def _rows(
         return frame
     # The score's side needs the scores; other decision times are those of the features.
     times: Any = "scoring" if at == "scoring" else frame.select("timestamp", "symbol", "event_index")
-    labelled = make_labels(session, **{"at": times, "symbols": symbols, **labels})
+    labelled = make_labels(session, **{"at": times, "symbols": symbols, "max_gap_s": max_gap_s, **labels})
     if labelled.height != frame.height:
         raise DatasetError("a dataset has one label per row: give one target, one stop and one time barrier")
     return pl.concat([frame, labelled.drop(_REPEATED)], how="horizontal")
@@ -255,6 +263,7 @@ class CardBuilder:
         self._nulls: dict[str, int] = {}
         self._rows = 0
         self._labelled = 0
+        self._holes = {"label": 0, "features": 0}
 
     def add(self, session: Any, frame: pl.DataFrame) -> None:
         """Add one session's rows."""
@@ -278,6 +287,8 @@ class CardBuilder:
         for name in frame.columns:
             # Columns that another session lacks are null there.
             self._nulls[name] = self._nulls.get(name, 0) + frame.height - frame[name].null_count()
+        for kind, name in (("label", "hole"), ("features", "in_hole")):
+            self._holes[kind] += int(frame[name].sum()) if name in frame.columns else 0
         if "label" in frame.columns:
             self._labelled += frame.height - frame["label"].null_count()
             for value, count in _counts(frame["label"].drop_nulls()).items():
@@ -291,6 +302,8 @@ class CardBuilder:
             "versions": {"replaylab": __version__},
             "rows": self._rows,
             "labelledRows": self._labelled,
+            "rowsWithoutLabelForAHole": self._holes["label"],
+            "rowsWithoutFeaturesForAHole": self._holes["features"],
             "labelBalance": dict(sorted(self._balance.items())),
             "options": _plain(self._options),
             "featureParams": self._params,
@@ -320,7 +333,9 @@ def readme(card: Mapping[str, Any]) -> str:
     return f"""# Dataset
 
 {card["rows"]:,} rows from {len(card["sessions"])} replay sessions, {card["labelledRows"]:,} of them labelled \
-({balance}). Written by replaylab {card["versions"]["replaylab"]}. `dataset.json` holds the same in full.
+({balance}). Holes in the recording leave {card["rowsWithoutLabelForAHole"]:,} rows without a label and \
+{card["rowsWithoutFeaturesForAHole"]:,} without features. \
+Written by replaylab {card["versions"]["replaylab"]}. `dataset.json` holds the same in full.
 
 ## Load
 

@@ -6,8 +6,9 @@
     data = labels(session, tp_pct=[0.1, 0.2, 0.4], sl_pct=[0.1, 0.2], side="score", costs=TradingParams())
     fixed_horizon(session, [1, 5, 30]); meta_labels(session); mark_outs(session, trades, [1, 5, 30])
 
-A label that would need data after the session's end is null, never guessed. ``t_start`` and ``t_end`` say which stretch
-of time decided it: purged splits need both.
+A label that would need data after the session's end is null, never guessed. So is one whose time crosses a hole, a
+pause of more than ``max_gap_s`` seconds between two price events of its symbol (None: no pause is a hole). ``t_start``
+and ``t_end`` say which stretch of time decided a label: purged splits need both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import polars as pl
 from replaylab.barriers import BlockIndex, first_at_or_above, first_at_or_below
 from replaylab.errors import DatasetError
 from replaylab.ml.decisions import (
+    MAX_GAP_S,
     Decisions,
     Prices,
     PriceSource,
@@ -32,6 +34,7 @@ from replaylab.ml.decisions import (
     as_polars,
     decisions,
     event_times,
+    gap_ns,
     prices_by_symbol,
 )
 from replaylab.ml.splits import Int64, interval_arrays, time_ns
@@ -46,13 +49,14 @@ _MOST_ROWS = 100_000_000
 _CELLS = 4_000_000  # settings × entries at once: some 200 MB
 _UTC = pl.Datetime("ns", "UTC")
 _NAMES = ("tp_pct", "sl_pct", "max_hold_s")
-NONE, TARGET, STOP, TIME = 0, 1, 2, 3
+HOLE, NONE, TARGET, STOP, TIME = -1, 0, 1, 2, 3
 _TRADE_FIELDS = {
     "side": "side",
     "qty": "qty",
     "entry_price": "entryPrice",
     "realized_pnl": "realizedPnl",
     "duration_seconds": "durationSeconds",
+    "reason": "reason",
 }
 _BARRIERS = (None, "TP", "SL", "TIME")
 
@@ -97,6 +101,7 @@ def labels(
     price_source: PriceSource = "auto",
     costs: TradingParams | None = None,
     latency_ms: float | None = None,
+    max_gap_s: float | None = MAX_GAP_S,
     time_label: str = "zero",
     weights: bool | None = None,
 ) -> pl.DataFrame:
@@ -107,14 +112,15 @@ def labels(
     "score" (the side that the score proposes: +1 then means that the proposal won, a meta-label; no score, no label).
     ``at``: "scoring" or a frame of decision times, such as ``features`` returned. ``costs``: take slippage, fees and
     latency from these parameters; ``ret`` is then what the trading model earns on the entry's notional
-    with one target (``tp1_fraction=0``). ``latency_ms`` overrides theirs. ``time_label``: what the time barrier
-    gives, "zero" or the "sign" of the return. ``weights``: add ``uniqueness`` and ``return_weight`` per symbol and
-    setting (default: with one setting).
+    with one target (``tp1_fraction=0``). ``latency_ms`` overrides theirs. ``max_gap_s``: a label is null, and ``hole``
+    true, where the symbol has no price for longer between decision and end, whatever ``costs`` say. ``time_label``:
+    what the time barrier gives, "zero" or the "sign" of the return. ``weights``: add ``uniqueness`` and
+    ``return_weight`` per symbol and setting (default: with one setting).
 
     The entry is the first price event behind the decision; prices after it count. Columns: ``event_index, symbol,
     t_start, t_end, side, entry_time, entry_price, exit_price, barrier`` ("TP", "SL", "TIME"), ``label`` (1, −1, 0),
-    ``ret`` (fraction), ``tp_pct, sl_pct, max_hold_s``. Rows are in the order of the decisions, then of the settings.
-    Raises DatasetError.
+    ``ret`` (fraction), ``hole``, ``tp_pct, sl_pct, max_hold_s``. Rows are in the order of the decisions, then of the
+    settings. Raises DatasetError.
     """
     if side == "score" and not isinstance(at, str):
         raise DatasetError("side='score' needs at='scoring': other decision times carry no score")
@@ -131,9 +137,11 @@ def labels(
             f"{len(settings):,} settings make {rows:,} rows, too many for one frame: take fewer at a time, or "
             "barrier_scan, which has a row per setting"
         )
-    latency = formulas.milliseconds_to_ns(latency_ms)
+    latency, gap = formulas.milliseconds_to_ns(latency_ms), gap_ns(max_gap_s)
     frame = pl.concat(
-        _Labels(part, prices.get(part.symbol, _NO_PRICES), side, latency, costs).frame(settings, time_label)
+        _Labels(part, prices.get(part.symbol, _NO_PRICES), side, latency, costs, gap).frame(
+            settings, time_label
+        )
         for part in found or [_NO_DECISIONS]
     ).sort("row", "setting", maintain_order=True)
     if weights if weights is not None else len(settings) == 1:
@@ -163,19 +171,29 @@ class _Labels:
     """The decisions of one symbol, entered at its prices."""
 
     def __init__(
-        self, found: Decisions, prices: Prices, side: str, latency: int, costs: TradingParams | None
+        self,
+        found: Decisions,
+        prices: Prices,
+        side: str,
+        latency: int,
+        costs: TradingParams | None,
+        gap: int | None,
     ) -> None:
         self.found, self.prices, self.costs = found, prices, costs
         self.direction = _directions(found, side)
         self.position = entry_positions(prices.ts, prices.index, found.ts, found.index, latency)
         self.entered = (self.position < len(prices.ts)) & (self.direction != 0)
         self.rows = np.flatnonzero(self.entered)
+        behind = entry_positions(prices.ts, prices.index, found.ts[self.rows], found.index[self.rows])
+        self._hole = next_hole(prices.ts, behind, gap)
         self._index = BlockIndex(prices.price)
 
     def touch(self, settings: Barriers) -> Touched:
-        """Return the first barrier of each decision that was entered, for each setting."""
+        """Return the first barrier of each decision that was entered, for each setting; HOLE where one comes before."""
         entries, sides = self.position[self.rows], self.direction[self.rows]
-        return touch_barriers(self._index, self.prices.ts, entries, sides, settings, self.costs)
+        touched = touch_barriers(self._index, self.prices.ts, entries, sides, settings, self.costs)
+        end = np.where(touched.barrier == NONE, len(self.prices.ts), touched.position)
+        return touched.without(self._hole <= end)
 
     def frame(self, settings: Barriers, time_label: str) -> pl.DataFrame:
         """Return a row per decision and setting."""
@@ -188,6 +206,8 @@ class _Labels:
             return whole.ravel()
 
         barrier = spread(touched.barrier, NONE, np.int8)
+        hole = barrier == HOLE
+        barrier[hole] = NONE
         ret = spread(touched.ret, np.nan, np.float64)
         end_ts = _at(prices.ts, np.maximum(spread(touched.position, -1, np.int64), 0))
         label = np.where(barrier == TARGET, 1, np.where(barrier == TIME, 0, -1)).astype(np.int8)
@@ -198,7 +218,7 @@ class _Labels:
         entry_price = filled_entry(
             _at(prices.price, self.position), self.direction.astype(np.float64), slippage
         )
-        decided, entered = barrier != NONE, np.repeat(self.entered, repeated)
+        decided, entered = barrier > NONE, np.repeat(self.entered, repeated)
         levels = zip(_NAMES, (settings.tp_pct, settings.sl_pct, settings.hold_s), strict=True)
         return pl.DataFrame(
             {
@@ -215,6 +235,7 @@ class _Labels:
                 "barrier": pl.Series(_BARRIERS, dtype=pl.String).gather(barrier),
                 "label": _masked(pl.Series(label, dtype=pl.Int8), decided),
                 "ret": _masked(pl.Series(ret), decided),
+                "hole": hole,
                 **{name: _unless_infinite(np.tile(level, count)) for name, level in levels},
             }
         )
@@ -261,16 +282,39 @@ _NO_PRICES = Prices("trade", _NO_INTS, np.empty(0), _NO_INTS)
 
 @dataclass(frozen=True)
 class Touched:
-    """Arrays (settings, entries). ``barrier``: NONE (the prices end before any), TARGET, STOP or TIME.
+    """Arrays (settings, entries). ``barrier``: NONE (the prices end before any), HOLE, TARGET, STOP or TIME.
 
-    ``position`` of the deciding price (−1 with NONE), ``exit`` the price got there and ``ret`` the return on the
-    entry's notional as a fraction (nan with NONE), both after costs where there are some.
+    ``position`` of the deciding price (−1 without one), ``exit`` the price got there and ``ret`` the return on the
+    entry's notional as a fraction (nan without one), both after costs where there are some.
     """
 
     barrier: npt.NDArray[np.int8]
     position: Ints
     exit: Floats
     ret: Floats
+
+    def without(self, holes: npt.NDArray[np.bool_]) -> Touched:
+        """Return these with HOLE where ``holes`` is true."""
+        if not holes.any():
+            return self
+        return Touched(
+            np.where(holes, np.int8(HOLE), self.barrier),
+            np.where(holes, -1, self.position),
+            np.where(holes, np.nan, self.exit),
+            np.where(holes, np.nan, self.ret),
+        )
+
+
+def next_hole(ts: Ints, position: Ints, gap: int | None) -> Ints:
+    """Return the first price at or after each position that ends a hole; a position behind the prices without one.
+
+    A price ends a hole when the price before it, of whatever position, is more than ``gap`` nanoseconds older.
+    """
+    never = len(ts) + 1
+    if gap is None:
+        return np.full(len(position), never, dtype=np.int64)
+    ends = np.append(np.flatnonzero(np.diff(ts) > gap) + 1, never)
+    return ends[np.searchsorted(ends, np.minimum(position, never))].astype(np.int64)
 
 
 def entry_positions(
@@ -393,22 +437,27 @@ def barrier_scan(
     symbols: Sequence[str] | None = None,
     price_source: PriceSource = "auto",
     costs: TradingParams | None = None,
+    max_gap_s: float | None = MAX_GAP_S,
 ) -> pl.DataFrame:
     """Return a row per setting (all combinations, the last varies fastest) over all symbols.
 
-    Columns: ``tp_pct, sl_pct, max_hold_s``; ``n`` labels, ``unknown`` decisions without one; ``n_tp, n_sl, n_time``;
+    Columns: ``tp_pct, sl_pct, max_hold_s``; ``n`` labels, ``unknown`` decisions without one, of them ``holes`` for a
+    hole; ``n_tp, n_sl, n_time``;
     ``mean_ret`` and ``std_ret`` (fraction of the notional); ``mean_s``, seconds to the barrier. Options as in
     ``labels``. The best of many settings is partly luck (``docs/statistics.md``). Memory does not grow with them.
     """
     settings = Barriers.of(tp_pct, sl_pct, max_hold_s)
     latency = formulas.milliseconds_to_ns(0.0 if costs is None else costs.latency_ms)
+    gap = gap_ns(max_gap_s)
     found = decisions(session, at, symbols)
     prices = prices_by_symbol(session, [part.symbol for part in found], price_source)
-    sums = np.zeros((len(settings), 7))  # labels, targets, stops, times, returns, their squares, seconds
+    sums = np.zeros(
+        (len(settings), 8)
+    )  # labels, targets, stops, times, holes, returns, their squares, seconds
     total = 0
     for part in found:
         tape = prices[part.symbol]
-        entered = _Labels(part, tape, side, latency, costs)
+        entered = _Labels(part, tape, side, latency, costs, gap)
         total += int((entered.direction != 0).sum())
         step = max(1, _CELLS // max(1, len(entered.rows)))
         for start in range(0, len(settings), step):
@@ -416,11 +465,12 @@ def barrier_scan(
             sums[start : start + step] += _summed(touched, tape.ts, entered.position[entered.rows])
     n = sums[:, 0]
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = sums[:, 4] / n
-        variance = (sums[:, 5] - sums[:, 4] * mean) / (n - 1)
+        mean = sums[:, 5] / n
+        variance = (sums[:, 6] - sums[:, 5] * mean) / (n - 1)
         spread = np.sqrt(np.maximum(variance, 0.0))
-        means = {"mean_ret": mean, "std_ret": spread, "mean_s": sums[:, 6] / n}
-    counts = {"n": n, "unknown": total - n, "n_tp": sums[:, 1], "n_sl": sums[:, 2], "n_time": sums[:, 3]}
+        means = {"mean_ret": mean, "std_ret": spread, "mean_s": sums[:, 7] / n}
+    counts = {"n": n, "unknown": total - n, "holes": sums[:, 4]}
+    counts |= {"n_tp": sums[:, 1], "n_sl": sums[:, 2], "n_time": sums[:, 3]}
     axes = {
         name: np.where(np.isinf(column), np.nan, column)
         for name, column in zip(_NAMES, (settings.tp_pct, settings.sl_pct, settings.hold_s), strict=True)
@@ -435,8 +485,8 @@ def _summed(touched: Touched, ts: Ints, entries: Ints) -> Floats:
     seconds = np.zeros(barrier.shape)
     if len(entries):
         held = (ts[np.maximum(touched.position, 0)] - ts[entries]) / 1e9
-        seconds = np.where(barrier != NONE, held, 0.0)
-    marks = (barrier != NONE, barrier == TARGET, barrier == STOP, barrier == TIME)
+        seconds = np.where(barrier > NONE, held, 0.0)
+    marks = (barrier > NONE, barrier == TARGET, barrier == STOP, barrier == TIME, barrier == HOLE)
     return np.column_stack([part.sum(axis=1) for part in (*marks, ret, ret**2, seconds)]).astype(np.float64)
 
 
@@ -448,13 +498,16 @@ def fixed_horizon(
     at: str | pl.DataFrame = "scoring",
     symbols: Sequence[str] | None = None,
     price_source: PriceSource = "auto",
+    max_gap_s: float | None = MAX_GAP_S,
 ) -> pl.DataFrame:
     """Return a row per decision with ``ret_1s``, ``t_end_1s``, ... for each horizon in seconds.
 
     From the entry (first price event behind the decision) to the last price at or before decision + horizon, as a
-    fraction, signed by ``side``. Null where the session ends at or before the horizon, or the entry comes after it.
+    fraction, signed by ``side``. Null where the session ends at or before the horizon, where the entry comes after it,
+    and where a hole lies between decision and horizon. Only a later price shows that none does: with ``max_gap_s`` the
+    return is null, too, where the symbol has no price after the horizon.
     """
-    steps = _steps(horizons_s)
+    steps, gap = _steps(horizons_s), gap_ns(max_gap_s)
     ends = event_times(session)
     last = int(ends[-1]) if len(ends) else 0
     found = decisions(session, at, symbols)
@@ -465,6 +518,7 @@ def fixed_horizon(
         direction = _directions(part, side)
         entry = entry_positions(tape.ts, tape.index, part.ts, part.index)
         known = entry < len(tape.ts)
+        hole = next_hole(tape.ts, entry, gap)
         price = np.full(len(entry), np.nan)
         price[known] = tape.price[entry[known]]
         columns: dict[str, object] = {
@@ -477,7 +531,7 @@ def fixed_horizon(
         }
         for name, step in steps.items():
             later, place = _as_of(tape, part.ts + step, last)
-            usable = known & (place >= entry) & (direction != 0)
+            usable = known & (place >= entry) & (direction != 0) & _unbroken(tape, place, hole, gap)
             ret = np.where(usable, direction * (later / price - 1.0), np.nan)
             columns[f"ret_{name}"] = pl.Series(ret).fill_nan(None)
             columns[f"t_end_{name}"] = _masked(_times(part.ts + step), ~np.isnan(ret))
@@ -493,15 +547,19 @@ def mark_outs(
     horizons_s: Sequence[float] = (1.0, 5.0, 30.0),
     *,
     price_source: PriceSource = "auto",
+    max_gap_s: float | None = MAX_GAP_S,
 ) -> pl.DataFrame:
     """Return ``trades`` with ``mark_out_1s``, ...: how the price moved in favour after each entry, in basis points.
 
     ``trades``: ``symbol``, ``side``, ``entry_price`` and ``entry_time`` (or ``timestamp`` and ``duration_seconds``, as
-    in the trade log). Negative mark-outs at short horizons mean adverse selection.
+    in the trade log), and ``entry_index`` where a backtest made them. The price is the last one at or before the
+    horizon, but none from before the fill: null where there is none yet, where the session ends at or before the
+    horizon, and where a hole lies before it (as in ``fixed_horizon``). Negative mark-outs at short horizons mean
+    adverse selection.
     """
     trades = as_polars(trades)
     frame = _with_entry_time(trades)
-    steps = _steps(horizons_s)
+    steps, gap = _steps(horizons_s), gap_ns(max_gap_s)
     ends = event_times(session)
     last = int(ends[-1]) if len(ends) else 0
     values = {name: np.full(frame.height, np.nan) for name in steps}
@@ -511,8 +569,17 @@ def mark_outs(
     sign = np.where((frame["side"] == "LONG").to_numpy(), 1.0, -1.0)
     for symbol, tape in prices_by_symbol(session, sorted(set(names.tolist())), price_source).items():
         rows = np.flatnonzero(names == symbol)
+        filled = np.searchsorted(tape.ts, moments[rows], side="left")
+        if "entry_index" in frame.columns:
+            # Of several prices of the fill's own time, those before it in the session do not count.
+            filled = np.searchsorted(tape.index, frame["entry_index"].to_numpy()[rows], side="left")
+        own = filled < len(tape.ts)
+        own[own] = tape.ts[filled[own]] == moments[rows][own]
+        # A fill at a price event does not cross the pause before that event; one between two events does.
+        hole = next_hole(tape.ts, filled + own, gap)
         for name, step in steps.items():
-            later, _ = _as_of(tape, moments[rows] + step, last)
+            later, place = _as_of(tape, moments[rows] + step, last)
+            later[(place < filled) | ~_unbroken(tape, place, hole, gap)] = np.nan
             values[name][rows] = sign[rows] * (later / entry[rows] - 1.0) * 1e4
     return trades.with_columns(
         pl.Series(f"mark_out_{name}", column).fill_nan(None) for name, column in values.items()
@@ -524,19 +591,21 @@ def meta_labels(session: SessionLike, trades: pl.DataFrame | None = None) -> pl.
 
     The side was the primary model's; a second model that predicts ``label`` decides whether to follow it, or how
     much. ``trades``: a trade log frame; by default the EXECUTION_TRADE events that the session was built with
-    (``include_types`` with "EXECUTION_*"). ``ret`` is the realised PnL on the entry's notional. Give the result
-    to ``features(session, at=...)`` for the features that were known before each entry.
+    (``include_types`` with "EXECUTION_*"). ``ret`` is the realised PnL on the entry's notional; both are null for a
+    trade that ended at a hole (reason DATA_GAP). Give the result to ``features(session, at=...)`` for the features
+    that were known before each entry.
     """
     frame = _logged_trades(session) if trades is None else as_polars(trades)
     held = _with_entry_time(frame)
     notional = pl.col("entry_price") * pl.col("qty")
+    whole = pl.col("reason").ne_missing("DATA_GAP") if "reason" in held.columns else pl.lit(value=True)
     return held.select(
         "symbol",
         pl.col("entry_time").alias("t_start"),
         pl.col("exit_time").alias("t_end"),
         pl.when(pl.col("side") == "LONG").then(1).otherwise(-1).cast(pl.Int8).alias("side"),
-        (pl.col("realized_pnl") / notional).alias("ret"),
-        (pl.col("realized_pnl") > 0).cast(pl.Int8).alias("label"),
+        pl.when(whole).then(pl.col("realized_pnl") / notional).alias("ret"),
+        pl.when(whole).then((pl.col("realized_pnl") > 0).cast(pl.Int8)).alias("label"),
     )
 
 
@@ -577,6 +646,13 @@ def _as_of(tape: Prices, moments: Ints, last: int) -> tuple[Floats, Ints]:
     price = np.full(len(moments), np.nan)
     price[usable] = tape.price[place[usable]]
     return price, np.where(usable, place, -1).astype(np.int64)
+
+
+def _unbroken(tape: Prices, place: Ints, hole: Ints, gap: int | None) -> npt.NDArray[np.bool_]:
+    """Whether the pauses up to the price after each place are known, and none of them is a hole."""
+    if gap is None:
+        return np.ones(len(place), dtype=bool)
+    return (place + 1 < len(tape.ts)) & (place + 1 < hole)
 
 
 def average_uniqueness(t_start: Any, t_end: Any) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 
 from replaylab.errors import DatasetError, TimeError
 from replaylab.features import NAMES, FeatureParams
+from replaylab.importers import import_history
 from replaylab.ml.dataset import describe, features
 from replaylab.ml.decisions import time_grid, value_bars
 from replaylab.ml.labelling import labels
 from replaylab.ml.leaks import check_no_lookahead
+from replaylab.sessions import SessionStore, build_replay_session
 from tests.ml.sessions import SECOND, START, random_rows, score, session, trade
 
 
@@ -75,6 +78,39 @@ def test_a_row_knows_the_events_of_its_own_time_that_come_before_it() -> None:
     assert grid["last_price"].to_list() == [100.0, 101.0, 101.0]
     assert grid["score"].to_list() == [None, 0.5, 0.5]
     assert grid["score_age_s"].to_list() == [None, 1.0, 2.0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000), st.integers(10, 120), st.sampled_from([0.25, 0.9, 900.0, None]))
+def test_grid_rows_in_a_hole_are_null_and_say_so(seed: int, count: int, gap: float | None) -> None:
+    """Walk the events: a row is in a hole when the symbol's last trade or book before it is older than the gap."""
+    rows = random_rows(seed, count, ("BTCUSDT", "ETHUSDT"))
+    data = session(rows)
+    plain = features(data, at="250ms", max_gap_s=None)
+    found = features(data, at="250ms", max_gap_s=gap)
+    keys = ["event_index", "timestamp", "symbol", "in_hole"]
+    wanted = []
+    for moment, symbol in zip(found["timestamp"].dt.timestamp("ns"), found["symbol"], strict=True):
+        known = [
+            t for t, n, s, _ in rows if s == symbol and n in ("MARKET_TRADE", "MARKET_BOOK") and t < moment
+        ]
+        wanted.append(bool(known) and gap is not None and moment - known[-1] > gap * 1e9)
+    assert found["in_hole"].to_list() == wanted
+    assert found.filter(~found["in_hole"]).equals(plain.filter(~found["in_hole"]))
+    empty = found.filter("in_hole").drop(keys)
+    assert all(column.null_count() == empty.height for column in empty)
+    assert check_no_lookahead(data, lambda part: features(part, at="250ms", max_gap_s=gap), cuts=3) == []
+
+
+def test_bars_of_converted_contracts_count_quote_currency(tmp_path: Path) -> None:
+    """COIN-M: each trade of 5 contracts of 100 USD is 500 USD: a bar of 1,000 USD ends at every second one."""
+    file = tmp_path / "BTCUSD_PERP-trades-2025-01-01.csv"
+    lines = [f"{k},{20_000 + k},5,0.025,{1_735_689_600_000 + k * 1000},true" for k in range(6)]
+    file.write_text("id,price,qty,base_qty,time,is_buyer_maker\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    import_history(tmp_path / "root", "binance-trades", [file])
+    built = build_replay_session(tmp_path / "root", "2025-01-01", "2025-01-02", ["BTCUSD_PERP"])
+    bars = value_bars(SessionStore(tmp_path / "root").open(built.session_id), 999.999)
+    assert bars["event_index"].to_list() == [1, 3, 5]
 
 
 def test_a_value_counts_from_when_it_was_received() -> None:

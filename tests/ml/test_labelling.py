@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,12 @@ from tests.strategies import VERSION_1
 
 
 def slow(
-    data: FakeSession, tp: float | None, sl: float | None, hold: float | None, side: str
+    data: FakeSession,
+    tp: float | None,
+    sl: float | None,
+    hold: float | None,
+    side: str,
+    gap: float | None = None,
 ) -> list[dict[str, Any]]:
     """One decision after the other, one price after the other: the explanation of the fast one."""
     events = [
@@ -51,10 +57,19 @@ def slow(
         ]
         later = [row for row in prices if row[1] > k]
         row: dict[str, Any] = {"event_index": k, "label": None, "ret": None, "t_end": None, "barrier": None}
+        row["hole"] = False
         if later and direction:
             entry_ts, entry_index, entry = later[0]
+            before = [row[0] for row in prices if row[1] < k]
+            last = before[-1] if before else entry_ts
             for t, i, p in prices:
-                if i <= entry_index:
+                if i < entry_index:
+                    continue
+                if gap is not None and t - last > gap * 1e9:
+                    row["hole"] = True
+                    break
+                last = t
+                if i == entry_index:
                     continue
                 barrier = None
                 if sl is not None and direction * (p - entry * (1 - direction * sl / 100)) <= 0:
@@ -83,15 +98,22 @@ def slow(
     st.sampled_from([0.0, 0.05, 0.1, 0.25, None]),
     st.sampled_from([0.0, 0.05, 0.1, 0.25, None]),
     st.sampled_from([0.0, 0.25, 2.0, 10.0, None]),
+    st.sampled_from([0.25, 0.9, 2.0, 900.0, None]),
 )
 def test_labels_equal_the_plain_loop(
-    seed: int, count: int, side: str, tp: float | None, sl: float | None, hold: float | None
+    seed: int,
+    count: int,
+    side: str,
+    tp: float | None,
+    sl: float | None,
+    hold: float | None,
+    gap: float | None,
 ) -> None:
     data = session([*random_rows(seed, count, ("BTCUSDT", "ETHUSDT")), trade(START + 10**12, 100.0)])
-    found = labels(data, tp, sl, hold, side=side, price_source="trade")
-    wanted = slow(data, tp, sl, hold, side)
+    found = labels(data, tp, sl, hold, side=side, price_source="trade", max_gap_s=gap)
+    wanted = slow(data, tp, sl, hold, side, gap)
     assert found["event_index"].to_list() == [row["event_index"] for row in wanted]
-    for name in ("label", "barrier", "ret"):
+    for name in ("label", "barrier", "ret", "hole"):
         assert found[name].to_list() == [row[name] for row in wanted], name
     assert found["t_end"].dt.timestamp("ns").to_list() == [row["t_end"] for row in wanted]
 
@@ -134,11 +156,15 @@ def test_a_label_of_a_prefix_never_changes(seed: int, count: int, data: st.DataO
     st.sampled_from([0.0, 0.05, 0.2]),
     st.sampled_from([None, 2.0]),
     st.sampled_from([0.0, 300.0]),
+    st.sampled_from([None, 0.9, 2.5]),
 )
 def test_with_costs_a_label_is_the_trade_that_the_model_makes(
-    seed: int, tp: float, sl: float, hold: float | None, latency: float
+    seed: int, tp: float, sl: float, hold: float | None, latency: float, gap: float | None
 ) -> None:
-    """For every trade of the slow model with one target: same end, same barrier, return = PnL on the notional."""
+    """For every trade of the slow model with one target: same end, same barrier, return = PnL on the notional.
+
+    A trade that ends at a hole has no label.
+    """
     rows = random_rows(seed, 150)
     params = TradingParams(
         entry_threshold=0.1,
@@ -149,10 +175,12 @@ def test_with_costs_a_label_is_the_trade_that_the_model_makes(
         max_hold_s=hold,
         latency_ms=latency,
         slippage_bps=2.0,
-        **VERSION_1,
+        **{**VERSION_1, "max_gap_s": gap},
     )
     model = oracle.run(rows, params, price_source="trade")
-    frame = labels(session(rows), tp, sl, hold, side="score", costs=params, price_source="trade")
+    frame = labels(
+        session(rows), tp, sl, hold, side="score", costs=params, price_source="trade", max_gap_s=gap
+    )
     names = {"TP2": "TP", "STOP_LOSS": "SL", "TIMEOUT": "TIME"}
     for made in model.trades:
         same = frame.filter(pl.col("entry_time").dt.timestamp("ns") == made["entry_ts"])
@@ -160,6 +188,9 @@ def test_with_costs_a_label_is_the_trade_that_the_model_makes(
         same = same.filter((pl.col("entry_price") - made["entry_price"]).abs() < 1e-9)
         if made["reason"] == "SESSION_END":
             assert same["label"].null_count() > 0
+            continue
+        if made["reason"] == "DATA_GAP":
+            assert same["hole"].any()
             continue
         ret = made["realized_pnl"] / (made["entry_price"] * made["qty"])
         hits = same.filter((pl.col("ret") - ret).abs() < 1e-12)
@@ -294,20 +325,101 @@ def test_hand_worked_horizons() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.integers(5, 100))
-def test_horizons_equal_the_plain_loop(seed: int, count: int) -> None:
+@given(st.integers(0, 10_000), st.integers(5, 100), st.sampled_from([None, 0.25, 0.9, 900.0]))
+def test_horizons_equal_the_plain_loop(seed: int, count: int, gap: float | None) -> None:
     rows = random_rows(seed, count)
     rows.append(score(rows[-1][0], 0.5))
-    found = fixed_horizon(session(rows), [1.0], price_source="trade")["ret_1s"].to_list()
+    found = fixed_horizon(session(rows), [1.0], price_source="trade", max_gap_s=gap)["ret_1s"].to_list()
     wanted = []
     for k, (ts, kind, _, _) in enumerate(rows):
         if kind != "SCORING_UPDATE":
             continue
-        later = [(t, p["price"]) for t, n, _, p in rows[k + 1 :] if n == "MARKET_TRADE"]
-        inside = [price for t, price in later if t <= ts + SECOND]
+        prints = [(i, t, p["price"]) for i, (t, n, _, p) in enumerate(rows) if n == "MARKET_TRADE"]
+        inside = [price for i, t, price in prints if i > k and t <= ts + SECOND]
         covered = ts + SECOND < rows[-1][0]
+        if gap is not None:
+            covered = any(t > ts + SECOND for _, t, _ in prints)
+            # A hole that begins before the horizon and ends after the decision.
+            for (_, a, _), (i, b, _) in pairwise(prints):
+                covered = covered and not (b - a > gap * 1e9 and i > k and a <= ts + SECOND)
         wanted.append(inside[-1] / inside[0] - 1 if inside and covered else None)
     assert found == wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.integers(5, 100),
+    st.sampled_from([None, 0.25, 0.9, 900.0]),
+    st.booleans(),
+    st.data(),
+)
+def test_mark_outs_equal_the_plain_loop(
+    seed: int, count: int, gap: float | None, indexed: bool, data: st.DataObject
+) -> None:
+    """The last price of [fill, fill + horizon]: none from before the fill, none behind a hole."""
+    rows = random_rows(seed, count)
+    prints = [(i, t, p["price"]) for i, (t, n, _, p) in enumerate(rows) if n == "MARKET_TRADE"]
+    if not prints:
+        return
+    fills = data.draw(
+        st.lists(st.tuples(st.sampled_from(prints), st.sampled_from([-100, 0, 100])), min_size=1)
+    )
+    # An index belongs to a fill at a price event alone; a live fill comes at any time.
+    moments = [t + (0 if indexed else ms * 1_000_000) for (_, t, _), ms in fills]
+    trades = pl.DataFrame(
+        {
+            "symbol": ["BTCUSDT"] * len(fills),
+            "side": ["LONG"] * len(fills),
+            "entry_price": [100.0] * len(fills),
+            "entry_time": pl.Series(moments).cast(pl.Datetime("ns", "UTC")),
+            "exit_time": pl.Series(moments).cast(pl.Datetime("ns", "UTC")),
+        }
+    )
+    if indexed:
+        trades = trades.with_columns(entry_index=pl.Series([i for (i, _, _), _ in fills]))
+    found = mark_outs(session(rows), trades, [1.0], price_source="trade", max_gap_s=gap)[
+        "mark_out_1s"
+    ].to_list()
+    wanted = []
+    for moment, ((index, _, _), _) in zip(moments, fills, strict=True):
+        inside = [
+            price for i, t, price in prints if moment <= t <= moment + SECOND and not (indexed and i < index)
+        ]
+        covered = moment + SECOND < rows[-1][0]
+        if gap is not None:
+            covered = any(t > moment + SECOND for _, t, _ in prints)
+            for (_, a, _), (i, b, _) in pairwise(prints):
+                after = i > index if indexed else b > moment
+                covered = covered and not (b - a > gap * 1e9 and after and a <= moment + SECOND)
+        wanted.append(pytest.approx((inside[-1] / 100.0 - 1.0) * 1e4) if inside and covered else None)
+    assert found == wanted
+
+
+def test_a_mark_out_takes_no_price_from_before_the_fill() -> None:
+    """LONG at 100.5 half a second after the print at 100; the next print, 101, comes a second after the fill."""
+    rows = [trade(START, 100.0), trade(START + 3 * SECOND // 2, 101.0), trade(START + 9 * SECOND, 101.0)]
+    at = pl.Series([START + SECOND // 2]).cast(pl.Datetime("ns", "UTC"))
+    fill = pl.DataFrame(
+        {"symbol": "BTCUSDT", "side": "LONG", "entry_price": 100.5, "entry_time": at, "exit_time": at}
+    )
+    found = mark_outs(session(rows), fill, [0.5, 1])
+    assert found["mark_out_0.5s"].to_list() == [None]
+    assert found["mark_out_1s"].to_list() == pytest.approx([(101.0 / 100.5 - 1.0) * 1e4])
+
+
+def test_labels_and_scans_count_what_a_hole_takes() -> None:
+    """Prices at 0, 1 and 2,000 s: a pause of 1,999 s. The time barrier of 60 s would be decided behind it."""
+    rows = [score(START, 0.5)] + [trade(START + s * SECOND, 100.0) for s in (0, 1, 2000, 2100)]
+    rows.append(score(START + 2100 * SECOND, 0.5))
+    found = labels(session(rows))
+    assert found.select("label", "hole").rows() == [(None, True), (None, False)]
+    assert labels(session(rows), max_gap_s=None)["barrier"].to_list() == ["TIME", None]
+    assert labels(session(rows), max_gap_s=1999.0)["hole"].to_list() == [False, False]
+    table = barrier_scan(session(rows), [0.2, 0.3], 0.15, 60.0)
+    assert table.select("n", "unknown", "holes").rows() == [(0, 2, 1)] * 2
+    with pytest.raises(DatasetError, match="max_gap_s: expected seconds above 0"):
+        labels(session(rows), max_gap_s=0.0)
 
 
 def test_mark_outs_are_signed_by_the_side_and_in_basis_points() -> None:
@@ -332,6 +444,8 @@ def test_meta_labels_of_logged_trades() -> None:
     found = meta_labels(session(rows))
     assert found.select("side", "ret", "label").row(0) == (-1, 0.0075, 1)
     assert found["t_start"].dt.timestamp("ns")[0] == START + 7 * SECOND
+    ended = [(START + 10 * SECOND, "EXECUTION_TRADE", "BTCUSDT", {**RECORD, "reason": "DATA_GAP"})]
+    assert meta_labels(session(ended)).select("ret", "label").row(0) == (None, None)
     with pytest.raises(DatasetError, match="EXECUTION_\\*"):
         meta_labels(session([score(START, 1.0)]))
 
