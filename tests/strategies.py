@@ -512,7 +512,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "limit_fill": ("touch", "through", *4 * ("queue",)),
     "queue_share": (0.0, 0.1, 0.5, 1.0),
     "entry_order": ("MARKET", "LIMIT"),
-    "entry_offset_bps": (*5 * (0.0,), 5.0, 10.0, 20.0, 9900.0),
+    "entry_offset_bps": (*5 * (0.0,), 5.0, 10.0, 20.0, 9900.0, 9999.99),
     "entry_ttl_s": (*4 * (None,), 0.001, 0.05, 1.0, 3.0, 10.0, 600.0),
     "max_book_age_s": (*4 * (None,), 0.001, 0.05, 1.0, *4 * (60.0,)),
     "max_gap_s": (*7 * (None,), 0.5, 5.0, 30.0, 900.0, 900.0, 3000.0),
@@ -528,7 +528,7 @@ _FREE: dict[str, tuple[Any, ...]] = {
     "max_trades_per_day": (None,),
     "max_daily_loss_usd": (None,),
     "max_gap_s": (None, None, 5.0, 900.0),
-    "entry_offset_bps": (0.0, 0.0, 5.0, 10.0),
+    "entry_offset_bps": (0.0, 0.0, 0.0, 5.0, 10.0, 9999.99),
     "sl_pct": (0.3, 0.5, 1.0, 4.0),
     "notional_usd": (1000.0, 3333.0),
 }
