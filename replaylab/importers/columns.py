@@ -13,12 +13,11 @@ from replaylab.errors import HistoryError, did_you_mean
 from replaylab.importers.intake import Intake
 from replaylab.importers.text_tables import (
     Clock,
+    TradesState,
     TradeTable,
     folded,
     parse_times,
     read_trades,
-    side_of,
-    tick_rule,
 )
 
 _BATCH_ROWS = 500_000
@@ -94,59 +93,23 @@ def _read_one(
     if intake.symbol is None:
         raise HistoryError(f"{path.name}: a table of columns names no symbol: give symbol=...")
     intake.wants(intake.symbol)
-    clocks = {"time": Clock("time", unit), "received": Clock("receive time", unit)}
-    row, last_price, last_side = 1, None, None
-    backwards: bool | None = None
+    state = TradesState(path.name, {"time": Clock("time", unit), "received": Clock("receive time", unit)})
+    row = 1
     for batch in source.iter_batches(_BATCH_ROWS, columns=sorted(set(named.values()))):
         raw = pl.DataFrame(pl.from_arrow(batch))
-        raw = raw.select(pl.col(name).alias(ours) for ours, name in named.items())
         lines = pl.int_range(row, row + raw.height, dtype=pl.Int64, eager=True)
         row += raw.height
         intake.file.lines += raw.height
-        exchange = _times(raw["time"], clocks["time"], lines, path, intake)
+        raw = raw.select(lines.alias("line"), *(pl.col(name).alias(ours) for ours, name in named.items()))
+        exchange = _times(raw["time"], state.clocks["time"], lines, path, intake)
         received = (
-            _times(raw["received"], clocks["received"], lines, path, intake)
+            _times(raw["received"], state.clocks["received"], lines, path, intake)
             if "received" in raw.columns
-            else pl.Series([None], dtype=pl.Int64).new_from_index(0, raw.height)
+            else None
         )
-        if backwards is None:
-            steps = exchange.diff().drop_nulls()
-            backwards = int((steps < 0).sum()) > int((steps > 0).sum())
-            if clocks["time"].unit:
-                intake.note(f"{path.name}: times in {clocks['time'].unit}")
         words = [pl.col(name).cast(pl.String) for name in ("side", "maker", "id") if name in raw.columns]
-        frame = raw.with_columns(words)
-        prices = frame["price"].cast(pl.Float64, strict=False)
-        sides = frame.select(side_of(frame).alias("side"))["side"]
-        if "side" not in named and "maker" not in named:
-            if backwards:
-                raise HistoryError(
-                    f"{path.name}: without a side the rows must run forwards in time (tick rule)"
-                )
-            sides = tick_rule(prices, last_price, last_side)
-            known = prices.filter(prices > 0)
-            last_price = float(known[-1]) if len(known) else last_price
-            last_side = sides[-1]
-            intake.note(f"{path.name}: no side column, sides by the tick rule")
-        intake.trades(
-            intake.symbol,
-            pl.DataFrame(
-                {
-                    "line": lines,
-                    "exchange_at": exchange,
-                    "received_at": received,
-                    "price": prices,
-                    "qty": frame["qty"].cast(pl.Float64, strict=False),
-                    "side": sides,
-                    "trade_id": frame["id"]
-                    if "id" in frame.columns
-                    else pl.Series([None], dtype=pl.String).new_from_index(0, raw.height),
-                    "off_market": False,
-                    "seq": -lines if backwards else lines,
-                }
-            ),
-            backwards=backwards,
-        )
+        trades = state.trades(raw.with_columns(words), exchange, received, intake)
+        intake.trades(intake.symbol, trades, backwards=bool(state.backwards))
 
 
 def _times(values: pl.Series, clock: Clock, lines: pl.Series, path: Path, intake: Intake) -> pl.Series:

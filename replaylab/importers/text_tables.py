@@ -286,7 +286,7 @@ def read_trades(
             "time": Clock("time", unit, table.units),
             "received": Clock("receive time", None, table.units),
         }
-        state = _FileState(clocks)
+        state = TradesState(file.name, clocks)
         layout: Layout | None = None
         for block in file.blocks():
             if layout is None:
@@ -394,11 +394,68 @@ def _evenly_cut(values: pl.Series) -> tuple[pl.Series, pl.Series, int] | None:
 
 
 @dataclass
-class _FileState:
+class TradesState:
+    """What one file's rows so far let know: units of its clocks, direction of time, last price and side."""
+
+    name: str
     clocks: dict[str, Clock]
     backwards: bool | None = None
     last_price: float | None = None
     last_side: str | None = None
+
+    def trades(
+        self,
+        frame: pl.DataFrame,
+        exchange: pl.Series,
+        received: pl.Series | None,
+        intake: Intake,
+        *,
+        numbered: bool = False,
+    ) -> pl.DataFrame:
+        """Return rows for ``Intake.trades`` (and ``symbol`` where the frame has one), with sides by the tick rule where
+        no column has them."""
+        if self.backwards is None:
+            steps = exchange.diff().drop_nulls()
+            self.backwards = int((steps < 0).sum()) > int((steps > 0).sum())
+            if self.clocks["time"].unit:
+                order = ", newest first" if self.backwards else ""
+                intake.note(f"{self.name}: times in {self.clocks['time'].unit}{order}")
+        off_market = (
+            (pl.col("kind").fill_null("").str.to_uppercase() != "MARKET")
+            if "kind" in frame.columns
+            else pl.lit(False)
+        )
+        seq = (
+            pl.col("id").cast(pl.Int64) if numbered else -pl.col("line") if self.backwards else pl.col("line")
+        )
+        trades = frame.select(
+            "line",
+            exchange.alias("exchange_at"),
+            pl.lit(None, dtype=pl.Int64).alias("received_at")
+            if received is None
+            else received.alias("received_at"),
+            pl.col("price").cast(pl.Float64, strict=False),
+            pl.col("qty").cast(pl.Float64, strict=False),
+            side_of(frame).alias("side"),
+            (pl.col("id") if "id" in frame.columns else pl.lit(None, dtype=pl.String)).alias("trade_id"),
+            off_market.alias("off_market"),
+            seq.alias("seq"),
+            *(["symbol"] if "symbol" in frame.columns else []),
+        )
+        return trades if {"side", "maker"} & {*frame.columns} else self._by_tick_rule(trades, intake)
+
+    def _by_tick_rule(self, trades: pl.DataFrame, intake: Intake) -> pl.DataFrame:
+        if self.backwards:
+            raise HistoryError(
+                f"{self.name}: without a side column the trades must run forwards in time (tick rule)"
+            )
+        sides = tick_rule(trades["price"], self.last_price, self.last_side)
+        known = trades["price"].filter(trades["price"] > 0)
+        if len(known):
+            self.last_price = float(known[-1])
+        self.last_side = sides[-1]
+        intake.note(f"{self.name}: no side column, sides by the tick rule")
+        return trades.with_columns(sides.alias("side"))
 
 
 def _take(
@@ -408,7 +465,7 @@ def _take(
     layout: Layout,
     intake: Intake,
     table: TradeTable,
-    state: _FileState,
+    state: TradesState,
 ) -> None:
     """Turn a typed block into trades and hand them over, symbol by symbol."""
 
@@ -422,38 +479,14 @@ def _take(
         return
     lines = frame["line"]
     exchange = parse_times(frame["time"], state.clocks["time"], lines, file.name)
-    if state.backwards is None:
-        state.backwards = _runs_backwards(exchange)
-        intake.note(
-            f"{file.name}: times in {state.clocks['time'].unit}"
-            + (", newest first" if state.backwards else "")
-        )
     received = (
         parse_times(frame["received"], state.clocks["received"], lines, file.name)
         if "received" in frame.columns
-        else pl.Series([None], dtype=pl.Int64).new_from_index(0, frame.height)
+        else None
     )
-    off_market = (
-        (pl.col("kind").fill_null("").str.to_uppercase() != "MARKET")
-        if "kind" in frame.columns
-        else pl.lit(False)
-    )
-    trades = frame.select(
-        "line",
-        exchange.alias("exchange_at"),
-        received.alias("received_at"),
-        "price",
-        "qty",
-        side_of(frame).alias("side"),
-        (pl.col("id") if "id" in frame.columns else pl.lit(None, dtype=pl.String)).alias("trade_id"),
-        off_market.alias("off_market"),
-        (frame["id"].cast(pl.Int64) if table.numbered else -lines if state.backwards else lines).alias("seq"),
-        *(["symbol"] if "symbol" in frame.columns else []),
-    )
-    if "side" not in frame.columns and "maker" not in frame.columns:
-        trades = _with_tick_rule(trades, file, intake, state)
+    trades = state.trades(frame, exchange, received, intake, numbered=table.numbered)
     for symbol, rows in _by_symbol(trades, file, intake, table):
-        intake.trades(symbol, rows, backwards=state.backwards, numbered=table.numbered, text=text)
+        intake.trades(symbol, rows, backwards=bool(state.backwards), numbered=table.numbered, text=text)
 
 
 def _reject_unknown_sides(
@@ -479,25 +512,6 @@ def _reject_unnumbered(frame: pl.DataFrame, intake: Intake, text: Callable[[int]
     for line, found in frame.filter(~good).select("line", "id").iter_rows():
         intake.reject(line, f"the id must be a whole number, found {found!r}", text(line))
     return frame.filter(good)
-
-
-def _runs_backwards(times: pl.Series) -> bool:
-    steps = times.diff().drop_nulls()
-    return int((steps < 0).sum()) > int((steps > 0).sum())
-
-
-def _with_tick_rule(trades: pl.DataFrame, file: LineFile, intake: Intake, state: _FileState) -> pl.DataFrame:
-    if state.backwards:
-        raise HistoryError(
-            f"{file.name}: without a side column the trades must run forwards in time (tick rule)"
-        )
-    sides = tick_rule(trades["price"], state.last_price, state.last_side)
-    known = trades["price"].filter(trades["price"] > 0)
-    if len(known):
-        state.last_price = float(known[-1])
-    state.last_side = sides[-1]
-    intake.note(f"{file.name}: no side column, sides by the tick rule")
-    return trades.with_columns(sides.alias("side"))
 
 
 def _by_symbol(
