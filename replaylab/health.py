@@ -32,8 +32,8 @@ def check_health(
 
     >>> check_health("data").services["logging"].status                       # doctest: +SKIP
 
-    ``logger`` is the one whose failures, drops and queue count; without it the disk is looked at, and what the bot
-    said of its own in ``health_snapshot.json`` during the last five minutes. ``replay`` is
+    ``logger``: its failures, drops and queue count; without it the disk is checked, and the logger's health that a bot
+    wrote to ``health_snapshot.json`` during the last five minutes. ``replay`` is
     WARN when a timed replay runs late (p99 over 100 ms) or its session has lines that cannot be read, ERROR when the
     session that was asked for does not exist or the run died. ``retention`` is WARN when the last clean-up had errors,
     or a daily one is overdue.
@@ -41,7 +41,9 @@ def check_health(
     place = DataRoot(root)
     settings = config or Config()
     moment = now_ns()
-    logging = logger.health() if logger is not None else _worse(judge(place, _QUIET), _said(place, moment))
+    logging = (
+        logger.health() if logger is not None else _worse(judge(place, _QUIET), _reported(place, moment))
+    )
     services = {
         "logging": logging.to_dict(),
         "replay": _service(*_replay(place, moment)),
@@ -53,14 +55,16 @@ def check_health(
 _QUIET = LogStats(0, 0, 0, 0, None, None, (), 0.0, None, 0, 1, 0.0, 0)
 
 
-def _said(root: DataRoot, moment: int) -> ServiceHealth | None:
-    """Return what a bot wrote lately about its logger."""
+def _reported(root: DataRoot, moment: int) -> ServiceHealth | None:
+    """Return the health of its logger that a bot wrote in the last five minutes, or None."""
     try:
         snapshot = load_snapshot(root, "health")
     except (OSError, ReplaylabError):
         return None
-    said = snapshot.services.get("logging") if isinstance(snapshot, HealthSnapshot) else None
-    return said if said is not None and moment - parse_ns(said.last_update_at) < _FRESH_NS else None
+    reported = snapshot.services.get("logging") if isinstance(snapshot, HealthSnapshot) else None
+    if reported is None or moment - parse_ns(reported.last_update_at) >= _FRESH_NS:
+        return None
+    return reported
 
 
 def _worse(one: ServiceHealth, other: ServiceHealth | None) -> ServiceHealth:

@@ -261,6 +261,7 @@ class Lab:
         scoring: Scoring = None,
         *,
         overlap: Literal["error", "append"] = "error",
+        write_market: bool = False,
         progress: bool = False,
     ) -> SimRun:
         """Run the trading system in SIM mode over the imported market data and log as though live.
@@ -281,6 +282,7 @@ class Lab:
             logging=self.config.logging,
             run_mode=self.config.run_mode,
             overlap=overlap,
+            write_market=write_market,
             progress=progress,
         )
         return self._give(run)

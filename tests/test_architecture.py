@@ -57,7 +57,7 @@ VAGUE = {
 # Modules that are public as a whole, besides the faces: kernels compile the formulas; the generated market is optional.
 OPEN = {"replaylab.trading.formulas", "replaylab.features.formulas", "replaylab.importers.synthetic"}
 # What is not there yet: this list only becomes shorter.
-PENDING_FACES = {("archive", "frames"), ("cli", "frames"), ("trading", "features")}
+PENDING_FACES = {("archive", "frames"), ("trading", "features")}
 
 
 def modules() -> list[Path]:

@@ -144,7 +144,7 @@ show_version = Annotated[
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and pictures.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and plots.")] = Path(
         "demo-results"
     ),
     json: Json = False,
@@ -152,7 +152,7 @@ def demo(
     """The main job from end to end on sample data, in about a minute.
 
     Simulates live trading over a generated market, builds a session from the logs, replays it, sweeps it, and
-    leaves tables and pictures.
+    leaves tables and plots.
 
     [bold]Example[/bold]
 

@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def frame_dicts(frame: Any) -> list[dict[str, Any]]:
-    """Return the rows of a polars frame as dicts, times as ISO texts with all their decimals."""
+    """Return the rows of a polars frame as dicts, times as ISO strings with all their decimals."""
     import polars as pl
     import polars.selectors as cs
 

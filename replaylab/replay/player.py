@@ -252,7 +252,7 @@ def coalesce(late: list[Late]) -> list[Late]:
     """Return the newest event of each symbol and type out of a run of late MARKET_* events, in order.
 
     A book delta is merged into the book event before it, so the book that a handler keeps stays right; of trades the
-    last one is kept, an off-market print beside it. What cannot be merged, because it is malformed, is kept.
+    last one is kept, and the last off-market print. A malformed event, which cannot be merged, is kept.
     """
     kept: dict[Any, Late] = {}
     for event in late:
@@ -261,7 +261,7 @@ def coalesce(late: list[Late]) -> list[Late]:
         if kind == "MARKET_BOOK" and payload.get("kind") == "delta" and key in kept:
             merged = _merge(kept[key][3], payload)
             if merged is None:
-                # The earlier one stays under a key of its own, and merging goes on from here.
+                # The earlier one stays under a key of its own, and merging continues from here.
                 kept[index, "malformed"] = kept.pop(key)
             else:
                 event = (index, kind, symbol, merged)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -14,14 +15,19 @@ import polars as pl
 from replaylab import frames, history
 from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, ReplayError
+from replaylab.features import OrderBook
 from replaylab.logging import Logger
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
+from replaylab.records import StateEvent
 from replaylab.sessions import initial_state, load_books, load_tape, market_rows
-from replaylab.timestamps import iso, to_ns
+from replaylab.timestamps import iso, now_ns, to_ns
 from replaylab.trading import ResolvedPrices, TradingSystem
 
 Moment = str | datetime
+_ROLLING = 10_000
+_ROLLING_NS = 60_000_000_000
+_ROLLING_LEVELS = 25
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def run_sim(
     logging: LoggingConfig = LoggingConfig(),  # noqa: B008 - immutable
     run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
     overlap: Literal["error", "append"] = "error",
+    write_market: bool = False,
     progress: bool = False,
 ) -> SimRun:
     """Run the trading system in SIM mode over tape and book, and write the live logs of this root.
@@ -79,7 +86,9 @@ def run_sim(
     ``symbols``: all with market data if not named. ``start``: if not given, where the logs of these symbols end, like
     a bot that starts again, or the beginning of the tape. ``scoring``: ScoringParams, or a model with ``predict``.
     A range in which these symbols have logs already is refused, since every session would contain their signals
-    twice; ``overlap="append"`` allows it. Memory is bounded by a block of the tape.
+    twice; ``overlap="append"`` allows it. ``write_market`` also writes the rolling files of a live system:
+    ``metrics/``, ``trades/`` and ``orderbook/`` with the newest scores, regimes, prints and book of each symbol.
+    The health snapshot is written at the end. Memory is bounded by a block of the tape.
 
     Raises ReplayError when there is nothing to simulate, InterlockError in run mode REPLAY, LogWriteError when a
     line could not be written.
@@ -93,7 +102,8 @@ def run_sim(
     with Logger(root, logging) as logger:
         known = made if isinstance(made, ScoringParams) else None
         logger.log_trading_params(iso(from_ns), params, known).result()
-        recorder: Any = _Strict(logger)
+        rolling = _RollingFiles(logger) if write_market else None
+        recorder: Any = _Strict(logger, rolling)
         system = TradingSystem(
             params,
             recorder=recorder,
@@ -109,8 +119,14 @@ def run_sim(
             _events(root, names, from_ns, until_ns, progress)
         ):
             system.on_event(index, ts, kind, symbol, payload)
+            if rolling is not None:
+                rolling.market(ts, kind, symbol, payload)
             count = index + 1
         system.finish()
+        if rolling is not None:
+            rolling.write()
+        health = {"timestamp": iso(now_ns()), "services": {"logging": logger.health().to_dict()}}
+        logger.write_health_snapshot(health).result()
     return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable))
 
 
@@ -136,10 +152,57 @@ def _range(
     return begin, until
 
 
+class _RollingFiles:
+    """The newest metrics and prints of each symbol, and its book; written once per minute of event time."""
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+        self._metrics: dict[str, deque[dict[str, Any]]] = {}
+        self._tape: dict[str, deque[dict[str, Any]]] = {}
+        self._books: dict[str, OrderBook] = {}
+        self._now = self._written = 0
+
+    def signal(self, symbol: str, event: StateEvent) -> None:
+        """Add a score or regime that the system logged."""
+        kind = {"SCORING_UPDATE": "SCORING_SNAPSHOT", "REGIME_UPDATE": "REGIME_SNAPSHOT"}.get(
+            event.event_type
+        )
+        if kind is not None:
+            snapshot = {**event.extra, "type": kind, "timestamp": event.timestamp, "symbol": symbol}
+            self._metrics.setdefault(symbol, deque(maxlen=_ROLLING)).append(snapshot)
+
+    def market(self, ts: int, kind: str, symbol: str, payload: dict[str, Any]) -> None:
+        """Add a print or a change of a book."""
+        self._now = ts
+        if kind == "MARKET_BOOK":
+            self._books.setdefault(symbol, OrderBook()).apply(payload)
+        elif payload.get("side") in ("BUY", "SELL") and payload.get("offMarket") is not True:
+            fields = {name: payload.get(name) for name in ("price", "qty", "side", "tradeId")}
+            self._tape.setdefault(symbol, deque(maxlen=_ROLLING)).append({"timestamp": iso(ts), **fields})
+        if ts - self._written > _ROLLING_NS:
+            self.write()
+
+    def write(self) -> None:
+        """Write all files."""
+        self._written = self._now
+        handles = [self._logger.write_metrics(symbol, rows) for symbol, rows in self._metrics.items()]
+        handles += [self._logger.write_tape(symbol, rows) for symbol, rows in self._tape.items()]
+        for symbol, book in self._books.items():
+            bids, asks = book.top(_ROLLING_LEVELS)
+            snapshot = {"timestamp": iso(self._now), "symbol": symbol, "bids": bids, "asks": asks}
+            handles.append(self._logger.write_order_book(symbol, snapshot))
+        for handle in handles:
+            handle.result()
+        self._metrics.clear()
+        self._tape.clear()
+
+
 class _Strict:
     """The logger as a recorder: each line must be acknowledged before the next event is handled."""
 
-    def __init__(self, logger: Logger) -> None:
+    log_state_event: Callable[[str, StateEvent], object]
+
+    def __init__(self, logger: Logger, rolling: _RollingFiles | None) -> None:
         for name in (
             "log_state_event",
             "log_trade",
@@ -149,6 +212,14 @@ class _Strict:
             "write_execution_snapshot",
         ):
             setattr(self, name, self._checked(getattr(logger, name)))
+        if rolling is not None:
+            log = self.log_state_event
+
+            def both(symbol: str, event: StateEvent) -> None:
+                log(symbol, event)
+                rolling.signal(symbol, event)
+
+            self.log_state_event = both
 
     @staticmethod
     def _checked(method: Any) -> Any:

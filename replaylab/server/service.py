@@ -141,7 +141,7 @@ class Service:
         try:
             options = {
                 "include_types": request.include_types,
-                # One more than allowed tells "exactly the limit" from "more than the limit".
+                # One more than allowed: a session of exactly the limit is not refused.
                 "max_events": limit + 1 if request.max_events is None else request.max_events,
                 "session_id": request.session_id,
                 "notes": request.notes,
@@ -284,8 +284,8 @@ def _build(root: str, start: str, end: str, symbols: list[str], options: dict[st
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         manifest = build_replay_session(root, start, end, symbols, **options)
-    said = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    return {**manifest.to_dict(), "warnings": said}
+    messages = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    return {**manifest.to_dict(), "warnings": messages}
 
 
 def _summary(run: ReplayRun) -> dict[str, Any]:

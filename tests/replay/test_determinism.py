@@ -1,4 +1,4 @@
-"""The same session and parameters give the same run, at every speed, however it is steered, whoever runs it."""
+"""The same session and parameters give the same run, at every speed, however it is steered, in any process."""
 
 from __future__ import annotations
 

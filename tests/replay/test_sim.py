@@ -13,7 +13,9 @@ from replaylab.errors import InterlockError, ReplayError
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.replay import run_sim
+from replaylab.records import HealthSnapshot
+from replaylab.replay import fidelity, run_sim
+from replaylab.sessions import SessionStore, build_replay_session
 
 SCORING = ScoringParams(interval_ms=500)
 PARAMS = TradingParams(entry_threshold=0.3, tp1_pct=0.05, tp2_pct=0.1, sl_pct=0.05)
@@ -100,3 +102,26 @@ def test_replay_mode_forbids_a_simulation(root: DataRoot) -> None:
     with pytest.raises(InterlockError):
         run_sim(root, run_mode="REPLAY")
     assert not root.events_dir.exists()
+
+
+def test_a_simulation_leaves_the_whole_tree(tmp_path: Path) -> None:
+    """With write_market: metrics, tape and book of each symbol as the logs and history have them; health always."""
+    root = DataRoot(tmp_path)
+    write_synthetic(root, seed=3, hours=0.05)
+    sim = run_sim(root, params=TradingParams(entry_threshold=0.3), write_market=True)
+    assert isinstance(frames.load_snapshot(root, "health"), HealthSnapshot)
+    for symbol in sim.symbols:
+        metrics = frames.load_metrics(root, symbol)
+        assert metrics.rejects.is_empty()
+        logged = sim.events.filter(symbol=symbol)
+        for kind in ("SCORING", "REGIME"):
+            rolled = metrics.frame.filter(type=f"{kind}_SNAPSHOT")
+            assert rolled.height == logged.filter(event_type=f"{kind}_UPDATE").height
+        tape = frames.load_market_trades_json(root, symbol)
+        assert tape.rejects.is_empty()
+        assert tape.frame.height > 50
+        (book,) = frames.load_order_book_json(root, symbol).frame.iter_rows(named=True)
+        assert book["bids"]
+        assert book["asks"]
+    session = build_replay_session(root, sim.start, sim.end, list(sim.symbols))
+    assert fidelity(SessionStore(root).open(session.session_id)).is_identical

@@ -222,7 +222,7 @@ async def test_nothing_without_authentication(
 
 
 def test_every_verb_is_authenticated_and_then_authorized() -> None:
-    """`authenticated` is the outer decorator: nobody is asked for rights before it is known who they are."""
+    """`authenticated` is the outer decorator: rights are checked only for an authenticated user."""
     source = Path(handlers.__file__).read_text()
     verbs = (
         source.count("    async def get(")

@@ -67,7 +67,7 @@ def logged(root: DataRoot, run_id: str) -> list[StateEvent]:
 
 
 def test_t5_run_scoring_only(client: httpx.Client, root: DataRoot) -> None:
-    """T5: POST run; the state machine receives SCORING_UPDATE events, and they go on while it plays."""
+    """T5: POST run; the state machine receives SCORING_UPDATE events, and they continue while it plays."""
     answer = run(client, speedFactor=20, injectMode="SCORING_ONLY")
     assert answer.status_code == 200, answer.text
     assert answer.json()["success"] is True
@@ -127,7 +127,7 @@ def test_running_twice_is_a_conflict(client: httpx.Client) -> None:
 
 
 def test_steering(client: httpx.Client) -> None:
-    """Pause holds, seek moves while held, speed is in the status, resume goes on."""
+    """Pause holds, seek moves while held, speed is in the status, resume continues."""
     run(client, speedFactor=1)
     assert client.post("/pause").json()["success"] is True
     held = status(client)
