@@ -211,12 +211,12 @@ def steer(
     """
     from replaylab.replay import ReplayControl
 
-    control = ReplayControl(open_existing(data).root)
+    control, target = ReplayControl(open_existing(data).root), value or ""
     commands: dict[str, Callable[[], object]] = {
         "pause": control.pause,
         "resume": control.resume,
         "step": lambda: control.step(int(value or "1")),
-        "seek": lambda: control.seek(int(value) if (value or "").isdecimal() else value or ""),
+        "seek": lambda: control.seek(int(target) if target.isdecimal() else target),
         "speed": lambda: control.set_speed(_speed(value) or 1.0),
     }
     if command not in commands:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +13,7 @@ from replaylab.cli.terminal import (
     Param,
     Scoring,
     frame_dicts,
+    on_terminal,
     open_lab,
     parse_params,
     print_json,
@@ -53,7 +53,15 @@ def import_(
     trade_id: Annotated[str | None, typer.Option(help="Column of the trade id (csv, parquet).")] = None,
     received_at: Annotated[str | None, typer.Option(help="Column of the local time (csv, parquet).")] = None,
     market: Annotated[str | None, typer.Option(help="linear or spot (bybit-capture).")] = None,
-    clock: Annotated[str, typer.Option(help="Time to sort by: exchange or receive.")] = "exchange",
+    funding_rate: Annotated[str | None, typer.Option(help="Column of the rate (funding).")] = None,
+    mark_price: Annotated[str | None, typer.Option(help="Column of the mark price (funding).")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Character between columns (csv, funding).")] = None,
+    contract_size: Annotated[
+        float | None, typer.Option(help="Base currency of one contract, where quantities are contracts.")
+    ] = None,
+    clock: Annotated[
+        Literal["exchange", "receive"], typer.Option(help="Time to sort by: exchange or receive.")
+    ] = "exchange",
     save_as: Annotated[str | None, typer.Option(help="Store the symbol under this name.")] = None,
     gap_s: Annotated[float, typer.Option(help="Report pauses longer than this many seconds.")] = 60.0,
     json: Json = False,
@@ -61,7 +69,7 @@ def import_(
     """Bring exchange history in as market data of this data root.
 
     Formats: bybit-trades, bybit-book, bybit-capture, binance-trades, binance-agg-trades, binance-capture,
-    tardis-trades, tardis-book, csv, parquet. Importing a file again changes nothing.
+    tardis-trades, tardis-book, csv, parquet, funding, instruments. Importing a file again changes nothing.
 
     [bold]Examples[/bold]
 
@@ -69,22 +77,27 @@ def import_(
 
     replaylab import parquet tape.parquet --symbol BTCUSDT --timestamp time --timestamp-unit ms --price px --qty size
     """
-    named = {
-        "timestamp": timestamp,
-        "timestamp_unit": timestamp_unit,
-        "price": price,
-        "qty": qty,
-        "side": side,
-        "buyer_maker": buyer_maker,
-        "trade_id": trade_id,
-        "received_at": received_at,
-        "market": market,
-        "save_as": save_as,
-    }
-    chosen = {name: value for name, value in named.items() if value is not None}
-    shown = sys.stderr.isatty() and not json
     report = open_lab(data).import_history(
-        fmt, files, symbol=symbol, progress=shown, clock=clock, gap_s=gap_s, **chosen
+        fmt,
+        files,
+        symbol=symbol,
+        progress=on_terminal() and not json,
+        clock=clock,
+        save_as=save_as,
+        gap_s=gap_s,
+        contract_size=contract_size,
+        market=market,
+        timestamp=timestamp,
+        timestamp_unit=timestamp_unit,
+        price=price,
+        qty=qty,
+        side=side,
+        buyer_maker=buyer_maker,
+        trade_id=trade_id,
+        received_at=received_at,
+        delimiter=delimiter,
+        funding_rate=funding_rate,
+        mark_price=mark_price,
     )
     if json:
         print_json(report)
@@ -99,6 +112,9 @@ def sim(
     end: End = None,
     param: Param = None,
     scoring: Scoring = None,
+    write_market: Annotated[
+        bool, typer.Option("--write-market", help="Write metrics/, trades/ and orderbook/ too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Trade over the imported market data in SIM mode, as though live; writes the logs of this root.
@@ -113,6 +129,7 @@ def sim(
         end=end,
         params=parse_params(param),
         scoring=parse_params(scoring, "--scoring") or None,
+        write_market=write_market,
     )
     summary = {
         "events": result.events.height,

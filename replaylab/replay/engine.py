@@ -305,7 +305,8 @@ class ReplayEngine:
 
     def step(self, n: int = 1) -> int | None:
         """Pause, emit the next ``n`` events at once, and return how many there were."""
-        return self._order("step", n)
+        done: int | None = self._order("step", n)
+        return done
 
     def seek(self, to: int | str | datetime) -> int | None:
         """Go to an event's index, or a time; returns the index of the event that is next.
@@ -313,15 +314,18 @@ class ReplayEngine:
         The events between are played without waiting, so that the system's state is right; seeking back plays from
         the start: what follows is the same as without the seek. Subscribers do not see those events.
         """
-        return self._order("seek", to)
+        index: int | None = self._order("seek", to)
+        return index
 
     def next_event(self, type: str) -> int | None:  # noqa: A002
         """Go to the next event of a type (``"RISK*"``: of a prefix); returns its index, or raises ReplayError."""
-        return self._order("next_event", type)
+        index: int | None = self._order("next_event", type)
+        return index
 
     def next_gap(self, seconds: float = 60.0) -> int | None:
         """Go to the event after the next pause of more than ``seconds`` between two events; returns its index."""
-        return self._order("next_gap", seconds)
+        index: int | None = self._order("next_gap", seconds)
+        return index
 
     def set_speed(self, factor: float) -> None:
         """Change the speed factor from now on."""

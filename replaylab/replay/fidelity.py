@@ -349,7 +349,7 @@ class _Logs:
         for symbol in self.symbols:
             logged = (self.decisions["symbol"] == symbol).any()
             replayed = any(row[1] == symbol for row in kept.events)
-            others = (self.orders["symbol"] == symbol).sum() + (self.trades["symbol"] == symbol).sum()
+            others = any((frame["symbol"] == symbol).any() for frame in (self.orders, self.trades))
             if not logged and (replayed or others):
                 found.append(
                     f"{symbol}: no state events are logged in the range, but orders, trades or signals are"
@@ -522,7 +522,7 @@ def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _different(numbers: Sequence[str], texts: Sequence[str]) -> list[pl.Expr]:
     """Return an expression per field: its name where the logged and the replayed value differ, else null."""
-    found = []
+    found: list[pl.Expr] = []
     for name in numbers:
         ours, theirs = pl.col(name), pl.col(f"{name}_replayed")
         gap = (ours - theirs).abs() > _CLOSE * pl.max_horizontal(ours.abs(), theirs.abs(), pl.lit(1e-3))
@@ -787,7 +787,7 @@ def _signals(events: pl.DataFrame) -> pl.DataFrame:
         payload = orjson.loads(text)
         regime, score, side = payload.get("regime"), usable_number(payload.get("score")), payload.get("side")
         if kind == "REGIME_UPDATE":
-            value = {"regime": regime} if isinstance(regime, str) else None
+            value: dict[str, Any] | None = {"regime": regime} if isinstance(regime, str) else None
         elif score is None:
             value = None
         else:
