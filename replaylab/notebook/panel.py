@@ -207,6 +207,7 @@ class Panel:
     def _selected(self, session_id: str | None) -> None:
         self.actions.offer(session_id, running=self._status.running)
         manifest = self.table.manifest(session_id) if session_id else None
+        self.params.widget.layout.display = "none" if manifest is None else ""
         if manifest is None or session_id is None:
             return
         if not self._status.running:

@@ -10,8 +10,9 @@ from replaylab.errors import ConfigError
 from replaylab.notebook.style import error, note
 from replaylab.params import Declaration, TradingParams
 
-_COLUMNS = 3
+_COLUMNS = 2
 _OFF, _NONE = "off", "none"
+_FLAGS = {True: "yes", False: "no"}
 
 
 class RunParams:
@@ -97,7 +98,8 @@ class RunParams:
         declared = self._declared[name]
         base = getattr(self.base, name)
         unit = f" {declared.unit}" if declared.unit and base is not None else ""
-        text = f"{self.source} {_shown(declared, base)}{unit}"
+        shown = _FLAGS[base] if declared.kind == "flag" else _shown(declared, base)
+        text = f"{self.source} {shown}{unit}"
         try:
             changed = self._read(name) != base
         except ConfigError as problem:
@@ -122,13 +124,17 @@ class RunParams:
 
 
 def _field(declared: Declaration) -> Any:
-    style = {"description_width": "11em"}
-    common = {"description": declared.name, "tooltip": declared.help, "style": style}
+    common = {
+        "description": declared.name,
+        "tooltip": declared.help,
+        "style": {"description_width": "13em"},
+        "layout": w.Layout(width="21em"),
+    }
     if declared.kind == "flag":
-        return w.Checkbox(indent=True, layout=w.Layout(width="18em"), **common)
+        return w.Dropdown(options=[(word, flag) for flag, word in _FLAGS.items()], **common)
     if declared.kind == "choice":
-        return w.Dropdown(options=declared.choices, layout=w.Layout(width="18em"), **common)
-    return w.Text(placeholder=_OFF, layout=w.Layout(width="18em"), **common)
+        return w.Dropdown(options=declared.choices, **common)
+    return w.Text(placeholder=_OFF, **common)
 
 
 def _shown(declared: Declaration, value: Any) -> Any:

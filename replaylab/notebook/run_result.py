@@ -32,7 +32,9 @@ def run_result(root: Any, session_id: str, run_id: str) -> RunResult:
     replayed = frames.load_trades(run.root).frame
     end = pl.lit(to_ns(session.manifest.source_date_range.to)).cast(pl.Datetime("ns", "UTC"))
     recorded = recorded_trades(session).filter(pl.col("exit_time") < end)
-    rows = [_totals("this run", replayed), _totals("recorded", recorded)]
+    outcome = run.record["outcome"]
+    name = "this run" if outcome == "finished" else f"this run ({outcome})"
+    rows = [_totals(name, replayed), _totals("recorded", recorded)]
     columns = ("", "#trades", "#wins", "#PnL (USD)")
     parts = [
         f'<div class="rl-heading">Result of {escape(session_id)}</div>',

@@ -76,7 +76,12 @@ def test_make_run_follow_stop(jupyter: str, page: Any, shoot: Any, lab: Lab) -> 
     for _ in range(4):
         handle.press("ArrowRight")
     page.wait_for_selector(".rl-panel .widget-readout:has-text('20×')")
+    page.get_by_text("Parameters of the run: recorded, unchanged").click()
+    field(page, "sl_pct").fill("0.2")
+    field(page, "sl_pct").press("Tab")
+    page.get_by_text("Parameters of the run: recorded, 1 changed").wait_for()
     shoot("2-made")
+    page.get_by_text("Parameters of the run: recorded, 1 changed").click()
     button(page, "Run").click()
     badge = page.locator(".rl-badge.replay")
     badge.wait_for()
@@ -106,6 +111,7 @@ def test_make_run_follow_stop(jupyter: str, page: Any, shoot: Any, lab: Lab) -> 
     after = hotlist.inner_text()
     page.wait_for_timeout(1_000)
     assert hotlist.inner_text() == after, "nothing moves any more"
+    page.get_by_text("parameters: recorded, changed: sl_pct 0.15 → 0.2").scroll_into_view_if_needed()
     shoot("5-stopped-dark")
 
     command(page, "'apputils:change-theme', {theme: 'JupyterLab Light'}")
