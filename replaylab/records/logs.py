@@ -51,7 +51,8 @@ class TradeLogRecord(Record, kw_only=True):
     """A closed trade; one line of ``trades_log/day-YYYY-MM-DD.jsonl``.
 
     Prices and PnL in quote currency, ``qty`` in base currency, ``mfe`` and ``mae`` in quote currency on the full
-    quantity. The fields from ``entry_timestamp`` on are replaylab's additions, and optional.
+    quantity. The fields from ``entry_timestamp`` on are replaylab's additions, and optional: ``funding`` and ``thin``
+    are left out where they are 0 and false, ``gap_pnl`` where the reason is not DATA_GAP.
     """
 
     times = ("timestamp", "entry_timestamp")
@@ -72,6 +73,9 @@ class TradeLogRecord(Record, kw_only=True):
     reason: str | UnsetType = UNSET
     tp1_filled: bool | UnsetType = UNSET
     fees: float | UnsetType = UNSET
+    funding: float | UnsetType = UNSET
+    thin: bool | UnsetType = UNSET
+    gap_pnl: float | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         Record.__post_init__(self)

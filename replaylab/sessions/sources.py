@@ -264,7 +264,7 @@ def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]
 
 
 # Fields that a record may leave out: a null in the frame means that it did.
-_OPTIONAL = frozenset({"entry_timestamp", "reason", "tp1_filled", "fees"})
+_OPTIONAL = frozenset({"entry_timestamp", "reason", "tp1_filled", "fees", "funding", "thin", "gap_pnl"})
 
 
 def _iso_or_null(moments: pl.Series) -> pl.Series:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
+
 from replaylab.features import VISIBLE_LEVELS
 from replaylab.records import TradeLogRecord
 from replaylab.timestamps import date_key, iso
@@ -467,4 +469,7 @@ def _trade_record(trade: ClosedTrade, mode: Any) -> TradeLogRecord:
         reason=trade.reason,
         tp1_filled=trade.tp1_filled,
         fees=trade.fees,
+        funding=trade.funding or UNSET,
+        thin=trade.thin or UNSET,
+        gap_pnl=UNSET if trade.gap_pnl is None else trade.gap_pnl,
     )
