@@ -34,6 +34,7 @@ __all__ = [
     "atomic_path",
     "last_line",
     "lock",
+    "make_folder",
     "process_alive",
     "process_started",
     "remembered_sha256",
@@ -78,6 +79,19 @@ class Disk:
 _DISK = Disk()
 
 
+def make_folder(folder: _Path, *, sync: bool = False, disk: Disk = _DISK) -> None:
+    """Make a folder and those above it; with ``sync`` the names of the new ones survive a crash of the machine."""
+    missing = []
+    place = Path(folder)
+    while not place.is_dir():
+        missing.append(place)
+        place = place.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        if sync:
+            sync_folder(made.parent, disk)
+
+
 def write_atomic(path: _Path, data: bytes, *, sync: bool = False, disk: Disk = _DISK) -> None:
     """Overwrite ``path`` so that a reader or a crash of the process sees the old content or the new one.
 
@@ -88,6 +102,8 @@ def write_atomic(path: _Path, data: bytes, *, sync: bool = False, disk: Disk = _
     """
     target = os.fspath(path)
     temporary = _temporary(target)
+    if sync:
+        make_folder(os.path.dirname(target) or ".", sync=True, disk=disk)  # noqa: PTH120 - as below
     fd = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         try:
@@ -115,7 +131,7 @@ def atomic_path(path: _Path, *, sync: bool = False, overwrite: bool = True) -> I
     ``overwrite=False`` a file of that name that exists by then is kept and FileExistsError is raised.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, sync=sync)
     temporary = Path(_temporary(os.fspath(target)))
     try:
         yield temporary

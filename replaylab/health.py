@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from replaylab.archive import last_report, report_path
+from replaylab.archive import last_report
 from replaylab.config import Config
 from replaylab.errors import RecordError, ReplaylabError, UnsafeNameError
 from replaylab.frames import load_snapshot
@@ -129,7 +129,7 @@ def _retention(root: DataRoot, config: Config, moment: int) -> Judged:
     if report is None:
         message = None if daily is None else f"no clean-up has run yet; it is due daily at {daily} UTC"
         return "OK", message, iso(moment)
-    ran = report_path(root).stat().st_mtime_ns
+    ran = root.retention_report.stat().st_mtime_ns
     reasons = []
     if report.errors:
         first = report.errors[0]

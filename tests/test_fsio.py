@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +179,20 @@ def test_a_remembered_digest_follows_every_edit(tmp_path, monkeypatch):
     note.write_text("[1]")
     fsio._digests.clear()
     assert remembered_sha256(path, note) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_folders_made_for_a_synced_file_are_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file survives a crash of the machine only if the names of all new folders above it do."""
+    synced: list[str] = []
+    real = fsio.sync_folder
+    monkeypatch.setattr(
+        fsio, "sync_folder", lambda folder, *rest: synced.append(str(folder)) or real(folder, *rest)
+    )
+    write_atomic(tmp_path / "a/b/c.json", b"{}", sync=True)
+    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]
+    synced.clear()
+    with fsio.atomic_path(tmp_path / "d/e", sync=True) as part:
+        part.write_bytes(b"")
+    assert synced == [str(tmp_path), str(tmp_path / "d")]

@@ -5,7 +5,7 @@
 
 from replaylab.archive.depart import archived
 from replaylab.archive.recover import RecoverReport, recover
-from replaylab.archive.retention import RetentionScheduler, last_report, report_path, run_retention
+from replaylab.archive.retention import RetentionScheduler, last_report, run_retention
 from replaylab.archive.summary import daily_summary
 from replaylab.archive.verify import VerifyReport, verify
 
@@ -19,7 +19,6 @@ __all__ = [
     "daily_summary",
     "last_report",
     "recover",
-    "report_path",
     "runRetentionJob",
     "run_retention",
     "verify",

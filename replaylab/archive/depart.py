@@ -50,7 +50,7 @@ from replaylab.frames import (
     pending_mark,
     to_table,
 )
-from replaylab.fsio import after_last_newline, sha256_of, sync_folder
+from replaylab.fsio import after_last_newline, make_folder, sha256_of, sync_folder
 from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key
@@ -276,7 +276,7 @@ class PartWriter:
         self._day = day
         self._schema = schema
         self._folder = archive_folder(root, live)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder, sync=True)
         handle, name = tempfile.mkstemp(prefix=".part-", suffix=".tmp", dir=self._folder)
         os.close(handle)
         self._temporary = Path(name)

@@ -12,7 +12,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -88,20 +88,24 @@ def run_retention(
         finally:
             # The report lists what was deleted, also when the clean-up failed.
             run.write_to(report)
-            text = orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2)
-            write_atomic(report_path(place), text + b"\n", sync=True)
+            _write_report(place, report)
     return report
 
 
-def report_path(root: DataRoot) -> Path:
-    """Return where the report of the last clean-up lies."""
-    return root.system_dir / "retention_report.json"
+def _write_report(root: DataRoot, report: RetentionReport) -> None:
+    try:
+        text = orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2)
+        write_atomic(root.retention_report, text + b"\n", sync=True)
+    except OSError as error:
+        # The files are deleted all the same, and the caller has the report.
+        _log.warning("the report of the clean-up could not be written: %s", error)
+        report.errors.append(FileError(file=root.relative(root.retention_report), error=str(error)))
 
 
 def last_report(root: DataRoot) -> RetentionReport | None:
     """Return the report of the last clean-up, or None; raises RecordError for a damaged one."""
     try:
-        return decode_record(RetentionReport, report_path(root).read_bytes())
+        return decode_record(RetentionReport, root.retention_report.read_bytes())
     except FileNotFoundError:
         return None
 
@@ -132,6 +136,9 @@ class _Run:
         self.errors: list[Problem] = []
 
     def all(self) -> None:
+        reserve = self._root.system_dir / ".retention.reserve"
+        # On a full disk this makes room for the first summaries; each file that they allow to go makes room for more.
+        reserve.unlink(missing_ok=True)
         self.errors += _sweep_leftovers(self._root)
         made = plan(self._root, self._now, self._config)
         self._kept |= {*made.kept, *(step.path for step in made.steps)}
@@ -141,6 +148,8 @@ class _Run:
         self._hold_limits()
         if any(step.kind == "session" for step in made.steps):
             _rewrite_index(self._root)
+        with suppress(OSError):
+            write_atomic(reserve, bytes(_RESERVE_BYTES))
 
     def _take(self, step: Step) -> None:
         try:
@@ -203,7 +212,7 @@ def _sweep_leftovers(root: DataRoot) -> list[Problem]:
         (root.archive_dir, "**/.part-*.tmp"),
         (root.summary_dir, "**/.day-*.json.*.tmp"),
         (root.sessions_dir, ".deleted-*"),
-        (root.system_dir, f".{report_path(root).name}.*.tmp"),
+        (root.system_dir, f".{root.retention_report.name}.*.tmp"),
     ):
         try:
             refuse_links(root, folder)
@@ -233,6 +242,8 @@ def _only_one(root: DataRoot) -> Iterator[None]:
         yield
 
 
+# Summaries have some hundred bytes, and file systems give whole blocks.
+_RESERVE_BYTES = 64 << 10
 _HOUR = 3_600_000_000_000
 _FIRST_NS = parse_ns("1678-01-01")
 Kind = Literal["day", "events", "session", "market", "part"]
@@ -266,6 +277,9 @@ class Plan:
 def plan(root: DataRoot, now_ns: int, config: RetentionConfig) -> Plan:
     """Return what is older than the configuration allows. A file is old by its date, never by its place in a list."""
     made = Plan()
+    # First what needs no summary: on a full disk it makes room for the summaries of the others.
+    _plan_sessions(root, day_before(now_ns, config.replay_sessions_days), made)
+    _plan_market(root, now_ns - config.raw_market_data_hours * _HOUR, made)
     for log, days in (("trades_log", config.trades_log_days), ("orders", config.orders_log_days)):
         oldest = day_before(now_ns, days)
         files, problems = day_files(root, log)
@@ -276,8 +290,6 @@ def plan(root: DataRoot, now_ns: int, config: RetentionConfig) -> Plan:
                 made.kept.append(file.path)
         made.problems += problems
     _plan_events(root, parse_ns(day_before(now_ns, config.events_days)), made)
-    _plan_sessions(root, day_before(now_ns, config.replay_sessions_days), made)
-    _plan_market(root, now_ns - config.raw_market_data_hours * _HOUR, made)
     return made
 
 

@@ -159,6 +159,7 @@ def test_what_a_killed_clean_up_left_half_written_is_removed(tmp_path: Path) -> 
     assert set(tree(tmp_path)) == {
         "system/.mine.tmp",
         "system/.retention.lock",
+        "system/.retention.reserve",
         "system/retention_report.json",
     }
 

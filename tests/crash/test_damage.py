@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
+from replaylab.archive import daily_summary, last_report, run_retention
 from replaylab.errors import LogWriteError
 from replaylab.frames import load_events, load_snapshot
 from replaylab.logging import Handle, Logger
+from replaylab.paths import DataRoot
 from tests.logging.sample_records import snapshots, state_event
 
 
@@ -181,6 +184,7 @@ def test_snapshots_survive_any_kill_whole(tmp_path):
     code = """
 import sys
 from replaylab.logging import Handle, Logger
+from replaylab.paths import DataRoot
 from tests.logging.sample_records import snapshots
 logger, n = Logger(sys.argv[1]), 0
 while True:
@@ -202,3 +206,28 @@ while True:
         found = orjson.loads((tmp_path / "system" / "risk_snapshot.json").read_bytes())
         assert found["n"] >= max(acknowledged, default=0)
         assert load_snapshot(tmp_path, "risk") is not None
+
+
+def test_retention_makes_room_on_a_full_disk(small_disk):
+    """A clean-up keeps some room for its summaries, so that the next one can free a disk without a free byte."""
+    root = small_disk / "data"
+    run_retention(root)
+    with Logger(root) as logger:
+        logger.log_state_event("BTCUSDT", state_event()).result()
+    run_retention(root)
+    for day in ("2020-01-01", "2020-01-02"):
+        path = root / f"trades_log/day-{day}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("not a trade\n" * 2000)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "more").write_bytes(b"x" * 4096)
+    (small_disk / "more").unlink()
+    report = run_retention(root)
+    assert report.deleted_files == ["trades_log/day-2020-01-01.jsonl", "trades_log/day-2020-01-02.jsonl"]
+    assert report.errors == []
+    assert last_report(DataRoot(root)) == report
+    assert daily_summary(root).filter(log="trades_log")["rejects"].to_list() == [2000, 2000]
