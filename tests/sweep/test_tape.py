@@ -104,7 +104,7 @@ def test_another_digest_or_initial_state_is_packed_again(tmp_path: Path) -> None
     def opened(*about: Any) -> Any:
         return open_tape(Stored(about[0].events, tmp_path / "session", *about[1:]), cache_dir=tmp_path)[0]
 
-    one, two = make_session(5, 400, 2), make_session(6, 300, 2)
+    one, two = make_session(5, 400, 2), make_session(11, 300, 2)
     opened(one, "one")
     assert opened(two, "two").n_events == two.events.height
     blocked = {"symbols": {"AAA": {"tradingBlocked": True}}}
