@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from replaylab.ml import Export
     from replaylab.notebook import Panel
     from replaylab.replay import Fidelity, ReplayControl, ReplayEngine, SimRun
-    from replaylab.sessions import Session, SessionStore
+    from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
-    AnySession: TypeAlias = str | Session | ReplayManifest
     LookBacks: TypeAlias = FeatureParams | Mapping[str, FeatureParams]
 
 __all__ = ["Lab"]
@@ -240,7 +239,7 @@ class Lab:
 
     def save_session(
         self,
-        frame: Any,
+        frame: EventFrame,
         session_id: str | None = None,
         notes: str | None = None,
         initial_state: Mapping[str, Any] | None = None,
@@ -331,7 +330,7 @@ class Lab:
         found = fidelity(
             self._open(session),
             inject_mode,
-            params=params,  # type: ignore[arg-type]
+            params=params,
             scoring=scoring,
             price_source=price_source,
         )
@@ -481,7 +480,7 @@ class Lab:
 
     def export_features(
         self,
-        sessions: AnySession | Iterable[AnySession],
+        sessions: AnySession | Sequence[AnySession],
         path: str | os.PathLike[str],
         format: Literal["parquet"] = "parquet",  # noqa: A002  (the word of the contract)
         *,
@@ -494,9 +493,8 @@ class Lab:
     ) -> Export:
         """Write features and labels of sessions as a Parquet dataset with a data card; see ``replaylab.ml``."""
         from replaylab.ml import export_features
-        from replaylab.sessions import Session
 
-        several = [sessions] if isinstance(sessions, str | Session | ReplayManifest) else sessions
+        several = sessions if isinstance(sessions, list | tuple) else [sessions]
         return export_features(
             [self._open(session) for session in several],
             path,

@@ -145,7 +145,7 @@ class SessionBuilder:
             speed_factor=speed_factor,
             span=(iso(min(times)), iso(max(times) + 1)),
         )
-        return Session(root, session_id)
+        return Session(DataRoot(root), session_id)
 
     def _time(self, at: Moment) -> int:
         return self.start + round(at * _NS) if isinstance(at, int | float) else to_ns(at)

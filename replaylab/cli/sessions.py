@@ -55,9 +55,9 @@ def import_(
     market: Annotated[str | None, typer.Option(help="linear or spot (bybit-capture).")] = None,
     funding_rate: Annotated[str | None, typer.Option(help="Column of the rate (funding).")] = None,
     mark_price: Annotated[str | None, typer.Option(help="Column of the mark price (funding).")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Character between columns (csv, funding).")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Character between columns (csv).")] = None,
     contract_size: Annotated[
-        float | None, typer.Option(help="Base currency of one contract, where quantities are contracts.")
+        float | None, typer.Option(help="Quote currency of one contract, where quantities are contracts.")
     ] = None,
     clock: Annotated[
         Literal["exchange", "receive"], typer.Option(help="Time to sort by: exchange or receive.")

@@ -119,8 +119,9 @@ def _symbol_before_date(name: str) -> str | None:
 
 def bybit_instruments(answer: Any) -> dict[str, dict[str, Any]]:
     """Return the instruments of an ``instruments-info`` answer, spot symbols with ``@spot``; {} for other answers."""
-    result = answer.get("result") if isinstance(answer, dict) else None
-    rows = result.get("list") if isinstance(result, dict) else None
+    given = answer.get("result") if isinstance(answer, dict) else None
+    result: dict[str, Any] = given if isinstance(given, dict) else {}
+    rows = result.get("list")
     found = {}
     for row in rows if isinstance(rows, list) else ():
         price, lot = row.get("priceFilter"), row.get("lotSizeFilter")
@@ -175,7 +176,10 @@ class _Stream:
                 raise ValueError(f"S must be Buy or Sell, found {trade['S']!r}")
             at = Arrival(number, self._ns(trade["T"], number), received)
             price, qty = positive(trade["p"], "p"), positive(trade["v"], "v")
-            flags = {"trade_id": str(trade["i"]), "off_market": trade.get("BT", False) is True}
+            flags: dict[str, Any] = {
+                "trade_id": str(trade["i"]),
+                "off_market": trade.get("BT", False) is True,
+            }
             rows.append((at, price, qty, _SIDES[trade["S"]], {**flags, "seq": number * 4096 + index}))
         # All or none: a malformed trade rejects the message.
         for at, price, qty, side, rest in rows:

@@ -365,7 +365,6 @@ def _scaled(whole: npt.NDArray[np.int64], step: float) -> Floats:
     return np.asarray(whole / per_unit if per_unit > 1 else whole * step, dtype=np.float64)
 
 
-Floats = npt.NDArray[np.float64]
 STEP_MS = 100  # of the moves that the symbols share
 
 

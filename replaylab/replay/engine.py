@@ -27,15 +27,13 @@ from replaylab.replay.control import Publisher, ReplayControl, ReplayLock, publi
 from replaylab.replay.fidelity import signal_agreement
 from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
 from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
-from replaylab.sessions import Session, SessionStore
+from replaylab.sessions import AnySession, Session, SessionStore, as_session
 from replaylab.timestamps import iso, now_ns
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from replaylab.sweep import SweepResult
-
-SessionLike = str | Session | ReplayManifest
 
 
 class ReplayEngine:
@@ -98,9 +96,9 @@ class ReplayEngine:
 
     # Playing
 
-    def load_session(self, session_id: SessionLike) -> ReplayManifest:
+    def load_session(self, session_id: AnySession) -> ReplayManifest:
         """Open a session for ``start_session`` and return its manifest. Raises SessionNotFoundError, SessionError."""
-        session = self.store.open(session_id)
+        session = self.store.adopt(as_session(session_id, self.store))
         if self._session is None or self._session.path != session.path:
             self._feed = None
         self._session = session
@@ -108,7 +106,7 @@ class ReplayEngine:
 
     async def run_session(
         self,
-        session_id: SessionLike | None = None,
+        session_id: AnySession | None = None,
         speed_factor: float | None = None,
         loop: bool = False,
         inject_mode: str = "SCORING_ONLY",
@@ -163,7 +161,7 @@ class ReplayEngine:
 
     def start_session(
         self,
-        session_id: SessionLike | None = None,
+        session_id: AnySession | None = None,
         speed_factor: float | None = None,
         loop: bool = False,
         inject_mode: str = "SCORING_ONLY",
@@ -198,7 +196,7 @@ class ReplayEngine:
 
     def _start(
         self,
-        session_id: SessionLike | None,
+        session_id: AnySession | None,
         speed_factor: float | None,
         *,
         loop: bool,
@@ -399,7 +397,7 @@ class ReplayEngine:
 
     def sweep(
         self,
-        session_id: SessionLike,
+        session_id: AnySession,
         grid: Any,
         params: TradingParams | Mapping[str, Any] | None = None,
         *,
@@ -415,7 +413,7 @@ class ReplayEngine:
         from replaylab.sweep import sweep
 
         return sweep(
-            self.store.open(session_id),
+            as_session(session_id, self.store),
             grid,
             self.params if params is None else params,
             price_source=price_source,

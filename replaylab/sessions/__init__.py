@@ -4,7 +4,7 @@
 """
 
 from replaylab.sessions.build import build_replay_session, market_rows
-from replaylab.sessions.frame import as_session, save_session_frame
+from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import known_symbols, load_books, load_tape
@@ -13,6 +13,8 @@ from replaylab.sessions.store import SessionStore
 buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
 
 __all__ = [
+    "AnySession",
+    "EventFrame",
     "Session",
     "SessionStore",
     "as_session",

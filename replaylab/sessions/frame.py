@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import orjson
 import polars as pl
@@ -32,8 +32,17 @@ from replaylab.sessions.sources import iso_strings
 from replaylab.sessions.store import SessionStore, json_bytes, write_index
 from replaylab.timestamps import iso, now_ns, parse_ns
 
-AnySession = Any  # a Session, a session id, a manifest, or a DataFrame with the columns of session.events
 _COLUMNS = tuple(EVENT_SCHEMA)
+
+
+class EventFrame(Protocol):
+    """A DataFrame with the columns of ``session.events``: polars, pandas, pyarrow, anything that exports Arrow."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+# A Session, a session id, a manifest, or a DataFrame of events.
+AnySession: TypeAlias = Session | str | ReplayManifest | EventFrame
 
 
 def as_session(value: AnySession, store: SessionStore | None = None) -> Session:

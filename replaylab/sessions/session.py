@@ -162,7 +162,10 @@ class Session:
         found = self._recorded("params")
         if found is None:
             return None
-        return _settings(self, TradingParams, found if "marketFill" in found else {**_VERSION_1, **found})
+        recorded: TradingParams = _settings(
+            self, TradingParams, found if "marketFill" in found else {**_VERSION_1, **found}
+        )
+        return recorded
 
     @cached_property
     def recorded_scoring(self) -> ScoringParams | None:

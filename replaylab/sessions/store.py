@@ -78,6 +78,25 @@ class SessionStore:
             raise SessionNotFoundError(f"there is no replay session {name!r} in {self.root.path}.{hint}")
         return Session(self.root, name)
 
+    def adopt(self, session: Session) -> Session:
+        """Return a session of another data root as one of this root: its files are copied, without its runs.
+
+        A session of this root is returned as given. Raises SessionError where the id is taken by other events.
+        """
+        if session.root.path == self.root.path:
+            return session
+        target = self.root.session_dir(session.id)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{HIDDEN}building-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            shutil.copytree(session.path, part, ignore=shutil.ignore_patterns("runs"))
+            part.rename(target)
+            write_index(self.root)
+        own = Session(self.root, session.id)
+        if own.digest != session.digest:
+            raise SessionError(f"session {session.id!r} exists in {self.root.path} with other events")
+        return own
+
     def delete_session(self, session_id: str) -> None:
         """Delete a session with its runs. Raises SessionNotFoundError; one that is pinned or is
         being replayed is refused (SessionError)."""

@@ -134,3 +134,28 @@ def test_a_frame_goes_in_where_a_session_does(tmp_path: Path, events: pl.DataFra
     for form in (events, events.to_pandas()):
         assert lab.session(form).events.equals(saved.events)
         assert lab.backtest(form).trades.equals(lab.backtest(saved).trades)
+
+
+def test_a_replayed_frame_becomes_a_session_of_the_engines_root(tmp_path: Path, events: pl.DataFrame) -> None:
+    """Its runs need a place; replaying the same frame again uses the same session."""
+    lab = Lab(tmp_path / "data")
+    engine = lab.engine()
+    for _ in range(2):
+        manifest = engine.load_session(events)
+        engine.start_session(manifest, speed_factor=float("inf"))
+        engine.wait()
+        assert engine.last_run is not None
+        assert engine.last_run.trades.height == lab.backtest(events).trades.height
+    assert [one.session_id for one in lab.sessions.list_sessions()] == [manifest.session_id]
+
+
+def test_a_session_of_another_root_is_adopted_unless_its_id_is_taken(
+    tmp_path: Path, events: pl.DataFrame
+) -> None:
+    save_session_frame(tmp_path / "one", events, "same")
+    save_session_frame(tmp_path / "two", events.head(3), "same")
+    first, store = SessionStore(tmp_path / "one").open("same"), SessionStore(tmp_path / "three")
+    assert store.adopt(first).events.equals(events)
+    assert store.adopt(first).root.path == tmp_path / "three"
+    with pytest.raises(SessionError, match="with other events"):
+        store.adopt(SessionStore(tmp_path / "two").open("same"))
