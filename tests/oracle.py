@@ -554,8 +554,7 @@ class Position:
     exit: tuple[int, int, str] | None = None  # submitted at index, due from ts, reason
 
 
-# Where the page's arithmetic and "every result is that of version 1, to the bit" say two things about the last bit, the
-# stored results of version 1 decide: the order of evaluation here is theirs.
+# The order of evaluation is that of version 1: "every result is that of version 1, to the bit".
 
 
 def fee_of(price: float, qty: float, bps: float) -> float:

@@ -5,7 +5,7 @@
     found = CONTENDERS["loop"].run(session, params)      # an Outcome
     differences(oracle_outcome(session, params), found)  # sentences, the first difference first
 
-Whoever changes how an implementation is called changes it here. ``version`` is the version of the model that an
+A change of how an implementation is called belongs here. ``version`` is the version of the model that an
 implementation has: one that has version 1 is compared on sessions and parameters reduced to it.
 """
 
@@ -44,7 +44,7 @@ _VERSION_2_ONLY = ("thin", "funding", "gap_pnl")
 
 @dataclass
 class Outcome:
-    """What an implementation found; None: it does not say."""
+    """What an implementation found; None: it has no such result."""
 
     trades: list[dict[str, Any]] | None = None  # by entry index
     counts: dict[str, int] | None = None
@@ -150,16 +150,16 @@ def case_for(
 
 def differences(expected: Outcome, found: Outcome, version: int = 2) -> list[str]:
     """How an outcome differs from the oracle's, in sentences; empty where it does not."""
-    said: list[str] = []
+    sentences: list[str] = []
     if found.trades is not None:
-        said += _trade_differences(expected.trades or [], found.trades, version)
+        sentences += _trade_differences(expected.trades or [], found.trades, version)
     if found.counts is not None and found.counts != expected.counts:
-        said.append(f"counts: expected {expected.counts}, found {found.counts}")
+        sentences.append(f"counts: expected {expected.counts}, found {found.counts}")
     if found.unusable is not None and found.unusable != expected.unusable:
-        said.append(f"unusable: expected {expected.unusable}, found {found.unusable}")
+        sentences.append(f"unusable: expected {expected.unusable}, found {found.unusable}")
     if found.metrics is not None:
-        said += _metric_differences(expected.metrics or {}, found.metrics, version)
-    return said
+        sentences += _metric_differences(expected.metrics or {}, found.metrics, version)
+    return sentences
 
 
 def _trade_differences(
@@ -186,20 +186,20 @@ def _short(trade: dict[str, Any]) -> str:
 
 
 def _metric_differences(expected: dict[str, Any], found: dict[str, Any], version: int) -> list[str]:
-    said = []
+    sentences = []
     for name, value in expected.items():
         if name not in found:
             if version == 2:
-                said.append(f"metric {name} is missing")
+                sentences.append(f"metric {name} is missing")
         elif not _same(name, value, found[name], expected):
-            said.append(f"metric {name}: expected {value!r}, found {found[name]!r}")
-    return said
+            sentences.append(f"metric {name}: expected {value!r}, found {found[name]!r}")
+    return sentences
 
 
 def _same(name: str, left: Any, right: Any, expected: dict[str, Any]) -> bool:
     """Counts are equal; sums are equal up to the order of their terms."""
     if name == "sharpe_per_trade" and (left is None or right is None or abs(left) > 1e4):
-        # A deviation of nothing but rounding errors: either says so in its own way.
+        # A deviation of nothing but rounding errors: its quotient means nothing.
         return left == right or expected["n_trades"] > 1
     if left is None or right is None or isinstance(left, int):
         return bool(left == right)

@@ -144,9 +144,9 @@ def shrink(contender: Contender, case: Case, budget_s: float = 20.0) -> Case:
     return case
 
 
-def _kind(said: list[str]) -> str:
+def _kind(wrong: list[str]) -> str:
     """An exception's type and first words, or the kind of difference."""
-    return " ".join(said[0].split()[:2]) if said and "Error" in said[0].split()[0] else str(bool(said))
+    return " ".join(wrong[0].split()[:2]) if wrong and "Error" in wrong[0].split()[0] else str(bool(wrong))
 
 
 def _smaller(case: Case) -> Iterator[Callable[[Case], Case]]:
