@@ -50,9 +50,9 @@ def worse_price(price: float, printed: float, side: float) -> float:
 def rounded_price(price: float, side: float, tick_num: float, tick_den: float) -> float:
     """Price on a tick: up where ``side`` is +1, down where it is −1.
 
-    Targets: ``side`` = direction. Stops and LIMIT entries: ``side`` = −direction.
+    Targets: ``side`` = direction. Stops and LIMIT entries: ``side`` = −direction. A price of 0 or less stays.
     """
-    if tick_num <= 0.0:
+    if tick_num <= 0.0 or price <= 0.0:
         return price
     if side > 0.0:
         ticks = price * tick_den / tick_num - 1e-6
