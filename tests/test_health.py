@@ -12,7 +12,7 @@ import pytest
 
 from replaylab.archive import run_retention
 from replaylab.config import Config, LoggingConfig, RetentionConfig
-from replaylab.errors import LogWriteError, ReplaylabError, SessionNotFoundError
+from replaylab.errors import LogWriteError, PriceError, ReplaylabError, SessionNotFoundError
 from replaylab.fsio import Disk
 from replaylab.health import check_health
 from replaylab.lab import Lab
@@ -22,6 +22,7 @@ from replaylab.records import HealthSnapshot, ReplayEvent, ReplayStatus
 from replaylab.replay import ReplayEngine, read_status
 from replaylab.replay.control import publish
 from replaylab.sessions import SessionStore
+from replaylab.testing import SessionBuilder
 from tests.archive.roots import event, trade, write_lines, write_session
 
 
@@ -240,6 +241,17 @@ def test_t7_replay_is_in_error_after_it_could_not_start(tmp_path: Path, session_
     with pytest.raises(ReplaylabError):
         engine.start_session(session_id)
     assert status_of(check_health(root), "replay")[0] == "ERROR"
+
+
+def test_t7_replay_is_in_error_after_a_session_without_prices(tmp_path: Path) -> None:
+    """A replay that would give no trades is refused; health names the symbol and the event types."""
+    SessionBuilder("2025-11-18T10:00:00Z").score("AAA", 0.9, at=0).build(tmp_path, "scores")
+    with pytest.raises(PriceError):
+        ReplayEngine(SessionStore(tmp_path)).start_session("scores")
+    status, message = status_of(check_health(tmp_path), "replay")
+    assert status == "ERROR"
+    assert "AAA" in str(message)
+    assert "MARKET_TRADE" in str(message)
 
 
 def test_health_says_what_is_wrong_with_a_damaged_status(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ from replaylab.errors import SweepError
 from replaylab.fsio import atomic_path
 
 InjectMode = Annotated[
-    str,
+    Literal["SCORING_ONLY", "FULL_DECISION"],
     typer.Option(help="SCORING_ONLY: recorded signals; FULL_DECISION: signals computed from market data."),
 ]
 PriceSource = Annotated[str, typer.Option(help="Where prices come from: auto, trade, book or score.")]

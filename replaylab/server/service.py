@@ -24,6 +24,7 @@ from replaylab.errors import (
     ReplayError,
     ReplaylabError,
     ReplayRunningError,
+    SessionError,
     SessionExistsError,
     SessionNotFoundError,
 )
@@ -110,12 +111,14 @@ class Service:
             raise SessionNotFoundError(f"session {session_id!r} has no run {run_id!r}") from None
 
     async def delete(self, session_id: str) -> dict[str, Any]:
-        """Delete a session and its runs; refused while it is played."""
+        """Delete a session and its runs; 409 for one that is being replayed or pinned."""
         await self.session(session_id)
-        status = await self.status()
-        if status.running and status.session_id == session_id:
-            raise ReplayRunningError(f"session {session_id} is being replayed: stop it first")
-        await asyncio.to_thread(self._lab.sessions.delete_session, session_id)
+        try:
+            await asyncio.to_thread(self._lab.sessions.delete_session, session_id)
+        except SessionNotFoundError:
+            raise
+        except SessionError as error:
+            raise web.HTTPError(409, "%s", str(error)) from None
         return {"success": True, "message": f"session {session_id} is deleted"}
 
     async def build(self, request: BuildRequest) -> dict[str, Any]:
