@@ -78,7 +78,18 @@ def cached_chunks(
     new = os.fstat(file.fileno()).st_size - done
     # A few new lines are not worth a segment; they are parsed again next time, until there are more of them.
     keep = new >= max(MIN_BYTES // 4, done // 16)
-    yield from _parse(file, path, schema, name, chunk_bytes, folder, entry, done, line, keep=keep)
+    yield from _parse(
+        file,
+        path,
+        schema,
+        name,
+        chunk_bytes=chunk_bytes,
+        folder=folder,
+        entry=entry,
+        done=done,
+        line=line,
+        keep=keep,
+    )
 
 
 def to_table(frame: pl.DataFrame) -> pa.Table:
@@ -147,12 +158,12 @@ def _parse(
     path: Path,
     schema: LogSchema,
     name: str,
+    *,
     chunk_bytes: int,
     folder: Path,
     entry: Entry | None,
     done: int,
     line: int,
-    *,
     keep: bool,
 ) -> Iterator[Loaded]:
     """Yield the rows from byte ``done`` on, and keep them as a segment."""

@@ -68,7 +68,9 @@ def chunks_of(
     """Yield an open JSON Lines file as loads of about ``chunk_bytes`` of text, from byte ``start`` to ``end``."""
     parts: list[Loaded] = []
     size = 0
-    for loaded, length in _loads(file, schema, name, start, line, end, min(BLOCK_BYTES, chunk_bytes)):
+    for loaded, length in _loads(
+        file, schema, name, start=start, line=line, end=end, size=min(BLOCK_BYTES, chunk_bytes)
+    ):
         parts.append(in_window(loaded, span))
         size += length
         if size >= chunk_bytes:
@@ -82,6 +84,7 @@ def _loads(
     file: BinaryIO,
     schema: LogSchema,
     name: str,
+    *,
     start: int = 0,
     line: int = 1,
     end: int | None = None,
@@ -99,7 +102,9 @@ def _loads(
 
         fields = scanner.fields_for(schema)
         if fields is not None:
-            start, line = yield from scanner.scan_blocks(file, schema, fields, name, start, line, end)
+            start, line = yield from scanner.scan_blocks(
+                file, schema, fields, name, start=start, line=line, end=end
+            )
     for block in blocks(file, start=start, line=line, end=end, size=size):
         yield decode_block(schema, block, name), len(block.data)
 

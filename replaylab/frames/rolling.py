@@ -86,7 +86,7 @@ def load_metrics(
 
     ``payload`` is the snapshot as a JSON string without type, timestamp and symbol. ``line`` counts the elements.
     """
-    return _load(DataRoot(root), "metrics", _METRICS, _metric, symbols, start, end)
+    return _load(DataRoot(root), "metrics", _METRICS, _metric, symbols=symbols, start=start, end=end)
 
 
 def load_market_trades_json(
@@ -96,7 +96,7 @@ def load_market_trades_json(
 
     Columns: timestamp, symbol, price, qty, side (the taker's), trade_id, unknown_fields, line.
     """
-    return _load(DataRoot(root), "market_trades", _TRADES, _trade, symbols, start, end)
+    return _load(DataRoot(root), "market_trades", _TRADES, _trade, symbols=symbols, start=start, end=end)
 
 
 def load_order_book_json(
@@ -106,7 +106,7 @@ def load_order_book_json(
 
     Columns: timestamp, symbol, bids and asks (JSON strings of [price, qty] pairs, best first), unknown_fields, line.
     """
-    return _load(DataRoot(root), "order_book", _BOOKS, _book, symbols, start, end)
+    return _load(DataRoot(root), "order_book", _BOOKS, _book, symbols=symbols, start=start, end=end)
 
 
 def _load(
@@ -114,6 +114,7 @@ def _load(
     kind: str,
     schema: pl.Schema,
     make: Callable[[bytes, str], Row],
+    *,
     symbols: str | Iterable[str] | None,
     start: Time,
     end: Time,

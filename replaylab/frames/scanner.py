@@ -656,6 +656,7 @@ def scan_blocks(
     schema: LogSchema,
     fields: Table,
     name: str,
+    *,
     start: int,
     line: int,
     end: int | None,
@@ -687,7 +688,13 @@ def scan_blocks(
             rest = bytes(memoryview(buffer)[cut:size])
             count = int(np.count_nonzero(np.frombuffer(buffer, np.uint8, cut) == 10))
             ready.append(
-                (pool.submit(_scan, schema, fields, buffer, cut, start, line, count, name), buffer, cut)
+                (
+                    pool.submit(
+                        _scan, schema, fields, buffer, cut, offset=start, line=line, count=count, name=name
+                    ),
+                    buffer,
+                    cut,
+                )
             )
             start += cut
             line += count
@@ -714,6 +721,7 @@ def _scan(
     fields: Table,
     buffer: bytearray,
     size: int,
+    *,
     offset: int,
     line: int,
     count: int,

@@ -320,7 +320,8 @@ def scan(path: Path, schema: logs.LogSchema) -> frames.Loaded:
     assert fields is not None
     with path.open("rb", buffering=0) as file:
         return concat(
-            (part for part, _ in scanner.scan_blocks(file, schema, fields, "f", 0, 1, None)), schema.frame
+            (part for part, _ in scanner.scan_blocks(file, schema, fields, "f", start=0, line=1, end=None)),
+            schema.frame,
         )
 
 

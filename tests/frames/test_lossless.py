@@ -126,7 +126,7 @@ def load_quickly(data: bytes, size: int, schema: LogSchema = EVENTS, few: int = 
     parts: list[Loaded] = []
     fields = scanner.fields_for(schema)
     assert fields is not None
-    pieces = scanner.scan_blocks(file, schema, fields, "f", 0, 1, None, piece=size)
+    pieces = scanner.scan_blocks(file, schema, fields, "f", start=0, line=1, end=None, piece=size)
     with mock.patch.object(scanner, "_FEW", few):
         while True:
             try:
@@ -384,7 +384,9 @@ def test_a_large_log_goes_the_quick_way(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes((line * 9_999 + odd) * 5 + line[:50])
     sent: list[int] = []
     scan = scanner._scan
-    monkeypatch.setattr(scanner, "_scan", lambda *given: sent.append(given[3]) or scan(*given))
+    monkeypatch.setattr(
+        scanner, "_scan", lambda *given, **named: sent.append(given[3]) or scan(*given, **named)
+    )
     loaded = load_events(tmp_path)
     assert len(sent) > 2
     assert (loaded.lines, loaded.rows, loaded.rejects.height) == (50_001, 50_000, 1)
