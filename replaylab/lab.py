@@ -57,7 +57,7 @@ class Lab:
     ``root``: the folder; made by the first write. None: ``Config.data_root``, else ``$REPLAYLAB_DATA``, else ``data``.
     ``frame``: "polars" or "pandas", the type of every DataFrame that this Lab and its results return. Times in
     arguments are ISO strings or datetimes (UTC where they name no zone); ranges are half-open. Wherever a session is
-    asked for, its id, its manifest or a Session will do.
+    asked for, its id, its manifest, a Session, or a DataFrame with the columns of ``session.events`` will do.
     """
 
     def __init__(
@@ -591,7 +591,7 @@ class Lab:
     def _open(self, session: Any) -> Session:
         from replaylab.sessions import as_session
 
-        return as_session(getattr(session, "__wrapped__", session), self.sessions)
+        return as_session(session, self.sessions)
 
     def _load(self, loaded: Loaded, symbols: Symbols) -> Frame:
         if self.root.path.is_dir():

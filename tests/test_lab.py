@@ -225,7 +225,7 @@ def test_a_pandas_result_is_still_that_result(root: Path) -> None:
     session = lab.session("session")
     assert isinstance(session.events, pd.DataFrame)
     assert lab.backtest(session, PARAMS).trades.equals(lab.backtest("session", PARAMS).trades)
-    run = asyncio.run(lab.engine(PARAMS).run_session("session", speed_factor=float("inf")))
+    run = asyncio.run(lab.engine(PARAMS).run_session(session, speed_factor=float("inf")))
     assert isinstance(run.trades, pd.DataFrame)
 
 

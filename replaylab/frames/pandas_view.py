@@ -67,7 +67,8 @@ class PandasView:
 def _converting(method: Any) -> Any:
     @wraps(method)
     def call(*args: Any, **options: Any) -> Any:
-        return to_pandas(method(*args, **options))
+        given = [getattr(one, "__wrapped__", one) for one in args]
+        return to_pandas(method(*given, **options))
 
     return call
 

@@ -365,9 +365,6 @@ class Panel:
         self._jobs.submit(lambda: run_result(self.lab.root, session_id, run_id), done, self._complain)
 
     def _delete(self, session_id: str) -> None:
-        if self._status.running and self._status.session_id == session_id:
-            self.controls.complain(f"{session_id} is being replayed: stop it first")
-            return
         self._jobs.submit(
             lambda: self.lab.sessions.delete_session(session_id),
             lambda *_: self.table.set_manifests(self.lab.sessions.list_sessions()),

@@ -55,6 +55,8 @@ def as_session(value: AnySession, store: SessionStore | None = None) -> Session:
     null fields of structs are left out). Other columns are not used. It is written to a scratch data root that is
     deleted when the process ends; the same events give the same session. Raises SessionError with the row at fault.
     """
+    # A view with pandas tables, as Lab(frame="pandas") returns it.
+    value = getattr(value, "__wrapped__", value)
     if isinstance(value, Session):
         return value
     if isinstance(value, str | ReplayManifest):

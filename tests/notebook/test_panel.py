@@ -192,7 +192,7 @@ def test_a_session_that_is_played_is_not_deleted(panel: Panel) -> None:
     play(panel)
     panel.actions.delete.click()
     panel.actions.confirm.click()
-    assert "stop it first" in panel.controls.message.value
+    until(panel, lambda: "stop the replay first" in panel.controls.message.value)
     assert panel.lab.sessions.get_session("a-minute") is not None
 
 
