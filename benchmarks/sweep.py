@@ -122,10 +122,10 @@ def baseline(tape: Any, grid: Any, base: TradingParams, regime: str) -> np.ndarr
     """Sums of the plain loop for every row: trades, net PnL, ..."""
     packed = grid.pack(base).params
     # The score that follows each tick, NaN where none does: what a loop over ticks reads.
-    score = np.full(len(tape.price), np.nan)
-    score[np.searchsorted(tape.price_index, tape.score_index) - 1] = tape.score
+    score = np.full(len(tape.arrays.price), np.nan)
+    score[np.searchsorted(tape.arrays.price_index, tape.arrays.score_index) - 1] = tape.arrays.score
     loop = full_loop if regime == "full" else simple_loop
-    return loop(tape.price, tape.price_ts, score, packed)
+    return loop(tape.arrays.price, tape.arrays.price_ts, score, packed)
 
 
 def run_regime(regime: str, args: argparse.Namespace) -> None:
@@ -174,11 +174,11 @@ def vectorbt_rows(
     folder.mkdir(parents=True, exist_ok=True)
     packed = grid.pack(base).params
     some = np.linspace(0, grid.rows - 1, min(args.vectorbt_part, grid.rows)).astype(int)
-    score = np.full(len(tape.price), np.nan)
-    score[np.searchsorted(tape.price_index, tape.score_index) - 1] = tape.score
+    score = np.full(len(tape.arrays.price), np.nan)
+    score[np.searchsorted(tape.arrays.price_index, tape.arrays.score_index) - 1] = tape.arrays.score
     np.savez(
         folder / "work.npz",
-        price=tape.price,
+        price=tape.arrays.price,
         score=score,
         threshold=packed["entry_threshold"][some],
         tp=packed["tp2_pct"][some] / 100,

@@ -115,7 +115,6 @@ def test_a_symbol_that_is_not_there_is_warned_of(root: Path, table: str) -> None
         assert getattr(Lab(root), table)(symbols="btcusdt").is_empty()
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_the_simulation_the_replay_and_the_sweep_agree(root: Path) -> None:
     """The logged trades, a replay of the session and the compiled sweep are the same trades."""
     lab = Lab(root)

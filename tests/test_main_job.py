@@ -28,7 +28,6 @@ def replaylab(*arguments: object, data: Path | None = None, check: bool = True) 
     return done.stdout if check else done.stdout + done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     """`replaylab demo` leaves logs, a session, tables and plots, and the replays agree with each other."""
     out = tmp_path / "results"

@@ -125,9 +125,6 @@ def _numbers(name: str, values: Sequence[Any]) -> tuple[str, Array]:
     declared = DECLARED[name]
     if name == "allowed_regimes":
         return declared.column, np.array([-1 if value is None else k for k, value in enumerate(values)])
-    if name == "slippage_bps":
-        # Every market fill is a print fill.
-        values = [1.0 if value is None else value for value in values]
     return declared.column, np.array([declared.packed(value) for value in values])
 
 

@@ -2,8 +2,8 @@
 
 A combination is a chain: next entry, its exit, next entry after that. Where a trade exits does not depend on the
 account, so it is the earliest of separate first touches: of the targets, of the stop, of the trailing stop, of the
-market exits. Each is read from a table or searched through block minima and maxima. With limits, the chains of all
-symbols are merged in the order of events. Results equal those of ``model_loop`` to the bit.
+market exits, of the hole that ends it. Each is read from a table or searched through block minima and maxima. With
+limits, the chains of all symbols are merged in the order of events. Results equal those of ``model_loop`` to the bit.
 
 A *candidate* is a scoring event at which some combination may enter. All that a trade's outcome needs is found by
 candidate: a table's row belongs to a level (a parameter value), its column to a candidate, and a cell holds where the
@@ -22,29 +22,47 @@ import numpy.typing as npt
 from replaylab.barriers import BRANCH, SHIFT, build_levels, first_ge, first_le, range_max, range_min
 from replaylab.compiled import compiled, inlined
 from replaylab.sweep import fills
-from replaylab.sweep.fills import add_trade, entry_qty, stop_hit, trailing_active, trailing_price
-from replaylab.sweep.grid import Rows
-from replaylab.sweep.model_loop import ACCOUNT, entry_decided, realise, refused
-from replaylab.sweep.tape import Tape
+from replaylab.sweep.grid import Codes, Rows
+from replaylab.sweep.model_loop import ACCOUNT, entry_decided, realise, refused, start_account
+from replaylab.sweep.tape import NEVER, Tape
 from replaylab.timestamps import NS_PER_DAY
-
-__all__ = ["KEYS", "Numbered", "Plan", "number_tables", "prepare", "run_chain"]
 
 Array = npt.NDArray[Any]
 
 # The table rows that a combination uses; −1: no table, search instead. ``entry_set`` without tables: a row of
-# ``strength``.
-TABLES = ("entry_set", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")
+# ``strength``. ``gap``: a row of ``hole_from``.
+TABLES = ("entry_set", "gap", "entry", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")
 KEYS = np.dtype([(name, "i4") for name in TABLES])
-CANDIDATE = np.dtype([("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("after", "i4")], align=True)
+CANDIDATE = np.dtype(
+    [("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("after", "i4"), ("score", "i4"), ("symbol", "i4")],
+    align=True,
+)
+# What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
+# and its time ``ts``; ``end``: the price event that ends the segment, that of a hole or the symbol's end. Otherwise
+# ``next`` is the first candidate from which on the symbol is flat, and the order ends at ``at`` (REJECTED), ``end``
+# (CANCELLED) or the time ``ts`` (EXPIRED). NO_ENTRY: no decision, for want of a reference price.
+NO_ENTRY, FILLED, FILLED_THIN, REJECTED, CANCELLED, EXPIRED = range(6)
+ENTRY = np.dtype(
+    [
+        ("price", "f8"),
+        ("qty", "f8"),
+        ("ts", "i8"),
+        ("at", "i4"),
+        ("end", "i4"),
+        ("next", "i4"),
+        ("kind", "i4"),
+    ],
+    align=True,
+)
 
 
 class Plan(NamedTuple):
-    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``links.cell`` says: a
-    position, and the candidate at which a chain goes on from there.
+    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``cell`` returns: a position,
+    and the candidate at which a chain goes on from there. ``entries`` is [row, candidate].
 
     ``next_entry`` is [entry set, candidate]: the first candidate from there on that passes. ``cand_at``: per score the
-    first candidate at or after it. ``strength``: [filter, candidate] |score|, −1 where the filter forbids.
+    first candidate at or after it. ``strength``: [filter, candidate] |score|, −1 where the filter forbids. ``holes``:
+    positions of price events after a hole, then the symbol's end; those of symbol ``k`` begin at ``hole_from[gap, k]``.
     """
 
     ticks: Array
@@ -55,6 +73,10 @@ class Plan(NamedTuple):
     price_high: Array
     price_low: Array
     price_offsets: Array
+    quote: Array
+    flow: Array
+    book_levels: Array
+    book_from: Array
     score: Array
     score_ts: Array
     score_index: Array
@@ -62,9 +84,19 @@ class Plan(NamedTuple):
     score_high: Array
     score_low: Array
     score_offsets: Array
+    score_quote: Array
+    all_ts: Array
+    all_index: Array
     force_ts: Array
     force_index: Array
     force_from: Array
+    funding: Array
+    funding_from: Array
+    symbol: Array
+    carried: Array
+    start: Array
+    holes: Array
+    hole_from: Array
     cands: Array
     cand_at: Array
     cand_ts: Array
@@ -74,31 +106,57 @@ class Plan(NamedTuple):
     strength_high: Array
     strength_offsets: Array
     next_entry: Array
+    entries: Array
     table: Array
+
+
+# ---- Numbering and preparation -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Numbered:
-    """Each combination's table rows, how many rows there are, and how many entry sets."""
+    """Each combination's table rows, how many rows there are, and how many entry sets and entry rows."""
 
     keys: Array
     rows: int
     sets: int
+    entries: int
 
     def nbytes(self, candidates: int) -> int:
         """Bytes of all tables."""
-        return 4 * candidates * (2 * self.rows + self.sets)
+        return candidates * (8 * self.rows + 4 * self.sets + ENTRY.itemsize * self.entries)
 
 
-def number_tables(rows: Rows) -> Numbered:
+def number_tables(tape: Tape, rows: Rows) -> Numbered:
     """Number the distinct levels of some combinations: a table's row for each."""
     params = rows.params
     keys = np.full(len(params), -1, dtype=KEYS)
-    late = rows.number("latency_ns")
-    fill = rows.number(late, "slippage_bps")
+    with_book = bool((tape.arrays.symbol["has_book"] == 1).any())
+    limit = bool((params["entry_order"] == fills.LIMIT).any())
+    queue = bool((params["limit_fill"] == fills.QUEUE).any())
+    arrival = rows.number("latency_ns", "max_gap_ns", "entry_order")
+    sizing = rows.number("notional_usd", "risk_per_trade_usd", "leverage")
+    if not np.isnan(params["risk_per_trade_usd"]).all():
+        sizing = rows.number(sizing, "sl_pct")
+    fill = rows.number(arrival, "slippage_bps", "rounding")
+    if with_book:
+        fill = rows.number(fill, "market_fill", "max_book_age_ns")
+        if not ((params["market_fill"] == fills.PRINT) | (params["market_fill"] == fills.QUOTE)).all():
+            fill = rows.number(fill, sizing)
+    if limit:
+        fill = rows.number(fill, "entry_offset_bps", "entry_ttl_ns", "limit_fill")
+        if queue:
+            fill = rows.number(fill, sizing, "queue_share")
+        arrival = fill
+    entry = rows.number(fill, sizing)
+    tp1, tp2 = rows.number(fill, "tp1_pct", "limit_fill"), rows.number(fill, "tp2_pct", "limit_fill")
+    if queue:
+        tp1, tp2 = (
+            rows.number(tp1, entry, "queue_share", "tp1_fraction"),
+            rows.number(tp2, entry, "queue_share"),
+        )
     sets = rows.number("filter", "entry_threshold")
-    tp1, tp2 = rows.number(fill, "tp1_pct"), rows.number(fill, "tp2_pct")
-    keys["entry_set"] = sets[0]
+    keys["entry_set"], keys["entry"], keys["gap"] = sets[0], entry[0], rows.number("max_gap_ns")[0]
     total = 0
     for key, (codes, count), on in (
         ("stop", rows.number(fill, "sl_pct"), None),
@@ -107,8 +165,8 @@ def number_tables(rows: Rows) -> Numbered:
             rows.number(fill, "trailing_activation_pct", "trailing_distance_pct"),
             ~np.isnan(params["trailing_activation_pct"]),
         ),
-        ("hold", rows.number(late, "max_hold_ns"), params["max_hold_ns"] >= 0),
-        ("leave", rows.number(late, "exit_threshold"), None),
+        ("hold", rows.number(arrival, "max_hold_ns"), params["max_hold_ns"] >= 0),
+        ("leave", rows.number(arrival, "exit_threshold"), None),
         ("even", rows.number(tp1, "break_even_offset_pct"), ~np.isnan(params["break_even_offset_pct"])),
         ("tp1", tp1, params["tp1_fraction"] > 0.0),
         ("tp2", tp2, params["tp1_fraction"] < 1.0),
@@ -116,78 +174,86 @@ def number_tables(rows: Rows) -> Numbered:
         if on is None or on.any():
             keys[key] = codes + total
             total += count
-    return Numbered(keys, total, sets[1])
+    return Numbered(keys, total, sets[1], entry[1])
 
 
 def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -> tuple[Plan, Array]:
     """Return the plan for some combinations and their keys; with tables if ``numbered``, else with searches only."""
-    params = rows.params
+    params, arrays, lookup = rows.params, tape.arrays, tape.lookup
     filters, first_row = np.unique(params["filter"], return_index=True)
     eligible = np.stack([_strength(tape, allowed, params[row]) for row in first_row])
     passes = (eligible >= params["entry_threshold"].min()).any(axis=0)
     at = np.flatnonzero(passes)
     strength = np.ascontiguousarray(eligible[:, at])
     cand_at = np.concatenate(([0], np.cumsum(passes))).astype(np.int32)
-    cand_from = cand_at[tape.score_from].astype(np.int64)
-    lookup = tape.lookup
+    cand_from = cand_at[arrays.score_from].astype(np.int64)
     cands = np.empty(len(at), dtype=CANDIDATE)
-    cands["ts"], cands["index"] = tape.score_ts[at], tape.score_index[at]
-    cands["direction"], cands["after"] = np.sign(tape.score[at]), lookup.score_after[at]
-    if numbered is None:
-        keys = np.full(len(params), -1, dtype=KEYS)
-        keys["entry_set"] = np.searchsorted(filters, params["filter"])
-        next_entry = np.zeros((0, 0), dtype=np.int32)
-        table = np.zeros((0, 0), dtype=np.int64)
-    else:
-        keys = numbered.keys
-        # Pages of zeros take memory only once they are written to.
-        table = np.zeros((numbered.rows, len(at)), dtype=np.int64)
-        next_entry = np.empty((numbered.sets, len(at)), dtype=np.int32)
-        first = np.unique(keys["entry_set"], return_index=True)[1]
-        threshold = np.ascontiguousarray(params["entry_threshold"][first])
-        filter_row = np.searchsorted(filters, params["filter"][first])
-        _fill_next(strength, filter_row, threshold, cand_from, next_entry)
+    cands["ts"], cands["index"] = arrays.score_ts[at], arrays.score_index[at]
+    cands["direction"], cands["after"], cands["score"] = np.sign(arrays.score[at]), lookup.score_after[at], at
+    cands["symbol"] = np.searchsorted(arrays.score_from, at, side="right") - 1
+    gaps = rows.number("max_gap_ns")
+    holes, hole_from = _holes(tape, params, gaps)
+    keys = np.full(len(params), -1, dtype=KEYS) if numbered is None else numbered.keys
     parts = [build_levels(row) for row in strength]
+    sizes = (0, 0, 0) if numbered is None else (numbered.sets, numbered.entries, numbered.rows)
+    names = [name for name in Plan._fields if name in arrays._fields or name in lookup._fields]
+    shared = {name: getattr(arrays if name in arrays._fields else lookup, name) for name in names}
     plan = Plan(
-        ticks=lookup.ticks,
-        price=tape.price,
-        price_ts=tape.price_ts,
-        price_index=tape.price_index,
-        price_from=tape.price_from,
-        price_high=lookup.price_high,
-        price_low=lookup.price_low,
-        price_offsets=lookup.price_offsets,
-        score=tape.score,
-        score_ts=tape.score_ts,
-        score_index=tape.score_index,
-        score_from=tape.score_from,
-        score_high=lookup.score_high,
-        score_low=lookup.score_low,
-        score_offsets=lookup.score_offsets,
-        force_ts=tape.force_ts,
-        force_index=tape.force_index,
-        force_from=tape.force_from,
+        **shared,
+        holes=holes,
+        hole_from=hole_from,
         cands=cands,
         cand_at=cand_at,
-        cand_ts=tape.score_ts[at],
-        cand_index=tape.score_index[at],
+        cand_ts=arrays.score_ts[at],
+        cand_index=arrays.score_index[at],
         cand_from=cand_from,
         strength=strength,
         strength_high=np.stack([part[0] for part in parts]),
         strength_offsets=parts[0][2],
-        next_entry=next_entry,
-        table=table,
+        next_entry=np.empty((sizes[0], len(at)), dtype=np.int32),
+        entries=np.empty((sizes[1], len(at)), dtype=ENTRY),
+        # Pages of zeros take memory only once they are written to.
+        table=np.zeros((sizes[2], len(at)), dtype=np.int64),
     )
+    keys["gap"] = gaps[0]
+    if numbered is None:
+        keys["entry_set"] = np.searchsorted(filters, params["filter"])
+    else:
+        first = np.unique(keys["entry_set"], return_index=True)[1]
+        threshold = np.ascontiguousarray(params["entry_threshold"][first])
+        filter_row = np.searchsorted(filters, params["filter"][first])
+        _fill_next(strength, filter_row, threshold, cand_from, plan.next_entry)
+        first = np.unique(keys["entry"], return_index=True)[1]
+        _fill_entries(plan, params[first], keys[first])
     return plan, keys
+
+
+def _holes(tape: Tape, params: Array, gaps: Codes) -> tuple[Array, Array]:
+    """Positions of the price events after a hole, by distinct ``max_gap_s`` and symbol, each list ended by the end."""
+    ts, starts = tape.arrays.price_ts, tape.arrays.price_from
+    pauses = np.diff(ts, prepend=ts[:1])
+    pauses[starts[:-1][starts[:-1] < len(ts)]] = 0
+    codes, count = gaps
+    lists, hole_from, total = [], np.zeros((count, len(starts)), dtype=np.int64), 0
+    for code in range(count):
+        gap = params["max_gap_ns"][np.argmax(codes == code)]
+        after = np.flatnonzero(pauses > gap) if gap >= 0 else np.empty(0, np.int64)
+        for k in range(len(starts) - 1):
+            hole_from[code, k] = total
+            mine = after[np.searchsorted(after, starts[k]) : np.searchsorted(after, starts[k + 1])]
+            lists += [mine, starts[k + 1 : k + 2]]
+            total += len(mine) + 1
+        hole_from[code, -1] = total
+    return np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64), hole_from
 
 
 def _strength(tape: Tape, allowed: Array, row: Any) -> Array:
     """|score| where the filter lets an entry through, else −1: below every threshold."""
-    score = tape.score
+    score = tape.arrays.score
     good = (score > 0) & bool(row["allow_long"]) | (score < 0) & bool(row["allow_short"])
-    good &= tape.score_blocked == 0
+    good &= tape.arrays.score_blocked == 0
     if row["allowed_regimes_set"] >= 0:
-        good &= allowed[row["allowed_regimes_set"]][tape.score_regime + 1]
+        good &= allowed[row["allowed_regimes_set"]][tape.arrays.score_regime + 1]
     strength: Array = np.where(good, np.abs(score), -1.0)
     return strength
 
@@ -205,27 +271,15 @@ def _fill_next(strength: Any, filter_row: Any, threshold: Any, cand_from: Any, n
                 next_entry[row, c] = found
 
 
-NEVER = 2**62
-# What a symbol is doing: looking for its next entry, about to enter, in a trade (before its entry fill, before TP1,
-# before its exit), or done for good. The stages before the exit are stopped at only where a daily loss counts.
-SEEK, ENTER, FILL, PART, EXIT, DONE = 0, 1, 2, 3, 4, 5
-UNKNOWN = -1
-CHAIN = np.dtype(
-    [
-        ("phase", "i8"),
-        ("action", "i8"),
-        ("cand", "i8"),
-        ("follower", "i8"),
-        ("q", "i8"),
-        ("t1", "i8"),
-        ("x", "i8"),
-        ("reason", "i8"),
-        ("direction", "f8"),
-        ("entry", "f8"),
-        ("qty", "f8"),
-    ],
-    align=True,
-)
+@compiled
+def _fill_entries(plan: Any, params: Any, keys: Any) -> None:
+    """Fill the rows of ``entries`` that belong to some combinations."""
+    for row in range(len(params)):
+        for c in range(len(plan.cands)):
+            find_entry(plan, params[row], keys[row].gap, c, plan.entries[keys[row].entry, c])
+
+
+# ---- Searches ----------------------------------------------------------------------------------------------
 
 
 @inlined
@@ -249,13 +303,13 @@ def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
 
 
 @inlined
-def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, end: Any) -> Any:
+def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
     """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
 
     One number, so that threads that share the table can never see a half of it; and the chain goes on to the next
-    entry without waiting for what lies at ``x``.
+    entry without waiting for what lies at ``x``. ``last``: the symbol's end.
     """
-    follower = np.int64(cand_at[ticks[x].next_score]) if x < end else np.int64(0)
+    follower = np.int64(cand_at[ticks[x].next_score]) if x < last else np.int64(0)
     return (touch + 1) << 32 | follower
 
 
@@ -280,76 +334,29 @@ def first_beyond(
 
 
 @inlined
-def trailing_stop(
-    price: Any, high: Any, low: Any, offsets: Any, q: Any, until: Any, entry: Any, direction: Any, p: Any
-) -> Any:
-    """The trailing stop that the prices in [q, until) raised; NaN while it is not active."""
-    rising = direction > 0.0
-    best = range_max(price, high, offsets, q, until) if rising else range_min(price, low, offsets, q, until)
-    if fills.trailing_active(best, entry, direction, p.trailing_activation_pct):
-        return fills.trailing_price(best, direction, p.trailing_distance_pct)
-    return np.nan
-
-
-@inlined
-def settle(
-    s: Any,
-    p: Any,
-    tp1: Any,
-    tp2: Any,
-    market: Any,
-    ts: Any,
-    duration: Any,
-    losses: Any,
-    account: Any,
-    raw: Any,
-) -> None:
-    """Book the trade that exits now, and its last fill on its day; ``market`` is what a market exit would get."""
-    direction, entry, qty = s.direction, s.entry, s.qty
-    left = qty
-    gross = 0.0
-    fees = fills.fee(entry, qty, p.taker_fee_bps)
-    if s.t1 >= 0:
-        part = fills.tp1_qty(qty, p.tp1_fraction)
-        gross += fills.gross_pnl(tp1, entry, part, direction)
-        fees += fills.fee(tp1, part, p.maker_fee_bps)
-        left = fills.remaining_qty(qty, part)
-    if s.reason != fills.TP1:
-        fill = tp2 if s.reason == fills.TP2 else market
-        cost = fills.fee(fill, left, p.maker_fee_bps if s.reason == fills.TP2 else p.taker_fee_bps)
-        last = fills.gross_pnl(fill, entry, left, direction)
-        gross += last
-        fees += cost
-        if losses and s.reason != fills.SESSION_END:
-            realise(account, p, ts, fills.realized_pnl(last, cost))
-    add_trade(raw, gross, fees, duration, s.reason)
-
-
-@inlined
-def advance(s: Any, p: Any, ticks: Any, account: Any) -> None:
-    """Book the entry's fee or TP1's part on the day of its event, for the daily loss; go to the next action."""
-    if s.phase == FILL:
-        realise(account, p, ticks[s.q].ts, -fills.fee(s.entry, s.qty, p.taker_fee_bps))
-        s.phase = PART if s.t1 >= 0 else EXIT
-    else:
-        fill = fills.target_price(s.entry, s.direction, p.tp1_pct)
-        part = fills.tp1_qty(s.qty, p.tp1_fraction)
-        gross = fills.gross_pnl(fill, s.entry, part, s.direction)
-        cost = fills.fee(fill, part, p.maker_fee_bps)
-        realise(account, p, ticks[s.t1].ts, fills.realized_pnl(gross, cost))
-        s.phase = EXIT
-    s.action = ticks[s.t1 if s.phase == PART else s.x].index
-
-
-@inlined
-def first_close(state: Any, ticks: Any) -> Any:
-    """Index of the first close of an open position; a close at the session's end frees nothing."""
-    free = NEVER
-    for k in range(len(state)):
-        o = state[k]
-        if FILL <= o.phase <= EXIT and o.reason != fills.SESSION_END:
-            free = min(free, ticks[o.x].index)
-    return free
+def first_fill(plan: Any, p: Any, at: Any, end: Any, limit: Any, side: Any, qty: Any) -> Any:
+    """First price event in (at, end) that fills a limit order which arrived at ``at``, else end; ``side``: +1 sells."""
+    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
+    if p.limit_fill == fills.TOUCH:
+        return towards(price, high, low, offsets, at + 1, end, limit, side)
+    ahead = -1.0
+    if p.limit_fill == fills.QUEUE and fills.usable(plan.quote[at], plan.price_ts[at], p.max_book_age_ns):
+        ahead = fills.queue_ahead(
+            plan.quote[at], plan.book_levels, plan.book_from, limit, side, p.queue_share
+        )
+    if ahead < 0.0:
+        # Strictly beyond: at or beyond the number next to it.
+        beyond = np.nextafter(limit, side * np.inf)
+        return towards(price, high, low, offsets, at + 1, end, beyond, side)
+    taken = 0.0
+    x = at
+    while True:
+        x = towards(price, high, low, offsets, x + 1, end, limit, side)
+        if x >= end or price[x] != limit:
+            return x
+        taken += plan.flow[x].sells if side > 0.0 else plan.flow[x].buys
+        if taken >= ahead + qty:
+            return x
 
 
 @inlined
@@ -364,6 +371,8 @@ def first_trailing(
     direction: Any,
     activation_pct: Any,
     distance_pct: Any,
+    tick_num: Any,
+    tick_den: Any,
 ) -> Any:
     """Return the first i in (start, end) whose price hits the stop that the prices from ``start`` to i − 1 raised.
 
@@ -371,8 +380,8 @@ def first_trailing(
     could raise: then no price in it can, whatever their order.
     """
     best = values[start]
-    active = trailing_active(best, entry, direction, activation_pct)
-    stop = trailing_price(best, direction, distance_pct)
+    active = fills.trailing_active(best, entry, direction, activation_pct)
+    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
     top = len(offsets) - 1
     i = start + 1
     while i < end:
@@ -385,8 +394,10 @@ def first_trailing(
                     hoped, worst = max(best, high[node]), low[node]
                 else:
                     hoped, worst = min(best, low[node]), high[node]
-                if (active or trailing_active(hoped, entry, direction, activation_pct)) and stop_hit(
-                    worst, trailing_price(hoped, direction, distance_pct), direction
+                if (
+                    active or fills.trailing_active(hoped, entry, direction, activation_pct)
+                ) and fills.stop_hit(
+                    worst, trailed(hoped, direction, distance_pct, tick_num, tick_den), direction
                 ):
                     break
                 reached = hoped
@@ -395,52 +406,372 @@ def first_trailing(
                 i += 1 << (SHIFT * depth)
                 if reached != best:
                     best = reached
-                    active = active or trailing_active(best, entry, direction, activation_pct)
-                    stop = trailing_price(best, direction, distance_pct)
+                    active = active or fills.trailing_active(best, entry, direction, activation_pct)
+                    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
                 continue
         price = values[i]
-        if active and stop_hit(price, stop, direction):
+        if active and fills.stop_hit(price, stop, direction):
             return i
         if direction * (price - best) > 0.0:
             best = price
-            active = active or trailing_active(best, entry, direction, activation_pct)
-            stop = trailing_price(best, direction, distance_pct)
+            active = active or fills.trailing_active(best, entry, direction, activation_pct)
+            stop = trailed(best, direction, distance_pct, tick_num, tick_den)
         i += 1
     return end
 
 
+@inlined
+def trailed(best: Any, direction: Any, distance_pct: Any, tick_num: Any, tick_den: Any) -> Any:
+    """The trailing stop of a best price, on its tick."""
+    return fills.rounded_price(
+        fills.trailing_price(best, direction, distance_pct), -direction, tick_num, tick_den
+    )
+
+
+@inlined
+def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
+    """The trailing stop that the prices from the entry up to ``until`` raised; NaN while it is not active."""
+    q, direction = s.q, s.direction
+    if direction > 0.0:
+        best = range_max(plan.price, plan.price_high, plan.price_offsets, q, until)
+    else:
+        best = range_min(plan.price, plan.price_low, plan.price_offsets, q, until)
+    if fills.trailing_active(best, s.entry, direction, p.trailing_activation_pct):
+        return trailed(best, direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
+    return np.nan
+
+
+# ---- Entries -----------------------------------------------------------------------------------------------
+
+
+@inlined
+def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
+    """Find out what becomes of the entry order that a candidate decides; the answer into the ENTRY ``e``."""
+    cand = plan.cands[c]
+    k = cand.symbol
+    symbol = plan.symbol[k]
+    direction = cand.direction
+    first = np.int64(cand.after)
+    last = plan.price_from[k + 1]
+    model = fills.fill_model(p, symbol)
+    limit = np.nan
+    if p.entry_order == fills.LIMIT:
+        reference = plan.price[first - 1] if first > plan.price_from[k] else np.nan
+        if model != fills.PRINT and fills.usable(plan.score_quote[cand.score], cand.ts, p.max_book_age_ns):
+            quote = plan.score_quote[cand.score]
+            reference = quote.bid if direction > 0.0 else quote.ask
+        limit = fills.limit_entry_price(reference, direction, p.entry_offset_bps)
+        limit = fills.rounded_price(limit, -direction, fills.tick_of(p, symbol), symbol.tick_den)
+        if np.isnan(limit):
+            e.kind = NO_ENTRY
+            e.next = c + 1
+            return
+    q = first
+    if p.latency_ns > 0:
+        q = first_at_least(plan.price_ts, first, last, cand.ts + p.latency_ns)
+    # The last entry of a symbol's holes is its end.
+    h = first_at_least(plan.holes, plan.hole_from[gap, k], plan.hole_from[gap, k + 1] - 1, first)
+    end = plan.holes[h]
+    if q >= end:
+        e.kind = CANCELLED
+        e.end = end
+        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]
+        return
+    e.at = q
+    e.kind = REJECTED
+    e.next = plan.cand_at[plan.ticks[q].next_score]
+    if end <= q:
+        end = plan.holes[h + 1]
+    e.end = end
+    price, ts = plan.price[q], plan.price_ts[q]
+    by_book = model != fills.PRINT and fills.usable(plan.quote[q], ts, p.max_book_age_ns)
+    opposite = np.nan
+    if by_book:
+        opposite = plan.quote[q].ask if direction > 0.0 else plan.quote[q].bid
+    slip = fills.slippage(p, model if by_book else fills.PRINT)
+    if p.entry_order != fills.LIMIT:
+        qty = fills.sized(p, symbol, fills.market_price(opposite if by_book else price, direction, slip))
+        if qty <= 0.0:
+            return
+        e.kind = FILLED
+        e.price = fills.market_price(price, direction, slip)
+        if by_book:
+            found, thin = fills.book_fill(
+                plan.quote[q], plan.book_levels, plan.book_from, price, qty, direction, slip, model
+            )
+            e.price = found
+            if thin:
+                e.kind = FILLED_THIN
+        e.qty = direction * qty
+        e.ts = ts
+        return
+    qty = fills.sized(p, symbol, limit) if limit > 0.0 else 0.0
+    takes = fills.traded_through(price, limit, -direction)
+    if by_book:
+        takes = fills.target_hit(limit, opposite, direction)
+    if qty <= 0.0 or takes:
+        return
+    until = end
+    expires = NEVER
+    if p.entry_ttl_ns >= 0:
+        expires = ts + p.entry_ttl_ns
+        until = first_at_least(plan.price_ts, q + 1, end, expires)
+    j = first_fill(plan, p, q, until, limit, -direction, qty)
+    if j < until:
+        e.kind = FILLED
+        e.price = limit
+        e.qty = direction * qty
+        e.at = j
+        e.ts = plan.price_ts[j]
+    elif expires <= (plan.price_ts[end] if end < last else plan.start[0].last_ts):
+        e.kind = EXPIRED
+        e.ts = expires
+        e.next = first_at_least(plan.cand_ts, c + 1, plan.cand_from[k + 1], expires)
+    else:
+        e.kind = CANCELLED
+        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]
+
+
+# ---- Accounting --------------------------------------------------------------------------------------------
+
+# What a symbol is doing: looking for its next entry, about to enter, in a trade (before its entry fill, TP1, a funding
+# settlement, its exit), waiting to be flat (until the end of an order that does not fill, or the hole that ended a
+# trade), or done for good. The stages before the exit are stopped at only where a daily loss counts.
+SEEK, ENTER, FILL, PART, SETTLE, EXIT, WAIT, DONE = range(8)
+UNKNOWN = -1
+# ``action``: twice the index of the event at which the symbol acts next, plus one for a decision, which comes after the
+# price part of its event. ``free``: the action by which the symbol is flat. ``x``: the price event of the exit,
+# ``fill`` its price. ``fund_from`` to ``fund_end``: the trade's funding settlements, realised up to ``settled``.
+CHAIN = np.dtype(
+    [
+        ("phase", "i8"),
+        ("action", "i8"),
+        ("free", "i8"),
+        ("cand", "i8"),
+        ("follower", "i8"),
+        ("q", "i8"),
+        ("end", "i8"),
+        ("t1", "i8"),
+        ("x", "i8"),
+        ("reason", "i8"),
+        ("thin", "i8"),
+        ("filled", "i8"),
+        ("parted", "i8"),
+        ("exited", "i8"),
+        ("fund_from", "i8"),
+        ("fund_end", "i8"),
+        ("settled", "i8"),
+        ("ts", "i8"),
+        ("direction", "f8"),
+        ("entry", "f8"),
+        ("qty", "f8"),
+        ("part", "f8"),
+        ("tp1", "f8"),
+        ("fill", "f8"),
+        ("model", "i8"),
+        ("slip", "f8"),
+        ("buys", "f8"),
+        ("sells", "f8"),
+        ("tick_num", "f8"),
+        ("tick_den", "f8"),
+    ],
+    align=True,
+)
+
+
+@inlined
+def start_symbol(plan: Any, s: Any, p: Any, k: Any) -> None:
+    """Set a symbol to what it is before the first event of a row."""
+    symbol = plan.symbol[k]
+    s.phase = SEEK
+    s.action = UNKNOWN
+    s.free = NEVER
+    s.fund_from = plan.funding_from[k]
+    s.fund_end = s.fund_from
+    s.cand = plan.cand_from[k]
+    start = -NEVER
+    if symbol.carried_until > -NEVER:
+        start = symbol.carried_until
+        s.free = NEVER
+        if start < NEVER:
+            start += p.cooldown_ns
+    elif symbol.last_exit > -NEVER:
+        start = symbol.last_exit + p.cooldown_ns
+    if start > -NEVER:
+        s.cand = first_at_least(plan.cand_ts, s.cand, plan.cand_from[k + 1], start)
+    s.model = fills.fill_model(p, symbol)
+    s.slip = fills.slippage(p, s.model)
+    # The formulas at price 1: what multiplies a price, divided out once. 1·x is x to the bit.
+    s.buys = fills.market_price(1.0, 1.0, fills.slippage(p, fills.PRINT))
+    s.sells = fills.market_price(1.0, -1.0, fills.slippage(p, fills.PRINT))
+    s.tick_num = fills.tick_of(p, symbol)
+    s.tick_den = symbol.tick_den
+
+
+@inlined
+def settle(plan: Any, s: Any, p: Any, losses: Any, account: Any, raw: Any) -> None:
+    """Count the trade that exits now, and its last fill on its day."""
+    direction, entry, qty = s.direction, s.entry, s.qty
+    left = qty
+    gross = 0.0
+    fees = fills.fee(entry, qty, p.maker_fee_bps if p.entry_order == fills.LIMIT else p.taker_fee_bps)
+    if s.t1 >= 0:
+        gross += fills.gross_pnl(s.tp1, entry, s.part, direction)
+        fees += fills.fee(s.tp1, s.part, p.maker_fee_bps)
+        left = fills.remaining_qty(qty, s.part)
+    funding = 0.0
+    for f in range(s.fund_from, s.fund_end):
+        funding += funding_of(plan, s, f)
+    gap_pnl = np.nan
+    if s.reason == fills.DATA_GAP:
+        fill = plan.ticks[s.end].price * (s.sells if direction > 0.0 else s.buys)
+        lost = gross + fills.gross_pnl(fill, entry, left, direction)
+        gap_pnl = fills.realized_pnl(lost, fees + fills.fee(fill, left, p.taker_fee_bps)) + funding
+    if s.reason != fills.TP1:
+        cost = fills.fee(s.fill, left, p.maker_fee_bps if s.reason == fills.TP2 else p.taker_fee_bps)
+        last = fills.gross_pnl(s.fill, entry, left, direction)
+        gross += last
+        fees += cost
+        if losses and s.reason != fills.SESSION_END and s.reason != fills.DATA_GAP:
+            realise(account, p, plan.ticks[s.x].ts, fills.realized_pnl(last, cost))
+    fills.add_trade(raw, gross, fees, funding, plan.ticks[s.x].ts - s.ts, s.reason, s.thin, gap_pnl)
+
+
+@inlined
+def funding_of(plan: Any, s: Any, f: Any) -> Any:
+    """Cash of one funding settlement of the trade."""
+    left = s.qty
+    if s.t1 >= 0 and plan.ticks[s.t1].index < plan.funding[f].index:
+        left = fills.remaining_qty(s.qty, s.part)
+    return fills.funding_cash(left, plan.funding[f].mark, plan.funding[f].rate, s.direction)
+
+
+@inlined
+def find_funding(plan: Any, s: Any, k: Any) -> None:
+    """Find the settlements of the trade: after the entry's event, and before that of the exit or of the hole."""
+    last = plan.funding_from[k + 1]
+    until = np.int64(plan.ticks[s.x].index)
+    if s.reason == fills.SESSION_END:
+        until = NEVER
+    elif s.reason == fills.DATA_GAP:
+        until = np.int64(plan.ticks[s.end].index)
+    f = s.fund_from
+    while f < last and plan.funding[f].index <= plan.ticks[s.q].index:
+        f += 1
+    s.fund_from = f
+    s.settled = f
+    while f < last and plan.funding[f].index < until:
+        f += 1
+    s.fund_end = f
+
+
+@inlined
+def set_action(plan: Any, s: Any, losses: Any) -> None:
+    """Set the phase of a trade and its action, from what of it is still to come."""
+    if s.exited == 1:
+        s.phase = WAIT
+        s.action = s.free
+    else:
+        s.phase = EXIT
+        at = s.x
+        if s.filled == 0:
+            s.phase = FILL
+            at = s.q
+        elif losses and s.t1 >= 0 and s.parted == 0:
+            s.phase = PART
+            at = s.t1
+        s.action = 2 * np.int64(plan.ticks[at].index)
+    if losses and s.phase != FILL and s.settled < s.fund_end and 2 * plan.funding[s.settled].index < s.action:
+        s.phase = SETTLE
+        s.action = 2 * plan.funding[s.settled].index
+
+
+@inlined
+def advance(plan: Any, s: Any, p: Any, account: Any) -> None:
+    """Realise the entry's fee, TP1's part or a funding settlement on the day of its event, for the daily loss."""
+    if s.phase == FILL:
+        bps = p.maker_fee_bps if p.entry_order == fills.LIMIT else p.taker_fee_bps
+        realise(account, p, s.ts, -fills.fee(s.entry, s.qty, bps))
+        s.filled = 1
+    elif s.phase == PART:
+        gross = fills.gross_pnl(s.tp1, s.entry, s.part, s.direction)
+        cost = fills.fee(s.tp1, s.part, p.maker_fee_bps)
+        realise(account, p, plan.ticks[s.t1].ts, fills.realized_pnl(gross, cost))
+        s.parted = 1
+    else:
+        realise(account, p, plan.funding[s.settled].ts, funding_of(plan, s, s.settled))
+        s.settled += 1
+    set_action(plan, s, True)
+
+
+@inlined
+def first_free(plan: Any, state: Any, account: Any) -> Any:
+    """Index of the event by which the first of the open, pending and carried positions is gone."""
+    free = NEVER
+    for k in range(len(state)):
+        o = state[k]
+        if FILL <= o.phase <= WAIT:
+            free = min(free, o.free)
+    for n in range(account.carried, len(plan.carried)):
+        if plan.carried[n].release == 1:
+            free = min(free, 2 * plan.carried[n].index)
+            break
+    return free >> 1
+
+
+@inlined
+def carry(plan: Any, account: Any, p: Any, index: Any) -> None:
+    """Apply what happened to carried positions before the event at ``index``."""
+    while account.carried < len(plan.carried) and plan.carried[account.carried].index <= index:
+        change = plan.carried[account.carried]
+        account.carried += 1
+        if change.release == 1:
+            account.open -= 1
+        else:
+            realise(account, p, change.ts, change.pnl)
+
+
+@inlined
+def end_of_order(plan: Any, e: Any, last: Any) -> Any:
+    """The action by which an entry order that does not fill is gone."""
+    if e.kind == EXPIRED:
+        # By the first decision of any symbol at that time.
+        at = first_at_least(plan.all_ts, 0, len(plan.all_ts), e.ts)
+        return 2 * np.int64(plan.all_index[at]) if at < len(plan.all_ts) else NEVER
+    at = e.at if e.kind == REJECTED else e.end
+    return 2 * np.int64(plan.ticks[at].index) if at < last else NEVER
+
+
+# ---- The walk ----------------------------------------------------------------------------------------------
+
+
 @compiled
 def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
-    """Run every row of ``params`` with its table rows ``keys``; figures into the rows of ``raw``.
+    """Run every row of ``params`` with its table rows ``keys``; sums into the rows of ``raw``.
 
     All in one body on purpose: a call that carries the plan's arrays costs more than what it would do.
     """
     ticks, price, price_ts, price_index = plan.ticks, plan.price, plan.price_ts, plan.price_index
     price_from, high, low, offsets = plan.price_from, plan.price_high, plan.price_low, plan.price_offsets
-    cands, cand_ts, cand_index, cand_from = plan.cands, plan.cand_ts, plan.cand_index, plan.cand_from
+    cand_ts, cand_index, cand_from, cand_at = plan.cand_ts, plan.cand_index, plan.cand_from, plan.cand_at
     score_index, score_from, force_from = plan.score_index, plan.score_from, plan.force_from
-    force_index = plan.force_index
-    cand_at, table, next_entry = plan.cand_at, plan.table, plan.next_entry
+    force_index, table, next_entry = plan.force_index, plan.table, plan.next_entry
     tables = len(next_entry) > 0
     n_symbols = len(price_from) - 1
     state = np.zeros(n_symbols, dtype=CHAIN)
     accounts = np.zeros(1, dtype=ACCOUNT)
     account = accounts[0]
+    found = np.zeros(1, dtype=ENTRY)
     for row in range(len(params)):
         p = params[row]
         key = keys[row]
-        figures = raw[row]
+        sums = raw[row]
         strength = plan.strength[0 if tables else key.entry_set]
         strength_high = plan.strength_high[0 if tables else key.entry_set]
         losses = not np.isnan(p.max_daily_loss_usd)
         limited = losses or p.max_open_positions >= 0 or p.max_trades_per_day >= 0
         leaves = not np.isnan(p.exit_threshold)
         trails = not np.isnan(p.trailing_activation_pct)
-        # The formulas at price 1: what multiplies a price, divided out once per combination. 1·x is x to the bit.
-        entry_long = fills.entry_price(1.0, 1.0, p.slippage_bps)
-        entry_short = fills.entry_price(1.0, -1.0, p.slippage_bps)
-        market_long = fills.market_exit_price(1.0, 1.0, p.slippage_bps)
-        market_short = fills.market_exit_price(1.0, -1.0, p.slippage_bps)
         stop_long = fills.stop_price(1.0, 1.0, p.sl_pct)
         stop_short = fills.stop_price(1.0, -1.0, p.sl_pct)
         tp1_long = fills.target_price(1.0, 1.0, p.tp1_pct)
@@ -449,21 +780,15 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
         tp2_short = fills.target_price(1.0, -1.0, p.tp2_pct)
         if p.max_open_positions == 0 or p.max_trades_per_day == 0:
             continue
-        account.open = 0
-        account.entries = 0
-        account.pnl = 0.0
-        account.lost = 0
+        start_account(account, p, plan.start[0])
         for k in range(n_symbols):
-            s = state[k]
-            s.phase = SEEK
-            s.cand = cand_from[k]
-            s.action = UNKNOWN
+            start_symbol(plan, state[k], p, k)
         while True:
             chosen = -1
             earliest = NEVER
             for k in range(n_symbols):
                 s = state[k]
-                if s.action == UNKNOWN:
+                while s.action == UNKNOWN:
                     c = s.cand
                     if s.phase == SEEK:
                         last = cand_from[k + 1]
@@ -478,224 +803,285 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                         if c >= last:
                             s.phase = DONE
                             s.action = NEVER
-                        elif limited:
-                            s.action = cand_index[c]
-                        else:
-                            # Without limits an entry is nobody else's business: at once.
-                            s.phase = ENTER
-                    if s.phase == ENTER:
-                        end = price_from[k + 1]
-                        cand = cands[c]
-                        q = np.int64(cand.after)
-                        if p.latency_ns > 0:
-                            q = first_at_least(price_ts, q, end, cand.ts + p.latency_ns)
-                        if q >= end:
-                            # Pending until the session ends.
-                            s.phase = DONE
-                            s.action = NEVER
-                            continue
-                        direction = cand.direction
-                        rising = direction > 0.0
-                        entry = ticks[q].price * (entry_long if rising else entry_short)
-                        s.q = q
-                        s.direction = direction
-                        s.entry = entry
-                        s.qty = entry_qty(p, entry)
-                        # The first stop.
-                        base = entry * (stop_long if rising else stop_short)
-                        base_reason = fills.STOP_LOSS
-                        known: Any = table[key.stop, c] if tables else np.int64(0)
+                            break
+                        if limited:
+                            s.action = 2 * np.int64(cand_index[c]) + 1
+                            if p.entry_order == fills.LIMIT:
+                                # Without a reference price there is nothing to decide.
+                                find_entry(plan, p, key.gap, c, found[0])
+                                if found[0].kind == NO_ENTRY:
+                                    s.cand = c + 1
+                                    s.action = UNKNOWN
+                                    continue
+                            break
+                        # Without limits an entry does not depend on other symbols: at once.
+                    e = found[0]
+                    if tables:
+                        e = plan.entries[key.entry, c]
+                    else:
+                        find_entry(plan, p, key.gap, c, e)
+                    if e.kind > FILLED_THIN or e.kind == NO_ENTRY:
+                        s.cand = np.int64(e.next)
+                        s.phase = SEEK
+                        if e.kind != NO_ENTRY:
+                            sums[fills.REJECTED + (e.kind - REJECTED if e.kind < EXPIRED else -1)] += 1.0
+                            if limited:
+                                s.phase = WAIT
+                                s.free = end_of_order(plan, e, price_from[k + 1])
+                                s.action = s.free
+                        continue
+                    q = np.int64(e.at)
+                    end = np.int64(e.end)
+                    last = price_from[k + 1]
+                    direction = 1.0 if e.qty > 0.0 else -1.0
+                    rising = direction > 0.0
+                    entry = e.price
+                    s.q = q
+                    s.end = end
+                    s.ts = e.ts
+                    s.direction = direction
+                    s.entry = entry
+                    s.qty = abs(e.qty)
+                    s.thin = 1 if e.kind == FILLED_THIN else 0
+                    s.filled = 0 if losses else 1
+                    s.parted = 0
+                    s.exited = 0
+                    tick_num, tick_den = s.tick_num, s.tick_den
+                    # The first stop; that of a LIMIT entry may be touched by its own event.
+                    base = fills.rounded_price(
+                        entry * (stop_long if rising else stop_short), -direction, tick_num, tick_den
+                    )
+                    base_reason = fills.STOP_LOSS
+                    known: Any = table[key.stop, c] if tables else np.int64(0)
+                    if known == 0:
+                        x = q if p.entry_order == fills.LIMIT else q + 1
+                        x = towards(price, high, low, offsets, x, end, base, -direction)
+                        known = cell(ticks, cand_at, x, x, last)
+                        if tables:
+                            table[key.stop, c] = known
+                    base_cell = known
+                    base_touch = (known >> 32) - 1
+                    # The trailing stop: it does not depend on the others, only which is hit first does.
+                    trail = end
+                    trail_cell = base_cell
+                    if trails:
+                        known = table[key.trail, c] if tables else np.int64(0)
                         if known == 0:
-                            x = towards(price, high, low, offsets, q + 1, end, base, -direction)
-                            known = cell(ticks, cand_at, x, x, end)
+                            x = first_trailing(
+                                price,
+                                high,
+                                low,
+                                offsets,
+                                q,
+                                end,
+                                entry,
+                                direction,
+                                p.trailing_activation_pct,
+                                p.trailing_distance_pct,
+                                tick_num,
+                                tick_den,
+                            )
+                            known = cell(ticks, cand_at, x, x, last)
                             if tables:
-                                table[key.stop, c] = known
-                        base_cell = known
-                        base_touch = (known >> 32) - 1
-                        # The trailing stop: it does not depend on the others, only which is hit first does.
-                        trail = end
-                        trail_cell = base_cell
-                        if trails:
-                            known = table[key.trail, c] if tables else np.int64(0)
-                            if known == 0:
-                                activation, distance = p.trailing_activation_pct, p.trailing_distance_pct
-                                x = first_trailing(
-                                    price, high, low, offsets, q, end, entry, direction, activation, distance
+                                table[key.trail, c] = known
+                        trail_cell = known
+                        trail = (known >> 32) - 1
+                    # Market exits: the time that is up, and the first score or risk exit to be submitted.
+                    market = end
+                    market_reason = fills.TIMEOUT
+                    market_cell = base_cell
+                    if p.max_hold_ns >= 0:
+                        known = table[key.hold, c] if tables else np.int64(0)
+                        if known == 0:
+                            x = first_at_least(price_ts, q + 1, end, price_ts[q] + p.max_hold_ns)
+                            known = cell(ticks, cand_at, x, x, last)
+                            if tables:
+                                table[key.hold, c] = known
+                        market_cell = known
+                        market = (known >> 32) - 1
+                    if leaves or force_from[k + 1] > force_from[k]:
+                        known = table[key.leave, c] if tables else np.int64(0)
+                        if known == 0:
+                            # The cell holds twice the position where it is due, plus one for a risk exit.
+                            index = price_index[q]
+                            decided: Any = NEVER
+                            due_ts = 0
+                            risk = 0
+                            if leaves:
+                                final = score_from[k + 1]
+                                at = first_at_least(score_index, score_from[k], final, index + 1)
+                                at = first_beyond(
+                                    plan.score,
+                                    plan.score_high,
+                                    plan.score_low,
+                                    plan.score_offsets,
+                                    at,
+                                    final,
+                                    p.exit_threshold,
+                                    direction,
                                 )
-                                known = cell(ticks, cand_at, x, x, end)
-                                if tables:
-                                    table[key.trail, c] = known
-                            trail_cell = known
-                            trail = (known >> 32) - 1
-                        # Market exits: the time that is up, and the first score or risk exit to be submitted.
-                        market = end
-                        market_reason = fills.TIMEOUT
-                        market_cell = base_cell
-                        if p.max_hold_ns >= 0:
-                            known = table[key.hold, c] if tables else np.int64(0)
-                            if known == 0:
-                                x = first_at_least(price_ts, q + 1, end, price_ts[q] + p.max_hold_ns)
-                                known = cell(ticks, cand_at, x, x, end)
-                                if tables:
-                                    table[key.hold, c] = known
+                                if at < final:
+                                    decided = np.int64(score_index[at])
+                                    due_ts = plan.score_ts[at] + p.latency_ns
+                            final = force_from[k + 1]
+                            at = first_at_least(force_index, force_from[k], final, index + 1)
+                            if at < final and force_index[at] < decided:
+                                decided = np.int64(force_index[at])
+                                due_ts = plan.force_ts[at] + p.latency_ns
+                                risk = 1
+                            due = end
+                            if decided < NEVER:
+                                due = first_at_least(price_index, q + 1, end, decided + 1)
+                                due = first_at_least(price_ts, due, end, due_ts)
+                            known = cell(ticks, cand_at, 2 * due + risk, due, last)
+                            if tables:
+                                table[key.leave, c] = known
+                        # At one event the time is up first.
+                        leave = (known >> 32) - 1
+                        if leave >> 1 < market:
+                            market = leave >> 1
+                            market_reason = fills.SCORE_EXIT + (leave & 1)
                             market_cell = known
-                            market = (known >> 32) - 1
-                        if leaves or force_from[k + 1] > force_from[k]:
-                            known = table[key.leave, c] if tables else np.int64(0)
-                            if known == 0:
-                                # The cell holds twice the position where it is due, plus one for a risk exit.
-                                index = price_index[q]
-                                decided: Any = NEVER
-                                due_ts = 0
-                                risk = 0
-                                if leaves:
-                                    last = score_from[k + 1]
-                                    at = first_at_least(score_index, score_from[k], last, index + 1)
-                                    at = first_beyond(
-                                        plan.score,
-                                        plan.score_high,
-                                        plan.score_low,
-                                        plan.score_offsets,
-                                        at,
-                                        last,
-                                        p.exit_threshold,
-                                        direction,
-                                    )
-                                    if at < last:
-                                        decided = np.int64(score_index[at])
-                                        due_ts = plan.score_ts[at] + p.latency_ns
-                                last = force_from[k + 1]
-                                at = first_at_least(force_index, force_from[k], last, index + 1)
-                                if at < last and force_index[at] < decided:
-                                    decided = np.int64(force_index[at])
-                                    due_ts = plan.force_ts[at] + p.latency_ns
-                                    risk = 1
-                                due = end
-                                if decided < NEVER:
-                                    due = first_at_least(price_index, q + 1, end, decided + 1)
-                                    due = first_at_least(price_ts, due, end, due_ts)
-                                known = cell(ticks, cand_at, 2 * due + risk, due, end)
-                                if tables:
-                                    table[key.leave, c] = known
-                            # At one event the time is up first.
-                            leave = (known >> 32) - 1
-                            if leave >> 1 < market:
-                                market = leave >> 1
-                                market_reason = fills.SCORE_EXIT + (leave & 1)
-                                market_cell = known
-                        # TP1, and the second stage that it starts. At one event: stop, TP1, TP2, market exit.
-                        s.t1 = -1
-                        s.x = -1
-                        then = trail_cell
-                        if p.tp1_fraction > 0.0:
-                            known = table[key.tp1, c] if tables else np.int64(0)
-                            if known == 0:
-                                level = entry * (tp1_long if rising else tp1_short)
-                                x = towards(price, high, low, offsets, q + 1, end, level, direction)
-                                known = cell(ticks, cand_at, x, x, end)
-                                if tables:
-                                    table[key.tp1, c] = known
-                            t1 = (known >> 32) - 1
-                            if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
-                                s.t1 = t1
-                                even = fills.break_even_price(entry, direction, p.break_even_offset_pct)
-                                if p.tp1_fraction == 1.0:
-                                    s.x = t1
-                                    s.reason = fills.TP1
-                                    then = known
-                                elif fills.tightens(even, base, direction):
-                                    raised = np.nan
-                                    if trails:
-                                        raised = trailing_stop(
-                                            price, high, low, offsets, q, t1, entry, direction, p
-                                        )
-                                    if np.isnan(raised) or fills.tightens(even, raised, direction):
-                                        base = even
-                                        base_reason = fills.BREAK_EVEN
-                                        known = table[key.even, c] if tables else np.int64(0)
-                                        if known == 0:
-                                            x = towards(
-                                                price, high, low, offsets, t1 + 1, end, even, -direction
-                                            )
-                                            known = cell(ticks, cand_at, x, x, end)
-                                            if tables:
-                                                table[key.even, c] = known
-                                        base_cell = known
-                                        base_touch = (known >> 32) - 1
-                        stop = min(base_touch, trail)
-                        if s.x < 0 and (p.tp1_fraction == 0.0 or s.t1 >= 0):
-                            known = table[key.tp2, c] if tables else np.int64(0)
-                            if known == 0:
-                                level = entry * (tp2_long if rising else tp2_short)
-                                x = towards(price, high, low, offsets, q + 1, end, level, direction)
-                                known = cell(ticks, cand_at, x, x, end)
-                                if tables:
-                                    table[key.tp2, c] = known
-                            t2 = (known >> 32) - 1
-                            if t2 < end and t2 < stop and t2 <= market:
-                                s.x = t2
-                                s.reason = fills.TP2
+                    # TP1, and the second stage that it starts. At one event: stop, TP1, TP2, market exit.
+                    s.t1 = -1
+                    s.x = -1
+                    then = trail_cell
+                    s.part = fills.tp1_part(p, plan.symbol[k], s.qty) if p.tp1_fraction > 0.0 else 0.0
+                    if s.part > 0.0:
+                        s.tp1 = fills.rounded_price(
+                            entry * (tp1_long if rising else tp1_short), direction, tick_num, tick_den
+                        )
+                        known = table[key.tp1, c] if tables else np.int64(0)
+                        if known == 0:
+                            x = first_fill(plan, p, q, end, s.tp1, direction, s.part)
+                            known = cell(ticks, cand_at, x, x, last)
+                            if tables:
+                                table[key.tp1, c] = known
+                        t1 = (known >> 32) - 1
+                        if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
+                            s.t1 = t1
+                            even = fills.rounded_price(
+                                fills.break_even_price(entry, direction, p.break_even_offset_pct),
+                                -direction,
+                                tick_num,
+                                tick_den,
+                            )
+                            if p.tp1_fraction == 1.0:
+                                s.x = t1
+                                s.reason = fills.TP1
                                 then = known
-                        if s.x < 0:
-                            if stop < end and stop <= market:
-                                s.x = stop
-                                s.reason = base_reason
-                                if base_touch <= trail:
-                                    then = base_cell
-                                # Both stops at once: the tighter one had been moved last.
-                                if trail < base_touch or (
-                                    trail == base_touch
-                                    and fills.tightens(
-                                        trailing_stop(
-                                            price, high, low, offsets, q, stop, entry, direction, p
-                                        ),
-                                        base,
-                                        direction,
-                                    )
-                                ):
-                                    s.reason = fills.TRAILING
-                            elif market < end:
-                                s.x = market
-                                s.reason = market_reason
-                                then = market_cell
-                            else:
-                                s.x = end - 1
-                                s.reason = fills.SESSION_END
-                        s.follower = then & 0xFFFFFFFF
-                        s.phase = FILL if losses else EXIT
-                        s.action = ticks[q if losses else s.x].index
+                            elif fills.tightens(even, base, direction):
+                                raised = np.nan
+                                if trails:
+                                    raised = trailing_stop(plan, p, s, t1)
+                                if np.isnan(raised) or fills.tightens(even, raised, direction):
+                                    base = even
+                                    base_reason = fills.BREAK_EVEN
+                                    known = table[key.even, c] if tables else np.int64(0)
+                                    if known == 0:
+                                        x = towards(price, high, low, offsets, t1 + 1, end, even, -direction)
+                                        known = cell(ticks, cand_at, x, x, last)
+                                        if tables:
+                                            table[key.even, c] = known
+                                    base_cell = known
+                                    base_touch = (known >> 32) - 1
+                    stop = min(base_touch, trail)
+                    if s.x < 0 and p.tp1_fraction < 1.0 and (s.part == 0.0 or s.t1 >= 0):
+                        level = fills.rounded_price(
+                            entry * (tp2_long if rising else tp2_short), direction, tick_num, tick_den
+                        )
+                        known = table[key.tp2, c] if tables else np.int64(0)
+                        if known == 0:
+                            x = first_fill(plan, p, q, end, level, direction, s.qty)
+                            known = cell(ticks, cand_at, x, x, last)
+                            if tables:
+                                table[key.tp2, c] = known
+                        t2 = (known >> 32) - 1
+                        if t2 < end and t2 < stop and t2 <= market:
+                            s.x = t2
+                            s.reason = fills.TP2
+                            s.fill = level
+                            then = known
+                    if s.x < 0:
+                        s.x = end
+                        if stop < end and stop <= market:
+                            s.x = stop
+                            s.reason = base_reason
+                            if base_touch <= trail:
+                                then = base_cell
+                            # Both stops at once: the tighter one had been moved last.
+                            if trail < base_touch or (
+                                trail == base_touch
+                                and fills.tightens(trailing_stop(plan, p, s, stop), base, direction)
+                            ):
+                                s.reason = fills.TRAILING
+                            if p.stop_latency_ns > 0:
+                                s.x = first_at_least(price_ts, stop, end, price_ts[stop] + p.stop_latency_ns)
+                                then = cell(ticks, cand_at, s.x, s.x, last)
+                        elif market < end:
+                            s.x = market
+                            s.reason = market_reason
+                            then = market_cell
+                        factor = s.sells if rising else s.buys
+                        if s.x < end:
+                            s.fill = ticks[s.x].price * factor
+                            if s.model != fills.PRINT and fills.usable(
+                                plan.quote[s.x], price_ts[s.x], p.max_book_age_ns
+                            ):
+                                left = fills.remaining_qty(s.qty, s.part) if s.t1 >= 0 else s.qty
+                                filled_at, thin = fills.book_fill(
+                                    plan.quote[s.x],
+                                    plan.book_levels,
+                                    plan.book_from,
+                                    price[s.x],
+                                    left,
+                                    -direction,
+                                    s.slip,
+                                    s.model,
+                                )
+                                s.fill = filled_at
+                                if thin:
+                                    s.thin = 1
+                        else:
+                            # The segment ends: at a hole, or with the session.
+                            s.x = end - 1
+                            s.reason = fills.SESSION_END if end == last else fills.DATA_GAP
+                            s.fill = ticks[s.x].price * factor
+                    s.follower = then & 0xFFFFFFFF
+                    s.free = 2 * np.int64(ticks[s.x].index)
+                    if s.reason == fills.DATA_GAP:
+                        s.free = 2 * np.int64(ticks[end].index)
+                    elif s.reason == fills.SESSION_END:
+                        s.free = NEVER
+                    s.fund_end = s.fund_from
+                    if plan.funding_from[k + 1] > plan.funding_from[k]:
+                        find_funding(plan, s, k)
+                    set_action(plan, s, losses)
                 if s.action < earliest:
                     earliest = s.action
                     chosen = k
             if chosen < 0:
                 break
+            if len(plan.carried) > 0:
+                carry(plan, account, p, earliest >> 1)
             s = state[chosen]
             if s.phase == EXIT:
-                tick = ticks[s.x]
-                rising = s.direction > 0.0
-                settle(
-                    s,
-                    p,
-                    s.entry * (tp1_long if rising else tp1_short),
-                    s.entry * (tp2_long if rising else tp2_short),
-                    tick.price * (market_long if rising else market_short),
-                    tick.ts,
-                    tick.ts - ticks[s.q].ts,
-                    losses,
-                    account,
-                    figures,
-                )
-                if s.reason == fills.SESSION_END:
-                    s.phase = DONE
-                    s.action = NEVER
+                settle(plan, s, p, losses, account, sums)
+                s.cand = s.follower
+                if s.reason == fills.SESSION_END or s.reason == fills.DATA_GAP:
+                    s.exited = 1
+                    if limited:
+                        set_action(plan, s, losses)
+                        continue
+                    s.phase = SEEK if s.reason == fills.DATA_GAP else DONE
+                    s.action = UNKNOWN if s.reason == fills.DATA_GAP else NEVER
                 else:
                     account.open -= 1
                     s.phase = SEEK
                     s.action = UNKNOWN
-                    s.cand = s.follower
                     if p.cooldown_ns > 0:
                         s.cand = first_at_least(
-                            cand_ts, s.cand, cand_from[chosen + 1], tick.ts + p.cooldown_ns
+                            cand_ts, s.cand, cand_from[chosen + 1], ticks[s.x].ts + p.cooldown_ns
                         )
             elif s.phase == SEEK:
                 ts = cand_ts[s.cand]
@@ -706,10 +1092,14 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                 elif p.max_open_positions >= 0 and account.open >= p.max_open_positions:
                     # Not before one of the open positions closes.
                     s.cand = first_at_least(
-                        cand_index, s.cand + 1, cand_from[chosen + 1], first_close(state, ticks)
+                        cand_index, s.cand + 1, cand_from[chosen + 1], first_free(plan, state, account)
                     )
                 else:
                     tomorrow = (ts // NS_PER_DAY + 1) * NS_PER_DAY
                     s.cand = first_at_least(cand_ts, s.cand + 1, cand_from[chosen + 1], tomorrow)
+            elif s.phase == WAIT:
+                account.open -= 1
+                s.phase = SEEK
+                s.action = UNKNOWN
             else:
-                advance(s, p, ticks, account)
+                advance(plan, s, p, account)

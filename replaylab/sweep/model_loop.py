@@ -11,11 +11,8 @@ import numpy as np
 
 from replaylab.compiled import compiled, inlined
 from replaylab.sweep import fills
-from replaylab.sweep.fills import add_trade, entry_qty
-from replaylab.sweep.tape import KINDS, PRICE, SCORE
+from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE
 from replaylab.timestamps import NS_PER_DAY
-
-__all__ = ["ACCOUNT", "TRADE", "entry_decided", "realise", "refused", "run_loop"]
 
 TRADE = np.dtype(
     [
@@ -29,24 +26,32 @@ TRADE = np.dtype(
         ("close_price", "f8"),
         ("qty", "f8"),
         ("fees", "f8"),
+        ("funding", "f8"),
         ("realized_pnl", "f8"),
+        ("gap_pnl", "f8"),
         ("mfe", "f8"),
         ("mae", "f8"),
         ("reason", "i4"),
         ("tp1_filled", "i4"),
+        ("thin", "i4"),
     ],
     align=True,
 )
 
-# What a symbol is doing. OVER: its last price is past and what was open was closed there; it still counts as open.
-FLAT, PENDING, OPEN, OVER = 0, 1, 2, 3
+# What a symbol is doing. RESTING: a limit entry that has arrived. CLOSING: its stop was touched and waits for its
+# fill. OVER: the position was closed at the last price before a hole or the session's end, and counts as open until it.
+FLAT, PENDING, RESTING, OPEN, CLOSING, OVER, CARRIED = range(7)
 _STATE = np.dtype(
     [
         ("phase", "i8"),
         ("at_price", "i8"),
         ("at_score", "i8"),
         ("at_force", "i8"),
+        ("at_funding", "i8"),
         ("due", "i8"),
+        ("limit", "f8"),
+        ("ahead", "f8"),
+        ("taken", "f8"),
         ("direction", "f8"),
         ("cooldown_end", "i8"),
         ("entry_index", "i8"),
@@ -56,11 +61,18 @@ _STATE = np.dtype(
         ("left", "f8"),
         ("gross", "f8"),
         ("fees", "f8"),
+        ("funding", "f8"),
+        ("thin", "i8"),
         ("stop", "f8"),
         ("stop_reason", "i8"),
         ("tp1", "f8"),
-        ("tp2", "f8"),
+        ("tp1_qty", "f8"),
+        ("tp1_ahead", "f8"),
+        ("tp1_taken", "f8"),
         ("tp1_filled", "i8"),
+        ("tp2", "f8"),
+        ("tp2_ahead", "f8"),
+        ("tp2_taken", "f8"),
         ("best", "f8"),
         ("high", "f8"),
         ("low", "f8"),
@@ -69,15 +81,18 @@ _STATE = np.dtype(
     ],
     align=True,
 )
-# The account: open and pending positions, entries of a day, a day's PnL and whether it was ever at its limit.
+# The account: open, pending and carried positions; limit entries that rest; entries of a day; a day's PnL and whether
+# it was ever at its limit; trades recorded.
 ACCOUNT = np.dtype(
     [
         ("open", "i8"),
+        ("resting", "i8"),
         ("entry_day", "i8"),
         ("entries", "i8"),
         ("pnl_day", "i8"),
         ("pnl", "f8"),
         ("lost", "i8"),
+        ("carried", "i8"),
         ("trades", "i8"),
     ],
     align=True,
@@ -85,8 +100,22 @@ ACCOUNT = np.dtype(
 
 
 @inlined
+def start_account(account: Any, p: Any, start: Any) -> None:
+    """Set the account to what it was before the session."""
+    account.open = start.open
+    account.resting = 0
+    account.entry_day = start.day
+    account.entries = start.entries
+    account.pnl_day = start.day
+    account.pnl = start.pnl
+    account.lost = 1 if fills.daily_loss_reached(start.lowest, p.max_daily_loss_usd) else 0
+    account.carried = 0
+    account.trades = 0
+
+
+@inlined
 def realise(account: Any, p: Any, ts: Any, pnl: Any) -> None:
-    """Book the PnL of one fill on the UTC day of its event and check the daily loss."""
+    """Add the PnL of one fill to the UTC day of its event and check the daily loss."""
     day = ts // NS_PER_DAY
     if day != account.pnl_day:
         account.pnl_day = day
@@ -112,6 +141,7 @@ def refused(account: Any, p: Any, ts: Any) -> Any:
 
 @inlined
 def entry_decided(account: Any, ts: Any) -> None:
+    """Count an entry decision."""
     day = ts // NS_PER_DAY
     if day != account.entry_day:
         account.entry_day = day
@@ -121,39 +151,87 @@ def entry_decided(account: Any, ts: Any) -> None:
 
 
 @inlined
-def _trail(s: Any, p: Any, price: Any) -> None:
+def _trail(s: Any, p: Any, tick_num: Any, tick_den: Any, price: Any) -> None:
     s.best = max(s.best, price) if s.direction > 0.0 else min(s.best, price)
     # NaN (off) compares false.
     if fills.trailing_active(s.best, s.entry, s.direction, p.trailing_activation_pct):
         stop = fills.trailing_price(s.best, s.direction, p.trailing_distance_pct)
+        stop = fills.rounded_price(stop, -s.direction, tick_num, tick_den)
         if fills.tightens(stop, s.stop, s.direction):
             s.stop = stop
             s.stop_reason = fills.TRAILING
 
 
 @inlined
-def _fill_entry(s: Any, p: Any, index: Any, ts: Any, price: Any) -> Any:
-    """Open the position; returns the PnL that this realises: the fee."""
-    direction = s.direction
-    entry = fills.entry_price(price, direction, p.slippage_bps)
+def _queue(tape: Any, p: Any, x: Any, ts: Any, limit: Any, side: Any) -> Any:
+    """Quantity ahead of a limit order that arrives at the price event ``x``; −1: only a trade-through fills it."""
+    if (
+        p.limit_fill != fills.QUEUE
+        or len(tape.quote) == 0
+        or not fills.usable(tape.quote[x], ts, p.max_book_age_ns)
+    ):
+        return -1.0
+    return fills.queue_ahead(tape.quote[x], tape.book_levels, tape.book_from, limit, side, p.queue_share)
+
+
+@inlined
+def _limit_filled(p: Any, price: Any, limit: Any, side: Any, ahead: Any, taken: Any, qty: Any) -> Any:
+    """Whether a resting order (``side``: +1 sells) fills at a price; ``taken``: traded at its own since its arrival."""
+    if p.limit_fill == fills.TOUCH:
+        return fills.target_hit(price, limit, side)
+    return fills.traded_through(price, limit, side) or (
+        ahead >= 0.0 and price == limit and taken >= ahead + qty
+    )
+
+
+@inlined
+def _flow(tape: Any, p: Any, x: Any, side: Any) -> Any:
+    """What the price event ``x`` takes out of the queue of an order at its price."""
+    if p.limit_fill != fills.QUEUE or len(tape.flow) == 0:
+        return 0.0
+    return tape.flow[x].sells if side > 0.0 else tape.flow[x].buys
+
+
+@inlined
+def _market(tape: Any, p: Any, symbol: Any, x: Any, ts: Any, price: Any, qty: Any, side: Any) -> Any:
+    """Price of a market fill at a price event, and whether it is thin."""
+    model = fills.fill_model(p, symbol)
+    if model != fills.PRINT and fills.usable(tape.quote[x], ts, p.max_book_age_ns):
+        slip = fills.slippage(p, model)
+        return fills.book_fill(tape.quote[x], tape.book_levels, tape.book_from, price, qty, side, slip, model)
+    return fills.market_price(price, side, fills.slippage(p, fills.PRINT)), False
+
+
+@inlined
+def _open(tape: Any, p: Any, symbol: Any, s: Any, x: Any, index: Any, ts: Any, price: Any, bps: Any) -> Any:
+    """Open the position at ``s.entry`` with ``s.qty``; returns the PnL that this realises: the fee."""
+    direction, entry = s.direction, s.entry
+    tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
     s.phase = OPEN
     s.entry_index = index
     s.entry_ts = ts
-    s.entry = entry
-    s.qty = entry_qty(p, entry)
     s.left = s.qty
     s.gross = 0.0
-    s.fees = fills.fee(entry, s.qty, p.taker_fee_bps)
-    s.stop = fills.stop_price(entry, direction, p.sl_pct)
+    s.funding = 0.0
+    s.fees = fills.fee(entry, s.qty, bps)
+    s.stop = fills.rounded_price(fills.stop_price(entry, direction, p.sl_pct), -direction, tick_num, tick_den)
     s.stop_reason = fills.STOP_LOSS
-    s.tp1 = fills.target_price(entry, direction, p.tp1_pct)
-    s.tp2 = fills.target_price(entry, direction, p.tp2_pct)
+    s.tp1 = fills.rounded_price(
+        fills.target_price(entry, direction, p.tp1_pct), direction, tick_num, tick_den
+    )
+    s.tp2 = fills.rounded_price(
+        fills.target_price(entry, direction, p.tp2_pct), direction, tick_num, tick_den
+    )
+    s.tp1_qty = fills.tp1_part(p, symbol, s.qty)
     s.tp1_filled = 0
+    s.tp1_taken = 0.0
+    s.tp2_taken = 0.0
+    s.tp1_ahead = _queue(tape, p, x, ts, s.tp1, direction)
+    s.tp2_ahead = _queue(tape, p, x, ts, s.tp2, direction)
     s.best = price
     s.high = price
     s.low = price
     s.exit_reason = -1
-    _trail(s, p, price)
     return -s.fees
 
 
@@ -170,17 +248,17 @@ def _fill_exit(s: Any, price: Any, bps: Any) -> Any:
 @inlined
 def _record(
     s: Any,
-    p: Any,
     symbol: Any,
     index: Any,
     ts: Any,
     price: Any,
     reason: Any,
+    gap_pnl: Any,
     account: Any,
     raw: Any,
     trades: Any,
 ) -> None:
-    add_trade(raw, s.gross, s.fees, ts - s.entry_ts, reason)
+    fills.add_trade(raw, s.gross, s.fees, s.funding, ts - s.entry_ts, reason, s.thin, gap_pnl)
     if len(trades) == 0:
         return
     t = trades[account.trades]
@@ -194,72 +272,288 @@ def _record(
     t.entry_price = s.entry
     t.close_price = price
     if s.tp1_filled == 1 and reason != fills.TP1:
-        part = fills.tp1_qty(s.qty, p.tp1_fraction)
-        t.close_price = fills.weighted_price(s.tp1, part, price, s.left)
+        t.close_price = (s.tp1 * s.tp1_qty + price * s.left) / s.qty
     t.qty = s.qty
     t.fees = s.fees
-    t.realized_pnl = fills.realized_pnl(s.gross, s.fees)
+    t.funding = s.funding
+    t.realized_pnl = fills.realized_pnl(s.gross, s.fees) + s.funding
+    t.gap_pnl = gap_pnl
     best, worst = (s.high, s.low) if s.direction > 0.0 else (s.low, s.high)
     t.mfe = max(fills.excursion(best, s.entry, s.qty, s.direction), 0.0)
     t.mae = min(fills.excursion(worst, s.entry, s.qty, s.direction), 0.0)
     t.reason = reason
     t.tp1_filled = s.tp1_filled
+    t.thin = s.thin
 
 
 @inlined
-def _manage(
-    s: Any, p: Any, symbol: Any, index: Any, ts: Any, price: Any, account: Any, raw: Any, trades: Any
+def _exit(
+    s: Any,
+    p: Any,
+    symbol: Any,
+    index: Any,
+    ts: Any,
+    price: Any,
+    reason: Any,
+    account: Any,
+    raw: Any,
+    trades: Any,
 ) -> None:
-    """Steps 1 to 6 of the model at a price event after the entry's."""
-    direction = s.direction
-    s.high = max(s.high, price)
-    s.low = min(s.low, price)
-    reason = -1
-    fill = fills.market_exit_price(price, direction, p.slippage_bps)
-    bps = p.taker_fee_bps
-    if fills.stop_hit(price, s.stop, direction):
-        reason = s.stop_reason
-    else:
-        if p.tp1_fraction > 0.0 and s.tp1_filled == 0 and fills.target_hit(price, s.tp1, direction):
-            part = fills.tp1_qty(s.qty, p.tp1_fraction)
-            gross = fills.gross_pnl(s.tp1, s.entry, part, direction)
-            cost = fills.fee(s.tp1, part, p.maker_fee_bps)
-            s.tp1_filled = 1
-            s.left = fills.remaining_qty(s.qty, part)
-            s.gross += gross
-            s.fees += cost
-            realise(account, p, ts, fills.realized_pnl(gross, cost))
-            if p.tp1_fraction == 1.0:
-                _record(s, p, symbol, index, ts, s.tp1, fills.TP1, account, raw, trades)
-                s.phase = FLAT
-                s.cooldown_end = ts + p.cooldown_ns
-                account.open -= 1
-                return
-            stop = fills.break_even_price(s.entry, direction, p.break_even_offset_pct)
-            if fills.tightens(stop, s.stop, direction):
-                s.stop = stop
-                s.stop_reason = fills.BREAK_EVEN
-        if fills.target_hit(price, s.tp2, direction):
-            reason = fills.TP2
-            fill = s.tp2
-            bps = p.maker_fee_bps
-        elif p.max_hold_ns >= 0 and ts - s.entry_ts >= p.max_hold_ns:
-            reason = fills.TIMEOUT
-        elif s.exit_reason >= 0 and ts >= s.exit_due:
-            reason = s.exit_reason
-    if reason < 0:
-        _trail(s, p, price)
-        return
-    realise(account, p, ts, _fill_exit(s, fill, bps))
-    _record(s, p, symbol, index, ts, fill, reason, account, raw, trades)
+    """Record a trade that ended at a price event; the symbol is flat."""
+    _record(s, symbol, index, ts, price, reason, np.nan, account, raw, trades)
     s.phase = FLAT
     s.cooldown_end = ts + p.cooldown_ns
     account.open -= 1
 
 
+@inlined
+def _manage(
+    tape: Any, s: Any, p: Any, k: Any, x: Any, entered: Any, account: Any, raw: Any, trades: Any
+) -> None:
+    """Steps 1 to 6 of the model at a price event; ``entered``: that of a LIMIT entry's fill (steps 1 and 6 alone)."""
+    symbol = tape.symbol[k]
+    index, ts, price = tape.price_index[x], tape.price_ts[x], tape.price[x]
+    direction = s.direction
+    tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
+    s.high = max(s.high, price)
+    s.low = min(s.low, price)
+    reason = -1
+    if s.phase == CLOSING:
+        if ts < s.due:
+            return
+        reason = s.stop_reason
+    elif fills.stop_hit(price, s.stop, direction):
+        if p.stop_latency_ns > 0:
+            s.phase = CLOSING
+            s.due = ts + p.stop_latency_ns
+            return
+        reason = s.stop_reason
+    elif not entered:
+        if price == s.tp1:
+            s.tp1_taken += _flow(tape, p, x, direction)
+        if price == s.tp2:
+            s.tp2_taken += _flow(tape, p, x, direction)
+        if (
+            s.tp1_qty > 0.0
+            and s.tp1_filled == 0
+            and _limit_filled(p, price, s.tp1, direction, s.tp1_ahead, s.tp1_taken, s.tp1_qty)
+        ):
+            gross = fills.gross_pnl(s.tp1, s.entry, s.tp1_qty, direction)
+            cost = fills.fee(s.tp1, s.tp1_qty, p.maker_fee_bps)
+            s.tp1_filled = 1
+            s.left = fills.remaining_qty(s.qty, s.tp1_qty)
+            s.gross += gross
+            s.fees += cost
+            realise(account, p, ts, fills.realized_pnl(gross, cost))
+            if p.tp1_fraction == 1.0:
+                _exit(s, p, k, index, ts, s.tp1, fills.TP1, account, raw, trades)
+                return
+            stop = fills.break_even_price(s.entry, direction, p.break_even_offset_pct)
+            stop = fills.rounded_price(stop, -direction, tick_num, tick_den)
+            if fills.tightens(stop, s.stop, direction):
+                s.stop = stop
+                s.stop_reason = fills.BREAK_EVEN
+        if p.tp1_fraction < 1.0 and _limit_filled(
+            p, price, s.tp2, direction, s.tp2_ahead, s.tp2_taken, s.qty
+        ):
+            realise(account, p, ts, _fill_exit(s, s.tp2, p.maker_fee_bps))
+            _exit(s, p, k, index, ts, s.tp2, fills.TP2, account, raw, trades)
+            return
+        if p.max_hold_ns >= 0 and ts - s.entry_ts >= p.max_hold_ns:
+            reason = fills.TIMEOUT
+        elif s.exit_reason >= 0 and ts >= s.exit_due:
+            reason = s.exit_reason
+    if reason < 0:
+        _trail(s, p, tick_num, tick_den, price)
+        return
+    fill, thin = _market(tape, p, symbol, x, ts, price, s.left, -direction)
+    if thin:
+        s.thin = 1
+    realise(account, p, ts, _fill_exit(s, fill, p.taker_fee_bps))
+    _exit(s, p, k, index, ts, fill, reason, account, raw, trades)
+
+
+@inlined
+def _end_entry(s: Any, account: Any, raw: Any, fate: Any) -> None:
+    """Count an entry order that did not fill; the symbol is flat again."""
+    raw[fate] += 1.0
+    if s.phase == RESTING:
+        account.resting -= 1
+    s.phase = FLAT
+    account.open -= 1
+
+
+@inlined
+def _arrive(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any) -> None:
+    """Let an entry order arrive at a price event: it fills, rests, or is rejected."""
+    symbol = tape.symbol[k]
+    ts, price, direction = tape.price_ts[x], tape.price[x], s.direction
+    model = fills.fill_model(p, symbol)
+    by_book = model != fills.PRINT and fills.usable(tape.quote[x], ts, p.max_book_age_ns)
+    if p.entry_order == fills.LIMIT:
+        s.qty = fills.sized(p, symbol, s.limit) if s.limit > 0.0 else 0.0
+        takes = fills.traded_through(price, s.limit, -direction)
+        if by_book:
+            takes = fills.target_hit(
+                s.limit, tape.quote[x].ask if direction > 0.0 else tape.quote[x].bid, direction
+            )
+        if s.qty <= 0.0 or takes:
+            _end_entry(s, account, raw, fills.REJECTED)
+            return
+        s.phase = RESTING
+        account.resting += 1
+        s.due = NEVER if p.entry_ttl_ns < 0 else ts + p.entry_ttl_ns
+        s.ahead = _queue(tape, p, x, ts, s.limit, -direction)
+        s.taken = 0.0
+        return
+    if by_book:
+        best = tape.quote[x].ask if direction > 0.0 else tape.quote[x].bid
+        ref = fills.market_price(best, direction, fills.slippage(p, model))
+    else:
+        ref = fills.market_price(price, direction, fills.slippage(p, fills.PRINT))
+    s.qty = fills.sized(p, symbol, ref)
+    if s.qty <= 0.0:
+        _end_entry(s, account, raw, fills.REJECTED)
+        return
+    s.entry, thin = _market(tape, p, symbol, x, ts, price, s.qty, direction)
+    s.thin = 1 if thin else 0
+    realise(account, p, ts, _open(tape, p, symbol, s, x, tape.price_index[x], ts, price, p.taker_fee_bps))
+    _trail(s, p, fills.tick_of(p, symbol), symbol.tick_den, price)
+
+
+@inlined
+def _price_event(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any, trades: Any) -> None:
+    price, ts = tape.price[x], tape.price_ts[x]
+    last = tape.price_from[k + 1] - 1
+    if s.phase == RESTING and ts >= s.due:
+        _end_entry(s, account, raw, fills.EXPIRED)
+    if p.max_gap_ns >= 0 and x > tape.price_from[k] and ts - tape.price_ts[x - 1] > p.max_gap_ns:
+        if s.phase == PENDING or s.phase == RESTING:
+            _end_entry(s, account, raw, fills.CANCELLED)
+        elif s.phase == OVER:
+            s.phase = FLAT
+            account.open -= 1
+    if s.phase == OPEN or s.phase == CLOSING:
+        _manage(tape, s, p, k, x, False, account, raw, trades)
+    elif s.phase == PENDING:
+        if ts >= s.due:
+            _arrive(tape, s, p, k, x, account, raw)
+    elif s.phase == RESTING:
+        if price == s.limit:
+            s.taken += _flow(tape, p, x, -s.direction)
+        if _limit_filled(p, price, s.limit, -s.direction, s.ahead, s.taken, s.qty):
+            account.resting -= 1
+            s.entry = s.limit
+            s.thin = 0
+            realise(
+                account,
+                p,
+                ts,
+                _open(tape, p, tape.symbol[k], s, x, tape.price_index[x], ts, price, p.maker_fee_bps),
+            )
+            _manage(tape, s, p, k, x, True, account, raw, trades)
+    if (s.phase == OPEN or s.phase == CLOSING) and (
+        x == last or (p.max_gap_ns >= 0 and tape.price_ts[x + 1] - ts > p.max_gap_ns)
+    ):
+        # Nothing of this position can happen any more but funding. No limit sees this close.
+        _end_segment(tape, s, p, k, x, account, raw, trades)
+
+
+@inlined
+def _end_segment(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any, trades: Any) -> None:
+    """Close a position at the last price event before a hole or the session's end."""
+    last = tape.price_from[k + 1] - 1
+    until = NEVER if x == last else np.int64(tape.price_index[x + 1])
+    for f in range(s.at_funding, tape.funding_from[k + 1]):
+        if tape.funding[f].index >= until:
+            break
+        s.funding += fills.funding_cash(s.left, tape.funding[f].mark, tape.funding[f].rate, s.direction)
+    slip = fills.slippage(p, fills.PRINT)
+    gap_pnl = np.nan
+    if x < last:
+        fill = fills.market_price(tape.price[x + 1], -s.direction, slip)
+        gross = s.gross + fills.gross_pnl(fill, s.entry, s.left, s.direction)
+        gap_pnl = fills.realized_pnl(gross, s.fees + fills.fee(fill, s.left, p.taker_fee_bps)) + s.funding
+    fill = fills.market_price(tape.price[x], -s.direction, slip)
+    _fill_exit(s, fill, p.taker_fee_bps)
+    reason = fills.SESSION_END if x == last else fills.DATA_GAP
+    _record(s, k, tape.price_index[x], tape.price_ts[x], fill, reason, gap_pnl, account, raw, trades)
+    s.phase = OVER
+
+
+@inlined
+def _entry_limit(tape: Any, s: Any, p: Any, k: Any, x: Any, direction: Any) -> Any:
+    """Price of a LIMIT entry decided at the score ``x``; NaN without a reference price."""
+    symbol = tape.symbol[k]
+    reference = np.nan
+    if s.at_price > tape.price_from[k]:
+        reference = tape.price[s.at_price - 1]
+    if fills.fill_model(p, symbol) != fills.PRINT and fills.usable(
+        tape.score_quote[x], tape.score_ts[x], p.max_book_age_ns
+    ):
+        reference = tape.score_quote[x].bid if direction > 0.0 else tape.score_quote[x].ask
+    limit = fills.limit_entry_price(reference, direction, p.entry_offset_bps)
+    return fills.rounded_price(limit, -direction, fills.tick_of(p, symbol), symbol.tick_den)
+
+
+@inlined
+def _score_event(tape: Any, allowed: Any, state: Any, p: Any, k: Any, x: Any, account: Any, raw: Any) -> None:
+    s = state[k]
+    score = tape.score[x]
+    ts = tape.score_ts[x]
+    if s.phase == OPEN:
+        # NaN (off) compares false. The entry's own event comes as its price part: not after the fill.
+        if (
+            s.direction * score < p.exit_threshold
+            and s.exit_reason < 0
+            and tape.score_index[x] > s.entry_index
+        ):
+            s.exit_reason = fills.SCORE_EXIT
+            s.exit_due = ts + p.latency_ns
+        return
+    if abs(score) < p.entry_threshold or score == 0.0:
+        return
+    if s.phase == CARRIED and ts >= s.due:
+        s.phase = FLAT
+    if account.resting > 0:
+        for other in range(len(state)):
+            if state[other].phase == RESTING and ts >= state[other].due:
+                _end_entry(state[other], account, raw, fills.EXPIRED)
+    if (
+        s.phase != FLAT
+        or ts < s.cooldown_end
+        or not (p.allow_long if score > 0.0 else p.allow_short)
+        or tape.score_blocked[x] != 0
+        or (p.allowed_regimes_set >= 0 and not allowed[p.allowed_regimes_set, tape.score_regime[x] + 1])
+        or refused(account, p, ts)
+    ):
+        return
+    direction = 1.0 if score > 0.0 else -1.0
+    if p.entry_order == fills.LIMIT:
+        s.limit = _entry_limit(tape, s, p, k, x, direction)
+        if np.isnan(s.limit):
+            return
+    entry_decided(account, ts)
+    s.phase = PENDING
+    s.direction = direction
+    s.due = ts + p.latency_ns
+
+
+@inlined
+def _carry(carried: Any, account: Any, p: Any, index: Any) -> None:
+    """Apply what happened to carried positions before the event at ``index``."""
+    while account.carried < len(carried) and carried[account.carried].index <= index:
+        change = carried[account.carried]
+        account.carried += 1
+        if change.release == 1:
+            account.open -= 1
+        else:
+            realise(account, p, change.ts, change.pnl)
+
+
 @compiled
 def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any:
-    """Run every row of ``params``; figures into the rows of ``raw``, trades of the last row into ``trades``.
+    """Run every row of ``params``; sums into the rows of ``raw``, trades of the last row into ``trades``.
 
     ``tape`` is a ``TapeArrays``, ``allowed`` a table [regime set, regime + 1] (column 0: no regime yet). ``trades`` is
     a TRADE array that holds all trades, or empty to record none. Returns the number of trades recorded.
@@ -270,19 +564,24 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
     account = accounts[0]
     for row in range(len(params)):
         p = params[row]
-        figures = raw[row]
+        sums = raw[row]
+        start_account(account, p, tape.start[0])
         for k in range(n_symbols):
             s = state[k]
+            symbol = tape.symbol[k]
             s.phase = FLAT
             s.at_price = tape.price_from[k]
             s.at_score = tape.score_from[k]
             s.at_force = tape.force_from[k]
-            s.cooldown_end = -(2**63)
-        account.open = 0
-        account.entries = 0
-        account.pnl = 0.0
-        account.lost = 0
-        account.trades = 0
+            s.at_funding = tape.funding_from[k]
+            s.cooldown_end = -NEVER
+            if symbol.carried_until > -NEVER:
+                s.phase = CARRIED
+                s.due = symbol.carried_until
+                if s.due < NEVER:
+                    s.cooldown_end = s.due + p.cooldown_ns
+            elif symbol.last_exit > -NEVER:
+                s.cooldown_end = symbol.last_exit + p.cooldown_ns
         for code in tape.order:
             k = code // KINDS
             kind = code - k * KINDS
@@ -290,56 +589,35 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
             if kind == PRICE:
                 x = s.at_price
                 s.at_price += 1
-                if s.phase == FLAT:
-                    continue
-                price = tape.price[x]
-                ts = tape.price_ts[x]
-                if s.phase == OPEN:
-                    _manage(s, p, k, tape.price_index[x], ts, price, account, figures, trades)
-                elif ts >= s.due:
-                    realise(account, p, ts, _fill_entry(s, p, tape.price_index[x], ts, price))
-                if s.phase == OPEN and x == tape.price_from[k + 1] - 1:
-                    # Nothing of this symbol can happen any more. No limit sees this close.
-                    fill = fills.market_exit_price(price, s.direction, p.slippage_bps)
-                    _fill_exit(s, fill, p.taker_fee_bps)
-                    _record(
-                        s, p, k, tape.price_index[x], ts, fill, fills.SESSION_END, account, figures, trades
-                    )
-                    s.phase = OVER
+                if len(tape.carried) > 0:
+                    _carry(tape.carried, account, p, tape.price_index[x])
+                if s.phase != FLAT and s.phase != CARRIED:
+                    _price_event(tape, s, p, k, x, account, sums, trades)
             elif kind == SCORE:
                 x = s.at_score
                 s.at_score += 1
-                score = tape.score[x]
-                ts = tape.score_ts[x]
-                if s.phase == OPEN:
-                    # NaN (off) compares false. The entry's own event comes as its price part: not after the fill.
-                    if (
-                        s.direction * score < p.exit_threshold
-                        and s.exit_reason < 0
-                        and tape.score_index[x] > s.entry_index
-                    ):
-                        s.exit_reason = fills.SCORE_EXIT
-                        s.exit_due = ts + p.latency_ns
-                elif (
-                    s.phase == FLAT
-                    and abs(score) >= p.entry_threshold
-                    and score != 0.0
-                    and ts >= s.cooldown_end
-                    and (p.allow_long if score > 0.0 else p.allow_short)
-                    and tape.score_blocked[x] == 0
-                    and (
-                        p.allowed_regimes_set < 0 or allowed[p.allowed_regimes_set, tape.score_regime[x] + 1]
-                    )
-                    and not refused(account, p, ts)
-                ):
-                    entry_decided(account, ts)
-                    s.phase = PENDING
-                    s.direction = 1.0 if score > 0.0 else -1.0
-                    s.due = ts + p.latency_ns
-            else:
+                if len(tape.carried) > 0:
+                    _carry(tape.carried, account, p, tape.score_index[x])
+                _score_event(tape, allowed, state, p, k, x, account, sums)
+            elif kind == FORCE:
                 x = s.at_force
                 s.at_force += 1
                 if s.phase == OPEN and s.exit_reason < 0:
                     s.exit_reason = fills.RISK_EXIT
                     s.exit_due = tape.force_ts[x] + p.latency_ns
+            else:
+                settled = tape.funding[s.at_funding]
+                s.at_funding += 1
+                if len(tape.carried) > 0:
+                    _carry(tape.carried, account, p, settled.index)
+                if s.phase == OPEN or s.phase == CLOSING or s.phase == OVER:
+                    cash = fills.funding_cash(s.left, settled.mark, settled.rate, s.direction)
+                    realise(account, p, settled.ts, cash)
+                    if s.phase != OVER:
+                        s.funding += cash
+        for k in range(n_symbols):
+            s = state[k]
+            if s.phase == PENDING or s.phase == RESTING:
+                expired = s.phase == RESTING and s.due <= tape.start[0].last_ts
+                sums[fills.EXPIRED if expired else fills.CANCELLED] += 1.0
     return account.trades

@@ -57,6 +57,12 @@ METRICS = (
     "avg_duration_s",
     "exposure_s",
     *COUNTS,
+    "funding",
+    "net_pnl_after_gaps",
+    "n_thin",
+    "n_expired",
+    "n_rejected",
+    "n_cancelled",
 )
 _SHOWN = ("net_pnl", "n_trades", "win_rate", "profit_factor", "max_drawdown", "sharpe_per_trade")
 _KEY = b"replaylab.sweep"
@@ -91,7 +97,11 @@ def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
         "net_pnl": raw[:, fills.NET],
         "max_drawdown": raw[:, fills.DRAWDOWN],
         "exposure_s": exposure,
+        "funding": raw[:, fills.FUNDING],
+        "net_pnl_after_gaps": raw[:, fills.AFTER_GAPS],
     }
+    for name in ("thin", "expired", "rejected", "cancelled"):
+        plain[f"n_{name}"] = raw[:, getattr(fills, name.upper())].astype(np.int32)
     for k, name in enumerate(COUNTS):
         plain[name] = raw[:, fills.BY_REASON + k].astype(np.int32)
     return pl.DataFrame(
@@ -106,7 +116,7 @@ def assumptions(tape: Tape, ran: Resolved[TradingParams]) -> str:
     """Return one line: source and median spacing of the prices of each symbol, and whose parameters ran."""
     prices = []
     for k, symbol in enumerate(tape.symbols):
-        times = tape.price_ts[tape.price_from[k] : tape.price_from[k + 1]]
+        times = tape.arrays.price_ts[tape.arrays.price_from[k] : tape.arrays.price_from[k + 1]]
         spacing = f"{np.median(np.diff(times)) / 1e9:.3g} s apart" if len(times) > 1 else "one price"
         prices.append(f"{symbol} {tape.sources[k]} ({spacing})")
     several = f", and {len(prices) - 5} more symbols" if len(prices) > 5 else ""

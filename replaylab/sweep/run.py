@@ -24,13 +24,11 @@ from replaylab.compiled import one_at_a_time, was_compiled
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.fills import RAW, REASONS, N
-from replaylab.sweep.grid import Grid, Rows
+from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import Numbered, Plan, number_tables, prepare, run_chain
 from replaylab.sweep.model_loop import TRADE, run_loop
 from replaylab.sweep.result import metrics
-from replaylab.sweep.tape import Tape, TapeArrays, TapeRef, read_tape
-
-__all__ = ["METHODS", "parts", "run_on", "run_rows", "trades_of", "warm_up"]
+from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
 
 Array = npt.NDArray[Any]
 METHODS = ("auto", "tables", "index", "loop")
@@ -81,13 +79,14 @@ def run_rows(
         )
     allowed = _allowed_table(tape, grid.regime_sets(base))
     rows = grid.pack(base)
+    _check_fills(tape, rows.params, base)
     raw = np.zeros((len(rows), RAW))
-    numbered = number_tables(rows) if method in ("auto", "tables") else None
+    numbered = number_tables(tape, rows) if method in ("auto", "tables") else None
     if method == "auto":
         method = _choose(tape, allowed, rows, numbered, say)
     if method == "loop":
         _compile("the plain loop", run_loop, _warm_loop, say)
-        arrays, none, params = tape.arrays(), np.empty(0, dtype=TRADE), rows.params
+        arrays, none, params = tape.arrays, np.empty(0, dtype=TRADE), rows.params
         _share(raw, threads, done, lambda a, b: run_loop(arrays, allowed, params[a:b], raw[a:b], none))
         return raw, method
     _compile("the sweep", run_chain, _warm_chain, say)
@@ -136,7 +135,7 @@ def _choose(
     tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None, say: Callable[[str], Any]
 ) -> str:
     """Estimate from a few rows how many trades a row has, and from that what each method costs."""
-    events = len(tape.order)
+    events = len(tape.arrays.order)
     if events * len(rows) < _SMALL or numbered is None:
         return "loop"
     _compile("the sweep", run_chain, _warm_chain, say)
@@ -164,7 +163,7 @@ def _fitting(
     """Ranges of rows with tables that fit into memory; neighbours share levels, so halves need less."""
     if numbered is None:
         return [(0, len(rows), None)]
-    candidates = int(np.count_nonzero(np.abs(tape.score) >= rows.params["entry_threshold"].min()))
+    candidates = int(np.count_nonzero(np.abs(tape.arrays.score) >= rows.params["entry_threshold"].min()))
     ranges: list[tuple[int, int, Numbered | None]] = []
     waiting = [(0, len(rows), numbered)]
     while waiting:
@@ -176,7 +175,7 @@ def _fitting(
         else:
             middle = (start + stop) // 2
             for a, b in ((middle, stop), (start, middle)):
-                waiting.append((a, b, number_tables(rows.part(slice(a, b)))))
+                waiting.append((a, b, number_tables(tape, rows.part(slice(a, b)))))
     return ranges
 
 
@@ -269,8 +268,8 @@ def run_on(
 
 
 def _by_contents(tape: Tape) -> TapeRef:
-    digest = hashlib.sha256(repr((tape.symbols, tape.regimes, tape.sources)).encode())
-    for array in tape.arrays():
+    digest = hashlib.sha256(repr((tape.symbols, tape.regimes, tape.prices, tape.instruments)).encode())
+    for array in tape.arrays:
         digest.update(np.ascontiguousarray(array).data)
     return TapeRef(digest.hexdigest())
 
@@ -300,38 +299,50 @@ def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
 
 
 def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return the trades of one parameter set, in order of their exits, and its figures."""
+    """Return the trades of one parameter set, in order of their entries, and its metrics."""
     grid = Grid({}, {}, 1, {})
     packed = grid.pack(params).params
+    _check_fills(tape, packed, params)
     allowed = _allowed_table(tape, grid.regime_sets(params))
     raw = np.zeros((1, RAW))
     # Every trade has a score that it came from, and a price that filled it.
-    recorded = np.zeros(min(len(tape.score), len(tape.price)) + 1, dtype=TRADE)
-    n = run_loop(tape.arrays(), allowed, packed, raw, recorded)
-    return _frame(tape, params, recorded[:n]), metrics(raw).row(0, named=True)
+    recorded = np.zeros(min(len(tape.arrays.score), len(tape.arrays.price)) + 1, dtype=TRADE)
+    n = run_loop(tape.arrays, allowed, packed, raw, recorded)
+    return _frame(tape, params, np.sort(recorded[:n], order=["entry_index"])), metrics(raw).row(0, named=True)
+
+
+def _check_fills(tape: Tape, params: Array, base: TradingParams) -> None:
+    """Raise PriceError where a fill model of any row lacks the data that it needs."""
+    names = ("market_fill", "limit_fill", "rounding")
+    for codes in np.unique(params[list(names)]):
+        chosen = {name: DECLARED[name].choices[code] for name, code in zip(names, codes, strict=True)}
+        tape.prices.check_fills(base.replace(**chosen), tape.instruments)
 
 
 def _frame(tape: Tape, params: TradingParams, t: Any) -> pl.DataFrame:
     utc = pl.Datetime("ns", "UTC")
-    sides = np.where(t["direction"] > 0, "LONG", "SHORT")
+    whole = {name: np.ascontiguousarray(t[name]) for name in t.dtype.names}
     return pl.DataFrame(
         {
             "symbol": pl.Series([tape.symbols[k] for k in t["symbol"]], dtype=pl.String),
-            "side": pl.Series(sides.tolist(), dtype=pl.String),
-            "entry_index": t["entry_index"].astype(np.int64),
-            "exit_index": t["exit_index"].astype(np.int64),
-            "entry_time": pl.Series(np.ascontiguousarray(t["entry_ts"])).cast(utc),
-            "exit_time": pl.Series(np.ascontiguousarray(t["exit_ts"])).cast(utc),
-            "entry_price": np.ascontiguousarray(t["entry_price"]),
-            "close_price": np.ascontiguousarray(t["close_price"]),
-            "qty": np.ascontiguousarray(t["qty"]),
+            "side": pl.Series(np.where(t["direction"] > 0, "LONG", "SHORT").tolist(), dtype=pl.String),
+            "entry_index": whole["entry_index"].astype(np.int64),
+            "exit_index": whole["exit_index"].astype(np.int64),
+            "entry_time": pl.Series(whole["entry_ts"]).cast(utc),
+            "exit_time": pl.Series(whole["exit_ts"]).cast(utc),
+            "entry_price": whole["entry_price"],
+            "close_price": whole["close_price"],
+            "qty": whole["qty"],
             "leverage": pl.Series([params.leverage] * len(t), dtype=pl.Float64),
             "reason": pl.Series([REASONS[k] for k in t["reason"]], dtype=pl.String),
             "tp1_filled": t["tp1_filled"] == 1,
-            "fees": np.ascontiguousarray(t["fees"]),
-            "realized_pnl": np.ascontiguousarray(t["realized_pnl"]),
-            "mfe": np.ascontiguousarray(t["mfe"]),
-            "mae": np.ascontiguousarray(t["mae"]),
+            "fees": whole["fees"],
+            "funding": whole["funding"],
+            "thin": t["thin"] == 1,
+            "realized_pnl": whole["realized_pnl"],
+            "gap_pnl": pl.Series(whole["gap_pnl"], nan_to_null=True),
+            "mfe": whole["mfe"],
+            "mae": whole["mae"],
             "duration_seconds": (t["exit_ts"] - t["entry_ts"]) / 1e9,
         }
     )
@@ -356,26 +367,17 @@ def _warm_loop() -> None:
 def _warm_chain() -> None:
     tape, params = _tiny_tape(), TradingParams()
     rows = Grid({}, {}, 1, {}).pack(params)
-    plan, keys = prepare(tape, _allowed_table(tape, [None]), rows, number_tables(rows))
+    plan, keys = prepare(tape, _allowed_table(tape, [None]), rows, number_tables(tape, rows))
     run_chain(plan, rows.params, keys, np.zeros((1, RAW)))
 
 
 def _tiny_tape() -> Tape:
-    i4, i8, f8 = np.int32, np.int64, np.float64
-    arrays = TapeArrays(
-        price=np.array([100.0, 101.0], f8),
-        price_ts=np.array([1, 3], i8),
-        price_index=np.array([0, 2], i4),
-        price_from=np.array([0, 2], i8),
-        score=np.array([1.0], f8),
-        score_ts=np.array([2], i8),
-        score_index=np.array([1], i4),
-        score_regime=np.array([-1], i4),
-        score_blocked=np.array([0], np.uint8),
-        score_from=np.array([0, 1], i8),
-        force_ts=np.empty(0, i8),
-        force_index=np.empty(0, i4),
-        force_from=np.array([0, 0], i8),
-        order=np.array([0, 1, 0], i4),
+    events = pl.DataFrame(
+        {
+            "timestamp": [1, 2, 3],
+            "type": ["MARKET_TRADE", "SCORING_UPDATE", "MARKET_TRADE"],
+            "symbol": ["A"] * 3,
+            "payload": ['{"price":100}', '{"score":1}', '{"price":101}'],
+        }
     )
-    return Tape(("A",), (), ("trade",), 3, **arrays._asdict())
+    return pack(events.with_columns(pl.col("timestamp").cast(pl.Datetime("ns", "UTC"))))

@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
@@ -141,9 +140,8 @@ def backtest(
     trades, numbers = trades_of(tape, ran.params)
     if scoring is not None and isinstance(events, Rescored):
         trades = events.in_session(trades)
-    equity = trades.select(
-        timestamp=pl.col("exit_time"), equity=pl.Series(np.cumsum(trades["realized_pnl"].to_numpy()))
-    )
+    exits = trades.sort("exit_index")
+    equity = exits.select(timestamp=pl.col("exit_time"), equity=pl.col("realized_pnl").cum_sum())
     return Backtest(
         trades=trades,
         metrics=numbers,

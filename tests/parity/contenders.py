@@ -114,9 +114,9 @@ CONTENDERS = {
     contender.name: contender
     for contender in (
         Contender("system", run_system, 2),
-        Contender("loop", run_loop, 1),
-        Contender("tables", run_tables, 1),
-        Contender("index", run_index, 1),
+        Contender("loop", run_loop, 2),
+        Contender("tables", run_tables, 2),
+        Contender("index", run_index, 2),
     )
 }
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid, make_grid
-from replaylab.sweep.result import metrics
+from replaylab.sweep.result import COUNTS, metrics
 from replaylab.sweep.run import run_rows, trades_of
 from replaylab.sweep.tape import Tape, pack
 from tests.strategies import RandomSession, make_session, sessions, trading_params
@@ -109,7 +109,8 @@ def test_threads_that_share_tables_see_whole_cells() -> None:
 def test_metrics_are_those_of_the_trades(session: RandomSession, params: TradingParams) -> None:
     """Recomputed from the trades with numpy, by the formulas of docs/sweep.md."""
     tape = pack(session, session.price_source)
-    trades, _ = trades_of(tape, params)
+    trades, one = trades_of(tape, params)
+    trades = trades.sort("exit_index")
     row = metrics(run_rows(tape, rows_of([params]), params, "tables")[0]).row(0, named=True)
     pnl = trades["realized_pnl"].to_numpy()
     n = len(pnl)
@@ -119,8 +120,10 @@ def test_metrics_are_those_of_the_trades(session: RandomSession, params: Trading
         "n_trades": n,
         "n_wins": int((pnl > 0).sum()),
         "win_rate": (pnl > 0).mean() if n else None,
-        "gross_pnl": (pnl + trades["fees"].to_numpy()).sum(),
+        "gross_pnl": (pnl + trades["fees"].to_numpy() - trades["funding"].to_numpy()).sum(),
         "fees": trades["fees"].sum(),
+        "funding": trades["funding"].sum(),
+        "net_pnl_after_gaps": trades["gap_pnl"].fill_null(trades["realized_pnl"]).sum(),
         "net_pnl": pnl.sum(),
         "expectancy": pnl.mean() if n else None,
         "max_drawdown": min(0.0, (equity - peak[1:]).min()) if n else 0.0,
@@ -139,9 +142,12 @@ def test_metrics_are_those_of_the_trades(session: RandomSession, params: Trading
         assert row["sharpe_per_trade"] == pytest.approx(pnl.mean() / pnl.std(ddof=1), rel=1e-6)
     else:
         assert row["sharpe_per_trade"] is None or pnl.std() > 0
-    counts = {name: row[name] for name in row if name.startswith("n_") and name not in ("n_trades", "n_wins")}
     by_reason = dict(trades["reason"].value_counts().iter_rows())
-    assert counts == {name: by_reason.get(name[2:].upper(), 0) for name in counts}
+    assert {name: row[name] for name in COUNTS} == {
+        name: by_reason.get(name[2:].upper(), 0) for name in COUNTS
+    }
+    assert row["n_thin"] == trades["thin"].sum()
+    assert row == one
 
 
 @pytest.mark.parametrize("method", METHODS)

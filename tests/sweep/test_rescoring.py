@@ -55,7 +55,8 @@ def decided_again(session: Session, scoring: Any, params: TradingParams) -> pl.D
         params,
         scoring=scoring,
         inject_mode="FULL_DECISION",
-        price_sources=resolve_prices(session).sources,
+        price_sources=resolve_prices(session),
+        instruments=session.instruments,
         initial_state=session.initial_state,
     )
     for index, row in enumerate(rows):

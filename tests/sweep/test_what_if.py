@@ -37,7 +37,6 @@ def cut(root: DataRoot, minutes: float, **options: object) -> Session:
     return Session(root, manifest.session_id)
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_the_recorded_parameters_give_the_logged_trades(root: DataRoot) -> None:
     """On the project's own SIM logs nothing differs: entries, exits, reasons, prices, PnL."""
     session = cut(root, 16)
@@ -49,12 +48,11 @@ def test_the_recorded_parameters_give_the_logged_trades(root: DataRoot) -> None:
     assert found.trades["reason_logged"].null_count() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_without_execution_events_the_trade_log_will_do(root: DataRoot) -> None:
     session = cut(
         root,
         16,
-        include_types=["SCORING_UPDATE", "REGIME_UPDATE", "MARKET_TRADE"],
+        include_types=["SCORING_UPDATE", "REGIME_UPDATE", "MARKET_TRADE", "MARKET_BOOK"],
         session_id="bare",
     )
     found = what_if(session)
@@ -63,7 +61,6 @@ def test_without_execution_events_the_trade_log_will_do(root: DataRoot) -> None:
     assert found.trades["reason_logged"].null_count() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels compute model version 1")
 def test_what_the_session_cuts_off_is_not_held_against_it(root: DataRoot) -> None:
     """Wherever the session ends: a position that was closed later in the logs is set apart, not called added."""
     some_cut = 0
