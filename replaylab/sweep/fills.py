@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from replaylab.barriers import BRANCH, SHIFT, first_ge, first_le, range_max, range_min
 from replaylab.compiled import inlined
 from replaylab.params import TradingParams
+from replaylab.sweep.tape import NEVER, layout
 from replaylab.trading import formulas
 
 # The packed parameters. ``allowed_regimes_set``: a row of the table of allowed regimes. ``filter``: a number for each
@@ -52,6 +54,14 @@ RAW = 30
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
 FUNDING, AFTER_GAPS, THIN, EXPIRED, REJECTED, CANCELLED = range(13, 19)
 BY_REASON = 19
+
+# What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
+# and its time ``ts``; ``end``: the price event that ends the segment, that of a hole or the symbol's end. Otherwise
+# ``kind`` is the column of its count, ``next`` the first candidate from which on the symbol is flat, and the order ends
+# at ``at`` (REJECTED), ``end`` (CANCELLED) or the time ``ts`` (EXPIRED). NO_ENTRY: no decision, for want of a reference
+# price.
+NO_ENTRY, FILLED, FILLED_THIN = range(3)
+ENTRY = layout(f8="price qty", i8="ts", i4="at end next kind")
 
 market_price = inlined(formulas.market_price)
 book_price = inlined(formulas.book_price)
@@ -216,3 +226,240 @@ def add_trade(
     raw[SQUARES] += deviation * deviation
     raw[EXPOSURE] += duration_ns
     raw[BY_REASON + reason] += 1.0
+
+
+# ---- Searches ----------------------------------------------------------------------------------------------
+
+
+@inlined
+def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
+    """First i in [start, end) with values[i] ≥ wanted, else end; values ascend. Fast when near the start."""
+    step = 1
+    low = start
+    high = start
+    while high < end and values[high] < wanted:
+        low = high + 1
+        high += step
+        step *= 2
+    high = min(high, end)
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
+    """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
+
+    One number, so that threads that share the table can never see a half of it; and the chain goes on to the next
+    entry without waiting for what lies at ``x``. ``last``: the symbol's end.
+    """
+    follower = np.int64(cand_at[ticks[x].next_score]) if x < last else np.int64(0)
+    return (touch + 1) << 32 | follower
+
+
+@inlined
+def towards(
+    price: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, level: Any, direction: Any
+) -> Any:
+    """First price event in [start, end) with dir·(p − level) ≥ 0, else end."""
+    if direction > 0.0:
+        return first_ge(price, high, offsets, start, end, level)
+    return first_le(price, low, offsets, start, end, level)
+
+
+@inlined
+def first_beyond(
+    score: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, threshold: Any, direction: Any
+) -> Any:
+    """First score in [start, end) with dir·score < threshold: at or beyond the number next to it."""
+    if direction > 0.0:
+        return first_le(score, low, offsets, start, end, np.nextafter(threshold, -np.inf))
+    return first_ge(score, high, offsets, start, end, np.nextafter(-threshold, np.inf))
+
+
+@inlined
+def first_fill(plan: Any, p: Any, at: Any, end: Any, limit: Any, side: Any, qty: Any) -> Any:
+    """First price event in (at, end) that fills a limit order which arrived at ``at``, else end; ``side``: +1 sells."""
+    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
+    if p.limit_fill == TOUCH:
+        return towards(price, high, low, offsets, at + 1, end, limit, side)
+    ahead = -1.0
+    if p.limit_fill == QUEUE and usable(plan.quote[at], plan.price_ts[at], p.max_book_age_ns):
+        ahead = queue_ahead(plan.quote[at], plan.book_levels, plan.book_from, limit, side, p.queue_share)
+    if ahead < 0.0:
+        # Strictly beyond: at or beyond the number next to it.
+        beyond = np.nextafter(limit, side * np.inf)
+        return towards(price, high, low, offsets, at + 1, end, beyond, side)
+    taken = 0.0
+    x = at
+    while True:
+        x = towards(price, high, low, offsets, x + 1, end, limit, side)
+        if x >= end or price[x] != limit:
+            return x
+        taken += plan.flow[x].sells if side > 0.0 else plan.flow[x].buys
+        if taken >= ahead + qty:
+            return x
+
+
+@inlined
+def first_trailing(plan: Any, p: Any, s: Any) -> Any:
+    """Return the first i in (s.q, s.end) whose price hits the stop that the prices from ``s.q`` to i − 1 raised.
+
+    ``s.end`` where there is none. A block is skipped when its worst price does not reach the stop that its best price
+    could raise: then no price in it can, whatever their order.
+    """
+    values, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
+    entry, direction, tick_num, tick_den, end = s.entry, s.direction, s.tick_num, s.tick_den, s.end
+    activation_pct, distance_pct = p.trailing_activation_pct, p.trailing_distance_pct
+    best = values[s.q]
+    active = trailing_active(best, entry, direction, activation_pct)
+    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
+    top = len(offsets) - 1
+    i = s.q + 1
+    while i < end:
+        if i & (BRANCH - 1) == 0:
+            depth = 0
+            reached = best
+            while depth < top and i & ((1 << (SHIFT * (depth + 1))) - 1) == 0:
+                node = offsets[depth] + (i >> (SHIFT * (depth + 1)))
+                if direction > 0.0:
+                    hoped, worst = max(best, high[node]), low[node]
+                else:
+                    hoped, worst = min(best, low[node]), high[node]
+                if (active or trailing_active(hoped, entry, direction, activation_pct)) and stop_hit(
+                    worst, trailed(hoped, direction, distance_pct, tick_num, tick_den), direction
+                ):
+                    break
+                reached = hoped
+                depth += 1
+            if depth > 0:
+                i += 1 << (SHIFT * depth)
+                if reached != best:
+                    best = reached
+                    active = active or trailing_active(best, entry, direction, activation_pct)
+                    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
+                continue
+        price = values[i]
+        if active and stop_hit(price, stop, direction):
+            return i
+        if direction * (price - best) > 0.0:
+            best = price
+            active = active or trailing_active(best, entry, direction, activation_pct)
+            stop = trailed(best, direction, distance_pct, tick_num, tick_den)
+        i += 1
+    return end
+
+
+@inlined
+def trailed(best: Any, direction: Any, distance_pct: Any, tick_num: Any, tick_den: Any) -> Any:
+    """The trailing stop of a best price, on its tick."""
+    return rounded_price(trailing_price(best, direction, distance_pct), -direction, tick_num, tick_den)
+
+
+@inlined
+def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
+    """The trailing stop that the prices from the entry up to ``until`` raised; NaN while it is not active."""
+    q, direction = s.q, s.direction
+    if direction > 0.0:
+        best = range_max(plan.price, plan.price_high, plan.price_offsets, q, until)
+    else:
+        best = range_min(plan.price, plan.price_low, plan.price_offsets, q, until)
+    if trailing_active(best, s.entry, direction, p.trailing_activation_pct):
+        return trailed(best, direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
+    return np.nan
+
+
+# ---- Entries -----------------------------------------------------------------------------------------------
+
+
+@inlined
+def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
+    """Find out what becomes of the entry order that a candidate decides; the answer into the ENTRY ``e``."""
+    cand = plan.cands[c]
+    k = cand.symbol
+    symbol = plan.symbol[k]
+    direction = cand.direction
+    first = np.int64(cand.after)
+    last = plan.price_from[k + 1]
+    model = fill_model(p, symbol)
+    limit = np.nan
+    if p.entry_order == LIMIT:
+        reference = plan.price[first - 1] if first > plan.price_from[k] else np.nan
+        if model != PRINT and usable(plan.score_quote[cand.score], cand.ts, p.max_book_age_ns):
+            quote = plan.score_quote[cand.score]
+            reference = quote.bid if direction > 0.0 else quote.ask
+        limit = limit_entry_price(reference, direction, p.entry_offset_bps)
+        limit = rounded_price(limit, -direction, tick_of(p, symbol), symbol.tick_den)
+        if np.isnan(limit):
+            e.kind = NO_ENTRY
+            e.next = c + 1
+            return
+    q = first
+    if p.latency_ns > 0:
+        q = first_at_least(plan.price_ts, first, last, cand.ts + p.latency_ns)
+    # The last entry of a symbol's holes is its end.
+    h = first_at_least(plan.holes, plan.hole_from[gap, k], plan.hole_from[gap, k + 1] - 1, first)
+    end = plan.holes[h]
+    if q >= end:
+        e.kind = CANCELLED
+        e.end = end
+        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]
+        return
+    e.at = q
+    e.kind = REJECTED
+    e.next = plan.cand_at[plan.ticks[q].next_score]
+    if end <= q:
+        end = plan.holes[h + 1]
+    e.end = end
+    price, ts = plan.price[q], plan.price_ts[q]
+    by_book = model != PRINT and usable(plan.quote[q], ts, p.max_book_age_ns)
+    opposite = np.nan
+    if by_book:
+        opposite = plan.quote[q].ask if direction > 0.0 else plan.quote[q].bid
+    slip = slippage(p, model if by_book else PRINT)
+    if p.entry_order != LIMIT:
+        qty = sized(p, symbol, market_price(opposite if by_book else price, direction, slip))
+        if qty <= 0.0:
+            return
+        e.kind = FILLED
+        e.price = market_price(price, direction, slip)
+        if by_book:
+            found, thin = book_fill(
+                plan.quote[q], plan.book_levels, plan.book_from, price, qty, direction, slip, model
+            )
+            e.price = found
+            if thin:
+                e.kind = FILLED_THIN
+        e.qty = direction * qty
+        e.ts = ts
+        return
+    qty = sized(p, symbol, limit) if limit > 0.0 else 0.0
+    takes = traded_through(price, limit, -direction)
+    if by_book:
+        takes = target_hit(limit, opposite, direction)
+    if qty <= 0.0 or takes:
+        return
+    until = end
+    expires = NEVER
+    if p.entry_ttl_ns >= 0:
+        expires = ts + p.entry_ttl_ns
+        until = first_at_least(plan.price_ts, q + 1, end, expires)
+    j = first_fill(plan, p, q, until, limit, -direction, qty)
+    if j < until:
+        e.kind = FILLED
+        e.price = limit
+        e.qty = direction * qty
+        e.at = j
+        e.ts = plan.price_ts[j]
+    elif expires <= (plan.price_ts[end] if end < last else plan.start[0].last_ts):
+        e.kind = EXPIRED
+        e.ts = expires
+        e.next = first_at_least(plan.cand_ts, c + 1, plan.cand_from[k + 1], expires)
+    else:
+        e.kind = CANCELLED
+        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]

@@ -19,12 +19,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaylab.barriers import BRANCH, SHIFT, build_levels, first_ge, first_le, range_max, range_min
+from replaylab.barriers import build_levels, first_ge
 from replaylab.compiled import compiled, inlined
 from replaylab.sweep import fills
+from replaylab.sweep.fills import (
+    cell,
+    find_entry,
+    first_at_least,
+    first_beyond,
+    first_fill,
+    first_trailing,
+    towards,
+    trailing_stop,
+)
 from replaylab.sweep.grid import Codes, Rows
 from replaylab.sweep.model_loop import ACCOUNT, entry_decided, realise, refused, start_account
-from replaylab.sweep.tape import NEVER, Tape
+from replaylab.sweep.tape import NEVER, Tape, layout
 from replaylab.timestamps import NS_PER_DAY
 
 Array = npt.NDArray[Any]
@@ -33,27 +43,7 @@ Array = npt.NDArray[Any]
 # ``strength``. ``gap``: a row of ``hole_from``.
 TABLES = ("entry_set", "gap", "entry", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")
 KEYS = np.dtype([(name, "i4") for name in TABLES])
-CANDIDATE = np.dtype(
-    [("ts", "i8"), ("direction", "f8"), ("index", "i4"), ("after", "i4"), ("score", "i4"), ("symbol", "i4")],
-    align=True,
-)
-# What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
-# and its time ``ts``; ``end``: the price event that ends the segment, that of a hole or the symbol's end. Otherwise
-# ``next`` is the first candidate from which on the symbol is flat, and the order ends at ``at`` (REJECTED), ``end``
-# (CANCELLED) or the time ``ts`` (EXPIRED). NO_ENTRY: no decision, for want of a reference price.
-NO_ENTRY, FILLED, FILLED_THIN, REJECTED, CANCELLED, EXPIRED = range(6)
-ENTRY = np.dtype(
-    [
-        ("price", "f8"),
-        ("qty", "f8"),
-        ("ts", "i8"),
-        ("at", "i4"),
-        ("end", "i4"),
-        ("next", "i4"),
-        ("kind", "i4"),
-    ],
-    align=True,
-)
+CANDIDATE = layout(i8="ts", f8="direction", i4="index after score symbol")
 
 
 class Plan(NamedTuple):
@@ -124,7 +114,7 @@ class Numbered:
 
     def nbytes(self, candidates: int) -> int:
         """Bytes of all tables."""
-        return candidates * (8 * self.rows + 4 * self.sets + ENTRY.itemsize * self.entries)
+        return candidates * (8 * self.rows + 4 * self.sets + fills.ENTRY.itemsize * self.entries)
 
 
 def number_tables(tape: Tape, rows: Rows) -> Numbered:
@@ -211,7 +201,7 @@ def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -
         strength_high=np.stack([part[0] for part in parts]),
         strength_offsets=parts[0][2],
         next_entry=np.empty((sizes[0], len(at)), dtype=np.int32),
-        entries=np.empty((sizes[1], len(at)), dtype=ENTRY),
+        entries=np.empty((sizes[1], len(at)), dtype=fills.ENTRY),
         # Pages of zeros take memory only once they are written to.
         table=np.zeros((sizes[2], len(at)), dtype=np.int64),
     )
@@ -279,259 +269,6 @@ def _fill_entries(plan: Any, params: Any, keys: Any) -> None:
             find_entry(plan, params[row], keys[row].gap, c, plan.entries[keys[row].entry, c])
 
 
-# ---- Searches ----------------------------------------------------------------------------------------------
-
-
-@inlined
-def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
-    """First i in [start, end) with values[i] ≥ wanted, else end; values ascend. Fast when near the start."""
-    step = 1
-    low = start
-    high = start
-    while high < end and values[high] < wanted:
-        low = high + 1
-        high += step
-        step *= 2
-    high = min(high, end)
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
-def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
-    """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
-
-    One number, so that threads that share the table can never see a half of it; and the chain goes on to the next
-    entry without waiting for what lies at ``x``. ``last``: the symbol's end.
-    """
-    follower = np.int64(cand_at[ticks[x].next_score]) if x < last else np.int64(0)
-    return (touch + 1) << 32 | follower
-
-
-@inlined
-def towards(
-    price: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, level: Any, direction: Any
-) -> Any:
-    """First price event in [start, end) with dir·(p − level) ≥ 0, else end."""
-    if direction > 0.0:
-        return first_ge(price, high, offsets, start, end, level)
-    return first_le(price, low, offsets, start, end, level)
-
-
-@inlined
-def first_beyond(
-    score: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, threshold: Any, direction: Any
-) -> Any:
-    """First score in [start, end) with dir·score < threshold: at or beyond the number next to it."""
-    if direction > 0.0:
-        return first_le(score, low, offsets, start, end, np.nextafter(threshold, -np.inf))
-    return first_ge(score, high, offsets, start, end, np.nextafter(-threshold, np.inf))
-
-
-@inlined
-def first_fill(plan: Any, p: Any, at: Any, end: Any, limit: Any, side: Any, qty: Any) -> Any:
-    """First price event in (at, end) that fills a limit order which arrived at ``at``, else end; ``side``: +1 sells."""
-    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
-    if p.limit_fill == fills.TOUCH:
-        return towards(price, high, low, offsets, at + 1, end, limit, side)
-    ahead = -1.0
-    if p.limit_fill == fills.QUEUE and fills.usable(plan.quote[at], plan.price_ts[at], p.max_book_age_ns):
-        ahead = fills.queue_ahead(
-            plan.quote[at], plan.book_levels, plan.book_from, limit, side, p.queue_share
-        )
-    if ahead < 0.0:
-        # Strictly beyond: at or beyond the number next to it.
-        beyond = np.nextafter(limit, side * np.inf)
-        return towards(price, high, low, offsets, at + 1, end, beyond, side)
-    taken = 0.0
-    x = at
-    while True:
-        x = towards(price, high, low, offsets, x + 1, end, limit, side)
-        if x >= end or price[x] != limit:
-            return x
-        taken += plan.flow[x].sells if side > 0.0 else plan.flow[x].buys
-        if taken >= ahead + qty:
-            return x
-
-
-@inlined
-def first_trailing(
-    values: Any,
-    high: Any,
-    low: Any,
-    offsets: Any,
-    start: Any,
-    end: Any,
-    entry: Any,
-    direction: Any,
-    activation_pct: Any,
-    distance_pct: Any,
-    tick_num: Any,
-    tick_den: Any,
-) -> Any:
-    """Return the first i in (start, end) whose price hits the stop that the prices from ``start`` to i − 1 raised.
-
-    ``end`` where there is none. A block is skipped when its worst price does not reach the stop that its best price
-    could raise: then no price in it can, whatever their order.
-    """
-    best = values[start]
-    active = fills.trailing_active(best, entry, direction, activation_pct)
-    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
-    top = len(offsets) - 1
-    i = start + 1
-    while i < end:
-        if i & (BRANCH - 1) == 0:
-            depth = 0
-            reached = best
-            while depth < top and i & ((1 << (SHIFT * (depth + 1))) - 1) == 0:
-                node = offsets[depth] + (i >> (SHIFT * (depth + 1)))
-                if direction > 0.0:
-                    hoped, worst = max(best, high[node]), low[node]
-                else:
-                    hoped, worst = min(best, low[node]), high[node]
-                if (
-                    active or fills.trailing_active(hoped, entry, direction, activation_pct)
-                ) and fills.stop_hit(
-                    worst, trailed(hoped, direction, distance_pct, tick_num, tick_den), direction
-                ):
-                    break
-                reached = hoped
-                depth += 1
-            if depth > 0:
-                i += 1 << (SHIFT * depth)
-                if reached != best:
-                    best = reached
-                    active = active or fills.trailing_active(best, entry, direction, activation_pct)
-                    stop = trailed(best, direction, distance_pct, tick_num, tick_den)
-                continue
-        price = values[i]
-        if active and fills.stop_hit(price, stop, direction):
-            return i
-        if direction * (price - best) > 0.0:
-            best = price
-            active = active or fills.trailing_active(best, entry, direction, activation_pct)
-            stop = trailed(best, direction, distance_pct, tick_num, tick_den)
-        i += 1
-    return end
-
-
-@inlined
-def trailed(best: Any, direction: Any, distance_pct: Any, tick_num: Any, tick_den: Any) -> Any:
-    """The trailing stop of a best price, on its tick."""
-    return fills.rounded_price(
-        fills.trailing_price(best, direction, distance_pct), -direction, tick_num, tick_den
-    )
-
-
-@inlined
-def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
-    """The trailing stop that the prices from the entry up to ``until`` raised; NaN while it is not active."""
-    q, direction = s.q, s.direction
-    if direction > 0.0:
-        best = range_max(plan.price, plan.price_high, plan.price_offsets, q, until)
-    else:
-        best = range_min(plan.price, plan.price_low, plan.price_offsets, q, until)
-    if fills.trailing_active(best, s.entry, direction, p.trailing_activation_pct):
-        return trailed(best, direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
-    return np.nan
-
-
-# ---- Entries -----------------------------------------------------------------------------------------------
-
-
-@inlined
-def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
-    """Find out what becomes of the entry order that a candidate decides; the answer into the ENTRY ``e``."""
-    cand = plan.cands[c]
-    k = cand.symbol
-    symbol = plan.symbol[k]
-    direction = cand.direction
-    first = np.int64(cand.after)
-    last = plan.price_from[k + 1]
-    model = fills.fill_model(p, symbol)
-    limit = np.nan
-    if p.entry_order == fills.LIMIT:
-        reference = plan.price[first - 1] if first > plan.price_from[k] else np.nan
-        if model != fills.PRINT and fills.usable(plan.score_quote[cand.score], cand.ts, p.max_book_age_ns):
-            quote = plan.score_quote[cand.score]
-            reference = quote.bid if direction > 0.0 else quote.ask
-        limit = fills.limit_entry_price(reference, direction, p.entry_offset_bps)
-        limit = fills.rounded_price(limit, -direction, fills.tick_of(p, symbol), symbol.tick_den)
-        if np.isnan(limit):
-            e.kind = NO_ENTRY
-            e.next = c + 1
-            return
-    q = first
-    if p.latency_ns > 0:
-        q = first_at_least(plan.price_ts, first, last, cand.ts + p.latency_ns)
-    # The last entry of a symbol's holes is its end.
-    h = first_at_least(plan.holes, plan.hole_from[gap, k], plan.hole_from[gap, k + 1] - 1, first)
-    end = plan.holes[h]
-    if q >= end:
-        e.kind = CANCELLED
-        e.end = end
-        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]
-        return
-    e.at = q
-    e.kind = REJECTED
-    e.next = plan.cand_at[plan.ticks[q].next_score]
-    if end <= q:
-        end = plan.holes[h + 1]
-    e.end = end
-    price, ts = plan.price[q], plan.price_ts[q]
-    by_book = model != fills.PRINT and fills.usable(plan.quote[q], ts, p.max_book_age_ns)
-    opposite = np.nan
-    if by_book:
-        opposite = plan.quote[q].ask if direction > 0.0 else plan.quote[q].bid
-    slip = fills.slippage(p, model if by_book else fills.PRINT)
-    if p.entry_order != fills.LIMIT:
-        qty = fills.sized(p, symbol, fills.market_price(opposite if by_book else price, direction, slip))
-        if qty <= 0.0:
-            return
-        e.kind = FILLED
-        e.price = fills.market_price(price, direction, slip)
-        if by_book:
-            found, thin = fills.book_fill(
-                plan.quote[q], plan.book_levels, plan.book_from, price, qty, direction, slip, model
-            )
-            e.price = found
-            if thin:
-                e.kind = FILLED_THIN
-        e.qty = direction * qty
-        e.ts = ts
-        return
-    qty = fills.sized(p, symbol, limit) if limit > 0.0 else 0.0
-    takes = fills.traded_through(price, limit, -direction)
-    if by_book:
-        takes = fills.target_hit(limit, opposite, direction)
-    if qty <= 0.0 or takes:
-        return
-    until = end
-    expires = NEVER
-    if p.entry_ttl_ns >= 0:
-        expires = ts + p.entry_ttl_ns
-        until = first_at_least(plan.price_ts, q + 1, end, expires)
-    j = first_fill(plan, p, q, until, limit, -direction, qty)
-    if j < until:
-        e.kind = FILLED
-        e.price = limit
-        e.qty = direction * qty
-        e.at = j
-        e.ts = plan.price_ts[j]
-    elif expires <= (plan.price_ts[end] if end < last else plan.start[0].last_ts):
-        e.kind = EXPIRED
-        e.ts = expires
-        e.next = first_at_least(plan.cand_ts, c + 1, plan.cand_from[k + 1], expires)
-    else:
-        e.kind = CANCELLED
-        e.next = plan.cand_at[plan.ticks[end].next_score] if end < last else plan.cand_from[k + 1]
-
-
 # ---- Accounting --------------------------------------------------------------------------------------------
 
 # What a symbol is doing: looking for its next entry, about to enter, in a trade (before its entry fill, TP1, a funding
@@ -542,40 +279,10 @@ UNKNOWN = -1
 # ``action``: twice the index of the event at which the symbol acts next, plus one for a decision, which comes after the
 # price part of its event. ``free``: the action by which the symbol is flat. ``x``: the price event of the exit,
 # ``fill`` its price. ``fund_from`` to ``fund_end``: the trade's funding settlements, realised up to ``settled``.
-CHAIN = np.dtype(
-    [
-        ("phase", "i8"),
-        ("action", "i8"),
-        ("free", "i8"),
-        ("cand", "i8"),
-        ("follower", "i8"),
-        ("q", "i8"),
-        ("end", "i8"),
-        ("t1", "i8"),
-        ("x", "i8"),
-        ("reason", "i8"),
-        ("thin", "i8"),
-        ("filled", "i8"),
-        ("parted", "i8"),
-        ("exited", "i8"),
-        ("fund_from", "i8"),
-        ("fund_end", "i8"),
-        ("settled", "i8"),
-        ("ts", "i8"),
-        ("direction", "f8"),
-        ("entry", "f8"),
-        ("qty", "f8"),
-        ("part", "f8"),
-        ("tp1", "f8"),
-        ("fill", "f8"),
-        ("model", "i8"),
-        ("slip", "f8"),
-        ("buys", "f8"),
-        ("sells", "f8"),
-        ("tick_num", "f8"),
-        ("tick_den", "f8"),
-    ],
-    align=True,
+CHAIN = layout(
+    i8="phase action free cand follower q end t1 x reason thin filled parted exited ts model"
+    " fund_from fund_end settled",
+    f8="direction entry qty part tp1 fill slip buys sells tick_num tick_den",
 )
 
 
@@ -734,11 +441,11 @@ def carry(plan: Any, account: Any, p: Any, index: Any) -> None:
 @inlined
 def end_of_order(plan: Any, e: Any, last: Any) -> Any:
     """The action by which an entry order that does not fill is gone."""
-    if e.kind == EXPIRED:
+    if e.kind == fills.EXPIRED:
         # By the first decision of any symbol at that time.
         at = first_at_least(plan.all_ts, 0, len(plan.all_ts), e.ts)
         return 2 * np.int64(plan.all_index[at]) if at < len(plan.all_ts) else NEVER
-    at = e.at if e.kind == REJECTED else e.end
+    at = e.at if e.kind == fills.REJECTED else e.end
     return 2 * np.int64(plan.ticks[at].index) if at < last else NEVER
 
 
@@ -761,7 +468,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     state = np.zeros(n_symbols, dtype=CHAIN)
     accounts = np.zeros(1, dtype=ACCOUNT)
     account = accounts[0]
-    found = np.zeros(1, dtype=ENTRY)
+    found = np.zeros(1, dtype=fills.ENTRY)
     for row in range(len(params)):
         p = params[row]
         key = keys[row]
@@ -809,7 +516,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                             if p.entry_order == fills.LIMIT:
                                 # Without a reference price there is nothing to decide.
                                 find_entry(plan, p, key.gap, c, found[0])
-                                if found[0].kind == NO_ENTRY:
+                                if found[0].kind == fills.NO_ENTRY:
                                     s.cand = c + 1
                                     s.action = UNKNOWN
                                     continue
@@ -820,11 +527,11 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                         e = plan.entries[key.entry, c]
                     else:
                         find_entry(plan, p, key.gap, c, e)
-                    if e.kind > FILLED_THIN or e.kind == NO_ENTRY:
+                    if e.kind > fills.FILLED_THIN or e.kind == fills.NO_ENTRY:
                         s.cand = np.int64(e.next)
                         s.phase = SEEK
-                        if e.kind != NO_ENTRY:
-                            sums[fills.REJECTED + (e.kind - REJECTED if e.kind < EXPIRED else -1)] += 1.0
+                        if e.kind != fills.NO_ENTRY:
+                            sums[e.kind] += 1.0
                             if limited:
                                 s.phase = WAIT
                                 s.free = end_of_order(plan, e, price_from[k + 1])
@@ -836,16 +543,10 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                     direction = 1.0 if e.qty > 0.0 else -1.0
                     rising = direction > 0.0
                     entry = e.price
-                    s.q = q
-                    s.end = end
-                    s.ts = e.ts
-                    s.direction = direction
-                    s.entry = entry
-                    s.qty = abs(e.qty)
-                    s.thin = 1 if e.kind == FILLED_THIN else 0
+                    s.q, s.end, s.ts, s.direction, s.entry, s.qty = q, end, e.ts, direction, entry, abs(e.qty)
+                    s.thin = 1 if e.kind == fills.FILLED_THIN else 0
                     s.filled = 0 if losses else 1
-                    s.parted = 0
-                    s.exited = 0
+                    s.parted = s.exited = 0
                     tick_num, tick_den = s.tick_num, s.tick_den
                     # The first stop; that of a LIMIT entry may be touched by its own event.
                     base = fills.rounded_price(
@@ -867,20 +568,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                     if trails:
                         known = table[key.trail, c] if tables else np.int64(0)
                         if known == 0:
-                            x = first_trailing(
-                                price,
-                                high,
-                                low,
-                                offsets,
-                                q,
-                                end,
-                                entry,
-                                direction,
-                                p.trailing_activation_pct,
-                                p.trailing_distance_pct,
-                                tick_num,
-                                tick_den,
-                            )
+                            x = first_trailing(plan, p, s)
                             known = cell(ticks, cand_at, x, x, last)
                             if tables:
                                 table[key.trail, c] = known

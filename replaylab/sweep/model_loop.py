@@ -11,92 +11,27 @@ import numpy as np
 
 from replaylab.compiled import compiled, inlined
 from replaylab.sweep import fills
-from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE
+from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE, layout
 from replaylab.timestamps import NS_PER_DAY
 
-TRADE = np.dtype(
-    [
-        ("symbol", "i4"),
-        ("direction", "i4"),
-        ("entry_index", "i4"),
-        ("exit_index", "i4"),
-        ("entry_ts", "i8"),
-        ("exit_ts", "i8"),
-        ("entry_price", "f8"),
-        ("close_price", "f8"),
-        ("qty", "f8"),
-        ("fees", "f8"),
-        ("funding", "f8"),
-        ("realized_pnl", "f8"),
-        ("gap_pnl", "f8"),
-        ("mfe", "f8"),
-        ("mae", "f8"),
-        ("reason", "i4"),
-        ("tp1_filled", "i4"),
-        ("thin", "i4"),
-    ],
-    align=True,
+TRADE = layout(
+    i4="symbol direction entry_index exit_index reason tp1_filled thin",
+    i8="entry_ts exit_ts",
+    f8="entry_price close_price qty fees funding realized_pnl gap_pnl mfe mae",
 )
 
 # What a symbol is doing. RESTING: a limit entry that has arrived. CLOSING: its stop was touched and waits for its
 # fill. OVER: the position was closed at the last price before a hole or the session's end, and counts as open until it.
 FLAT, PENDING, RESTING, OPEN, CLOSING, OVER, CARRIED = range(7)
-_STATE = np.dtype(
-    [
-        ("phase", "i8"),
-        ("at_price", "i8"),
-        ("at_score", "i8"),
-        ("at_force", "i8"),
-        ("at_funding", "i8"),
-        ("due", "i8"),
-        ("limit", "f8"),
-        ("ahead", "f8"),
-        ("taken", "f8"),
-        ("direction", "f8"),
-        ("cooldown_end", "i8"),
-        ("entry_index", "i8"),
-        ("entry_ts", "i8"),
-        ("entry", "f8"),
-        ("qty", "f8"),
-        ("left", "f8"),
-        ("gross", "f8"),
-        ("fees", "f8"),
-        ("funding", "f8"),
-        ("thin", "i8"),
-        ("stop", "f8"),
-        ("stop_reason", "i8"),
-        ("tp1", "f8"),
-        ("tp1_qty", "f8"),
-        ("tp1_ahead", "f8"),
-        ("tp1_taken", "f8"),
-        ("tp1_filled", "i8"),
-        ("tp2", "f8"),
-        ("tp2_ahead", "f8"),
-        ("tp2_taken", "f8"),
-        ("best", "f8"),
-        ("high", "f8"),
-        ("low", "f8"),
-        ("exit_reason", "i8"),
-        ("exit_due", "i8"),
-    ],
-    align=True,
+_STATE = layout(
+    i8="phase at_price at_score at_force at_funding due cooldown_end entry_index entry_ts"
+    " thin stop_reason tp1_filled exit_reason exit_due",
+    f8="limit ahead taken direction entry qty left gross fees funding stop"
+    " tp1 tp1_qty tp1_ahead tp1_taken tp2 tp2_ahead tp2_taken best high low",
 )
 # The account: open, pending and carried positions; limit entries that rest; entries of a day; a day's PnL and whether
 # it was ever at its limit; trades recorded.
-ACCOUNT = np.dtype(
-    [
-        ("open", "i8"),
-        ("resting", "i8"),
-        ("entry_day", "i8"),
-        ("entries", "i8"),
-        ("pnl_day", "i8"),
-        ("pnl", "f8"),
-        ("lost", "i8"),
-        ("carried", "i8"),
-        ("trades", "i8"),
-    ],
-    align=True,
-)
+ACCOUNT = layout(i8="open resting entry_day entries pnl_day lost carried trades", f8="pnl")
 
 
 @inlined

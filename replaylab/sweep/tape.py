@@ -61,37 +61,32 @@ NEVER = 2**62
 _BLOCK = 8192
 _log = logging.getLogger("replaylab.sweep")
 
+
+def layout(**fields: str) -> np.dtype[Any]:
+    """Return a record type: names of fields by their type code.
+
+    >>> layout(f8="price qty", i4="state").itemsize
+    24
+    """
+    return np.dtype([(name, code) for code, names in fields.items() for name in names.split()], align=True)
+
+
 # The book at a price event: best prices and their quantities (NaN while a side is empty), time of the book's last
 # usable event, and its levels: rows ``book_from[2·state]`` to ``book_from[2·state + 2]``; state −1: a side is empty.
-QUOTE = np.dtype(
-    [("bid", "f8"), ("ask", "f8"), ("bid_qty", "f8"), ("ask_qty", "f8"), ("ts", "i8"), ("state", "i8")]
-)
+QUOTE = layout(f8="bid ask bid_qty ask_qty", i8="ts state")
 # Quantity that a price event takes out of the queue of an order that sells, and of one that buys, at its price.
-FLOW = np.dtype([("sells", "f8"), ("buys", "f8")])
+FLOW = layout(f8="sells buys")
 # A funding settlement. ``mark``: the price that it is settled at, NaN before the first price.
-SETTLEMENT = np.dtype([("ts", "i8"), ("index", "i8"), ("rate", "f8"), ("mark", "f8")])
+SETTLEMENT = layout(i8="ts index", f8="rate mark")
 # A symbol: whether it has a book, its instrument (0: no tick, no lot), end of what it carries in (NEVER: it stays;
 # −NEVER: nothing), and the last exit before the session (−NEVER: none).
-SYMBOL = np.dtype(
-    [
-        ("has_book", "i8"),
-        ("tick_num", "f8"),
-        ("tick_den", "f8"),
-        ("lot_num", "f8"),
-        ("lot_den", "f8"),
-        ("min_notional", "f8"),
-        ("carried_until", "i8"),
-        ("last_exit", "i8"),
-    ]
-)
+SYMBOL = layout(i8="has_book carried_until last_exit", f8="tick_num tick_den lot_num lot_den min_notional")
 # What happens to carried positions of any symbol, in order: a part of realised PnL, or (``release``) a position's end.
 # ``index``: the first event at or after that time.
-CARRIED = np.dtype([("ts", "i8"), ("index", "i8"), ("pnl", "f8"), ("release", "i8")])
+CARRIED = layout(i8="ts index release", f8="pnl")
 # The account before the session: carried positions, the UTC day (−1: unknown) with its realised PnL, the lowest that
 # this was, and the day's entries; and the time of the session's last event.
-START = np.dtype(
-    [("open", "i8"), ("day", "i8"), ("pnl", "f8"), ("lowest", "f8"), ("entries", "i8"), ("last_ts", "i8")]
-)
+START = layout(i8="open day entries last_ts", f8="pnl lowest")
 
 
 class SessionLike(Protocol):
@@ -558,7 +553,7 @@ class _Packing:
         if start.carried is not None:
             until = NEVER if start.carried.closed_ns is None else start.carried.closed_ns
         last = -NEVER if start.last_exit_ns is None else start.last_exit_ns
-        row = (name in self.prices.books, *known.tick, *known.lot, known.min_notional_usd, until, last)
+        row = (name in self.prices.books, until, last, *known.tick, *known.lot, known.min_notional_usd)
         return np.array([row], dtype=SYMBOL)
 
     def _carried(self) -> tuple[Array, Array]:
@@ -569,19 +564,20 @@ class _Packing:
             if start.carried is None:
                 continue
             opened += 1
-            changes += [(part.ns, part.realized_pnl, 0) for part in start.carried.parts]
+            changes += [(part.ns, 0, part.realized_pnl) for part in start.carried.parts]
             if start.carried.closed_ns is not None:
-                changes.append((start.carried.closed_ns, 0.0, 1))
+                changes.append((start.carried.closed_ns, 1, 0.0))
         changes.sort(key=lambda change: change[0])
         carried = np.zeros(len(changes), dtype=CARRIED)
-        for k, (ts, pnl, release) in enumerate(changes):
-            carried[k] = (ts, np.searchsorted(self.ts, ts), pnl, release)
+        for k, (ts, *change) in enumerate(changes):
+            carried[k] = (ts, np.searchsorted(self.ts, ts), *change)
         account = self.initial.account
-        day = (-1, 0.0, 0.0, 0)
-        if account is not None:
-            day = (account.day, account.realized_pnl, account.lowest_realized_pnl, account.entries)
         last = int(self.ts[-1]) if len(self.ts) else 0
-        return carried, np.array([(opened, *day, last)], dtype=START)
+        row: tuple[float, ...] = (opened, -1, 0, last, 0.0, 0.0)
+        if account is not None:
+            pnl, lowest = account.realized_pnl, account.lowest_realized_pnl
+            row = (opened, account.day, account.entries, last, pnl, lowest)
+        return carried, np.array([row], dtype=START)
 
 
 class _Prices:
@@ -690,7 +686,7 @@ def _merge(*rows_of: list[Array]) -> Array:
 
 
 # What a chain reads of one price event, together: one trip to memory. ``next_score``: the first score at or after it.
-TICK = np.dtype([("price", "f8"), ("ts", "i8"), ("index", "i4"), ("next_score", "i4")], align=True)
+TICK = layout(f8="price", i8="ts", i4="index next_score")
 
 
 class Lookup(NamedTuple):
