@@ -112,7 +112,6 @@ def run_sim(
             price_sources=_prices(root, names, from_ns, until_ns),
             instruments=history.load_instruments(root),
             # As in a session that begins here: the book and the last regimes are known to a bot that starts.
-            instruments=history.load_instruments(root),
             initial_state=initial_state(root, from_ns, names),
         )
         count = 0

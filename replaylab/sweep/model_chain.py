@@ -741,7 +741,7 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                         s.free = 2 * np.int64(ticks[end].index)
                     elif s.reason == fills.SESSION_END:
                         s.free = NEVER
-                    s.fund_end = s.fund_from
+                    s.fund_end = s.settled = s.fund_from
                     if plan.funding_from[k + 1] > plan.funding_from[k]:
                         find_funding(plan, s, k)
                     set_action(plan, s, losses)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
@@ -18,7 +17,7 @@ from replaylab.sweep.grid import Grid, make_grid
 from replaylab.sweep.result import COUNTS, metrics
 from replaylab.sweep.run import run_rows, trades_of
 from replaylab.sweep.tape import Tape, pack
-from tests.strategies import RandomSession, make_session, sessions, trading_params
+from tests.strategies import RandomSession, allow, cases, make_session, random_params
 
 METHODS = ("loop", "index", "tables")
 
@@ -34,15 +33,15 @@ def all_methods(tape: Tape, grid: Grid) -> list[np.ndarray]:
     return [run_rows(tape, grid, TradingParams(), method)[0] for method in METHODS]
 
 
-@settings(max_examples=200, deadline=None)
-@given(sessions(), st.lists(trading_params(), min_size=1, max_size=12))
-def test_every_method_gives_the_same_metrics_to_the_bit(
-    session: RandomSession, several: list[TradingParams]
-) -> None:
-    tape = pack(session, session.price_source)
-    loop, index, tables = all_methods(tape, rows_of(several))
-    assert np.array_equal(loop, index, equal_nan=True)
-    assert np.array_equal(loop, tables, equal_nan=True)
+@pytest.mark.parametrize("block", range(5))
+def test_every_method_gives_the_same_metrics_to_the_bit(block: int) -> None:
+    """A dozen unlike parameter sets at a time, which share some levels, over random sessions."""
+    for seed in range(20 * block, 20 * block + 20):
+        session = make_session(seed, 300, 1 + seed % 3)
+        several = [allow(session, random_params(100 * seed + k)) for k in range(12)]
+        loop, index, tables = all_methods(pack(session, session.price_source), rows_of(several))
+        assert np.array_equal(loop, index, equal_nan=True), seed
+        assert np.array_equal(loop, tables, equal_nan=True), seed
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,6 +66,33 @@ def test_a_product_shares_tables_without_mixing_them_up(seed: int) -> None:
     assert loop[:, 0].sum() > 10_000
     assert np.array_equal(loop, index)
     assert np.array_equal(loop, tables)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_product_of_fills_shares_tables_too(seed: int) -> None:
+    """Sizes, books, queues, LIMIT entries and holes as axes: rows that differ in them share no level by mistake."""
+    session = make_session(seed + 30, 2000, 2)
+    grid = make_grid(
+        {
+            "market_fill": ["print", "auto"],
+            "limit_fill": ["touch", "through"],
+            "entry_order": ["MARKET", "LIMIT"],
+            "entry_ttl_s": [None, 5.0],
+            "notional_usd": [1000.0, 100_000.0],
+            "risk_per_trade_usd": [None, 20.0],
+            "max_book_age_s": [1.0, None],
+            "max_gap_s": [30.0, None],
+            "rounding": ["exchange", "none"],
+            "stop_latency_ms": [0, 500],
+            "tp1_fraction": [0.0, 0.4],
+            "sl_pct": [0.1, 0.5],
+        },
+        TradingParams(entry_threshold=0.2, tp1_pct=0.1, tp2_pct=0.3),
+    )
+    loop, index, tables = all_methods(pack(session, "auto"), grid)
+    assert loop[:, 0].sum() > 10_000
+    assert np.array_equal(loop, index, equal_nan=True)
+    assert np.array_equal(loop, tables, equal_nan=True)
 
 
 @pytest.mark.parametrize("latency_ms", [0, 200])
@@ -105,9 +131,10 @@ def test_threads_that_share_tables_see_whole_cells() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(sessions(), trading_params())
-def test_metrics_are_those_of_the_trades(session: RandomSession, params: TradingParams) -> None:
+@given(cases())
+def test_metrics_are_those_of_the_trades(case: tuple[RandomSession, TradingParams]) -> None:
     """Recomputed from the trades with numpy, by the formulas of docs/sweep.md."""
+    session, params = case
     tape = pack(session, session.price_source)
     trades, one = trades_of(tape, params)
     trades = trades.sort("exit_index")
