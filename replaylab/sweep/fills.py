@@ -378,6 +378,18 @@ def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
 
 
 @inlined
+def entry_limit(plan: Any, p: Any, cand: Any, model: Any) -> Any:
+    """Price of a LIMIT entry that a candidate decides; NaN without a reference price."""
+    symbol = plan.symbol[cand.symbol]
+    reference = plan.price[cand.after - 1] if cand.after > plan.price_from[cand.symbol] else np.nan
+    if model != PRINT and usable(plan.score_quote[cand.score], cand.ts, p.max_book_age_ns):
+        quote = plan.score_quote[cand.score]
+        reference = quote.bid if cand.direction > 0.0 else quote.ask
+    limit = limit_entry_price(reference, cand.direction, p.entry_offset_bps)
+    return rounded_price(limit, -cand.direction, tick_of(p, symbol), symbol.tick_den)
+
+
+@inlined
 def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
     """Find out what becomes of the entry order that a candidate decides; the answer into the ENTRY ``e``."""
     cand = plan.cands[c]
@@ -387,18 +399,11 @@ def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
     first = np.int64(cand.after)
     last = plan.price_from[k + 1]
     model = fill_model(p, symbol)
-    limit = np.nan
-    if p.entry_order == LIMIT:
-        reference = plan.price[first - 1] if first > plan.price_from[k] else np.nan
-        if model != PRINT and usable(plan.score_quote[cand.score], cand.ts, p.max_book_age_ns):
-            quote = plan.score_quote[cand.score]
-            reference = quote.bid if direction > 0.0 else quote.ask
-        limit = limit_entry_price(reference, direction, p.entry_offset_bps)
-        limit = rounded_price(limit, -direction, tick_of(p, symbol), symbol.tick_den)
-        if np.isnan(limit):
-            e.kind = NO_ENTRY
-            e.next = c + 1
-            return
+    limit = entry_limit(plan, p, cand, model) if p.entry_order == LIMIT else 0.0
+    if np.isnan(limit):
+        e.kind = NO_ENTRY
+        e.next = c + 1
+        return
     q = first
     if p.latency_ns > 0:
         q = first_at_least(plan.price_ts, first, last, cand.ts + p.latency_ns)
@@ -413,8 +418,6 @@ def find_entry(plan: Any, p: Any, gap: Any, c: Any, e: Any) -> None:
     e.at = q
     e.kind = REJECTED
     e.next = plan.cand_at[plan.ticks[q].next_score]
-    if end <= q:
-        end = plan.holes[h + 1]
     e.end = end
     price, ts = plan.price[q], plan.price_ts[q]
     by_book = model != PRINT and usable(plan.quote[q], ts, p.max_book_age_ns)
