@@ -43,7 +43,15 @@ def read_csv(
     buyer was the maker; with neither (and no column "side") the tick rule gives the side.
     ``timestamp_unit``: s, ms, us, ns; detected where it is not given. Times may also be ISO strings.
     """
-    named = _named(timestamp, price, qty, side, buyer_maker, trade_id, received_at)
+    named = _named(
+        side=side,
+        maker=buyer_maker,
+        time=timestamp,
+        price=price,
+        qty=qty,
+        id=trade_id,
+        received=received_at,
+    )
     names = {ours: (folded(name),) for ours, name in named.items()}
     if side is None and buyer_maker is None:
         names["side"] = ("side",)
@@ -68,7 +76,15 @@ def read_parquet(
 
     A column of datetimes needs no unit. Fractional floats are taken to the nearest microsecond, and a note says so.
     """
-    named = _named(timestamp, price, qty, side, buyer_maker, trade_id, received_at)
+    named = _named(
+        side=side,
+        maker=buyer_maker,
+        time=timestamp,
+        price=price,
+        qty=qty,
+        id=trade_id,
+        received=received_at,
+    )
     for path in files:
         intake.begin(path.name)
         try:
@@ -136,24 +152,9 @@ def _times(values: pl.Series, clock: Clock, lines: pl.Series, path: Path, intake
     return parse_times(values, clock, lines, path.name)
 
 
-def _named(
-    timestamp: str,
-    price: str,
-    qty: str,
-    side: str | None,
-    buyer_maker: str | None,
-    trade_id: str | None,
-    received_at: str | None,
-) -> dict[str, str]:
-    if side is not None and buyer_maker is not None:
+def _named(*, side: str | None, maker: str | None, **others: str | None) -> dict[str, str]:
+    """Return our names of the columns that are given, with theirs."""
+    if side is not None and maker is not None:
         raise HistoryError("give side or buyer_maker, not both")
-    every = {
-        "time": timestamp,
-        "price": price,
-        "qty": qty,
-        "side": side,
-        "maker": buyer_maker,
-        "id": trade_id,
-        "received": received_at,
-    }
+    every = {**others, "side": side, "maker": maker}
     return {ours: name for ours, name in every.items() if name is not None}

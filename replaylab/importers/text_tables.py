@@ -287,15 +287,16 @@ def read_trades(
             "received": Clock("receive time", None, table.units),
         }
         state = TradesState(file.name, clocks)
-        layout: Layout | None = None
+        reader: _TableReader | None = None
         for block in file.blocks():
-            if layout is None:
+            if reader is None:
                 layout, block = detect(block, file, intake, table, delimiter)
                 if layout is None:
                     continue
-            for frame, raw in parse(block, layout, intake):
-                _take(frame, raw, file, layout, intake, table, state)
-        if layout is None:
+                reader = _TableReader(file, layout, intake, table, state, block)
+            for frame, raw in parse(block, reader.layout, intake):
+                reader.take(frame, raw)
+        if reader is None:
             intake.note(f"{file.name} is empty")
 
 
@@ -458,91 +459,76 @@ class TradesState:
         return trades.with_columns(sides.alias("side"))
 
 
-def _take(
-    frame: pl.DataFrame,
-    block: Block,
-    file: LineFile,
-    layout: Layout,
-    intake: Intake,
-    table: TradeTable,
-    state: TradesState,
-) -> None:
-    """Turn a typed block into trades and hand them over, symbol by symbol."""
+@dataclass
+class _TableReader:
+    """Turns the typed blocks of one file into trades and hands them over, symbol by symbol."""
 
-    def text(line: int) -> str:
-        return block.data.split(b"\n")[line - block.first_line].decode("utf-8", "replace")
+    file: LineFile
+    layout: Layout
+    intake: Intake
+    table: TradeTable
+    state: TradesState
+    block: Block
 
-    frame = _reject_unknown_sides(frame, layout, intake, table, text)
-    if table.numbered:
-        frame = _reject_unnumbered(frame, intake, text)
-    if frame.is_empty():
-        return
-    lines = frame["line"]
-    exchange = parse_times(frame["time"], state.clocks["time"], lines, file.name)
-    received = (
-        parse_times(frame["received"], state.clocks["received"], lines, file.name)
-        if "received" in frame.columns
-        else None
-    )
-    trades = state.trades(frame, exchange, received, intake, numbered=table.numbered)
-    for symbol, rows in _by_symbol(trades, file, intake, table):
-        intake.trades(symbol, rows, backwards=bool(state.backwards), numbered=table.numbered, text=text)
+    def take(self, frame: pl.DataFrame, block: Block) -> None:
+        self.block = block
+        frame = self._known_sides(frame)
+        if self.table.numbered:
+            whole = frame["id"].cast(pl.Int64, strict=False).is_not_null()
+            frame = self._only(frame, whole, "id", "the id must be a whole number")
+        if frame.is_empty():
+            return
+        lines, clocks = frame["line"], self.state.clocks
+        exchange = parse_times(frame["time"], clocks["time"], lines, self.file.name)
+        received = None
+        if "received" in frame.columns:
+            received = parse_times(frame["received"], clocks["received"], lines, self.file.name)
+        trades = self.state.trades(frame, exchange, received, self.intake, numbered=self.table.numbered)
+        backwards = bool(self.state.backwards)
+        for symbol, rows in self._by_symbol(trades):
+            self.intake.trades(
+                symbol, rows, backwards=backwards, numbered=self.table.numbered, text=self._line
+            )
 
+    def _line(self, number: int) -> str:
+        return self.block.data.split(b"\n")[number - self.block.first_line].decode("utf-8", "replace")
 
-def _reject_unknown_sides(
-    frame: pl.DataFrame, layout: Layout, intake: Intake, table: TradeTable, text: Callable[[int], str]
-) -> pl.DataFrame:
-    column = "side" if "side" in frame.columns else "maker" if "maker" in frame.columns else None
-    if column is None:
-        return frame
-    allowed = [*_BUY, *_SELL, *table.unknown_sides] if column == "side" else [*_TRUE, *_FALSE]
-    known = frame[column].is_in(allowed).fill_null(False)
-    if known.all():
-        return frame
-    expected = "a buy or sell" if column == "side" else "true or false"
-    for line, found in frame.filter(~known).select("line", column).iter_rows():
-        intake.reject(line, f"{layout.shown(column)} must be {expected}, found {found!r}", text(line))
-    return frame.filter(known)
+    def _only(self, frame: pl.DataFrame, good: pl.Series, column: str, expected: str) -> pl.DataFrame:
+        """Return the good rows; reject the others with what their column has."""
+        if good.all():
+            return frame
+        for line, found in frame.filter(~good).select("line", column).iter_rows():
+            self.intake.reject(line, f"{expected}, found {found!r}", self._line(line))
+        return frame.filter(good)
 
+    def _known_sides(self, frame: pl.DataFrame) -> pl.DataFrame:
+        column = "side" if "side" in frame.columns else "maker" if "maker" in frame.columns else None
+        if column is None:
+            return frame
+        allowed = [*_BUY, *_SELL, *self.table.unknown_sides] if column == "side" else [*_TRUE, *_FALSE]
+        expected = "a buy or sell" if column == "side" else "true or false"
+        good = frame[column].is_in(allowed).fill_null(False)
+        return self._only(frame, good, column, f"{self.layout.shown(column)} must be {expected}")
 
-def _reject_unnumbered(frame: pl.DataFrame, intake: Intake, text: Callable[[int], str]) -> pl.DataFrame:
-    good = frame["id"].cast(pl.Int64, strict=False).is_not_null()
-    if good.all():
-        return frame
-    for line, found in frame.filter(~good).select("line", "id").iter_rows():
-        intake.reject(line, f"the id must be a whole number, found {found!r}", text(line))
-    return frame.filter(good)
-
-
-def _by_symbol(
-    trades: pl.DataFrame, file: LineFile, intake: Intake, table: TradeTable
-) -> Iterator[tuple[str, pl.DataFrame]]:
-    if "symbol" in trades.columns:
-        first = trades["symbol"][0]
-        alone = bool((trades["symbol"] == first).all())
-        groups = (
-            [(first, trades)]
-            if alone
-            else [(key[0], rows) for key, rows in trades.group_by("symbol", maintain_order=True)]
-        )
-        for name, rows in groups:
-            if name is None or not str(name).strip():
-                for line in rows["line"]:
-                    intake.reject(line, "no symbol")
-            elif intake.wants(str(name)):
-                yield str(name), rows.drop("symbol")
-            else:
-                intake.file.other += rows.height
-        return
-    named = table.file_symbol(file.hint) if table.file_symbol else None
-    symbol = intake.symbol or named
-    if symbol is None:
-        raise HistoryError(
-            f"{file.name}: neither the rows nor the file's name tell the symbol: give symbol=..."
-        )
-    if named and intake.symbol and named != intake.symbol and intake.save_as is None:
-        raise HistoryError(
-            f"{file.name} is named after {named}, but symbol={intake.symbol!r} is asked for. "
-            f"To store it under that name: symbol={named!r}, save_as={intake.symbol!r}"
-        )
-    yield symbol, trades
+    def _by_symbol(self, trades: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+        intake, name = self.intake, self.file.name
+        if "symbol" in trades.columns:
+            for (symbol,), rows in trades.group_by("symbol", maintain_order=True):
+                if symbol is None or not str(symbol).strip():
+                    for line in rows["line"]:
+                        intake.reject(line, "no symbol")
+                elif intake.wants(str(symbol)):
+                    yield str(symbol), rows.drop("symbol")
+                else:
+                    intake.file.other += rows.height
+            return
+        named = self.table.file_symbol(self.file.hint) if self.table.file_symbol else None
+        symbol = intake.symbol or named
+        if symbol is None:
+            raise HistoryError(f"{name}: neither the rows nor the file's name has a symbol: give symbol=...")
+        if named and intake.symbol and named != intake.symbol and intake.save_as is None:
+            raise HistoryError(
+                f"{name} is named after {named}, but symbol={intake.symbol!r} is asked for. "
+                f"To store it under that name: symbol={named!r}, save_as={intake.symbol!r}"
+            )
+        yield symbol, trades

@@ -194,7 +194,9 @@ class Sources:
             offset += frame.height
             payload = _payloads(frame, names, set())
             rank = SOURCE_RANK[log]
-            yield rows_frame(_times(frame), rank, frame["symbol"], order, event_type, payload, _stamps(frame))
+            yield rows_frame(
+                _times(frame), rank, frame["symbol"], order, event_type, payload, stamp=_stamps(frame)
+            )
 
     def _account(self, path: Path, kind: str, loaded: frames.Loaded | None = None) -> Source:
         source = Source(path, kind)
@@ -234,7 +236,13 @@ def _event_rows(
     frame: pl.DataFrame, symbol: str, rank: int, kind: str | pl.Series, payload: pl.Series, place: int
 ) -> pl.DataFrame:
     return rows_frame(
-        _times(frame), rank, symbol, frame["order"].cast(pl.Int64) * 2 + place, kind, payload, _stamps(frame)
+        _times(frame),
+        rank,
+        symbol,
+        frame["order"].cast(pl.Int64) * 2 + place,
+        kind,
+        payload,
+        stamp=_stamps(frame),
     )
 
 
@@ -319,6 +327,7 @@ def rows_frame(
     seq: pl.Series,
     event_type: str | pl.Series,
     payload: pl.Series,
+    *,
     stamp: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Return a frame of ``ROW_SCHEMA``; scalars are repeated, a missing ``stamp`` is written from ``ts``."""

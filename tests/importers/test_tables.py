@@ -219,7 +219,7 @@ GOOD = "1,100,1,100,1660000000123,true"
             "binance-trades",
             "trades.csv",
             [GOOD],
-            r"trades.csv: neither the rows nor the file's name tell the symbol",
+            r"trades.csv: neither the rows nor the file's name has a symbol",
         ),
         (
             "binance-trades",
