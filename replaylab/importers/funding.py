@@ -154,9 +154,7 @@ def _take(table: pl.DataFrame, names: dict[str, str], clock: Clock, file: LineFi
     )
     named = intake.symbol or symbol_before(file.hint, "-fundingRate-")
     if "symbol" not in names and named is None:
-        raise HistoryError(
-            f"{file.name}: neither the rows nor the file's name has a symbol: give symbol=..."
-        )
+        raise HistoryError(f"{file.name}: neither the rows nor the file's name has a symbol: give symbol=...")
     rows = pl.DataFrame(
         {
             "line": table["line"],
