@@ -86,13 +86,14 @@ def test_times_are_nanoseconds_in_utc(root: Path) -> None:
         assert frame.schema["timestamp"] == pl.Datetime("ns", "UTC")
 
 
-def test_a_session_may_be_named_in_three_ways(root: Path) -> None:
-    """Its id, its manifest or a Session."""
+def test_a_session_may_be_given_in_many_ways(root: Path) -> None:
+    """Its id, its manifest, a Session, or its events as a polars, pandas or pyarrow table."""
     lab = Lab(root)
     session = lab.session("session")
-    trades = [lab.backtest(which, PARAMS).trades for which in ("session", session, session.manifest)]
-    assert trades[0].equals(trades[1])
-    assert trades[1].equals(trades[2])
+    frames = (session.events, session.events.to_pandas(), session.events.to_arrow())
+    trades = [lab.backtest(which, PARAMS).trades for which in ("session", session, session.manifest, *frames)]
+    assert trades[0].height > 0
+    assert all(one.equals(trades[0]) for one in trades)
 
 
 def test_an_unknown_session_gets_the_closest_name(root: Path) -> None:

@@ -302,6 +302,16 @@ def test_the_badge_shows_the_speed_as_fast_as_possible(panel: Panel) -> None:
     assert "a-minute · ∞×" in panel._badge_text(status)
 
 
+def test_warnings_of_a_build_are_shown(panel: Panel) -> None:
+    """Of a type of which the range holds nothing, say."""
+    panel.form.types.value = ("SCORING_UPDATE", "MARKET_BOOK")
+    panel.form.create.click()
+    assert panel.settle()
+    assert "rl-error" in panel.form.result.value
+    assert "MARKET_BOOK" in panel.form.result.value
+    assert len(panel.table.visible) == 2
+
+
 def test_an_empty_session_is_refused(panel: Panel) -> None:
     """A range without events, or types that occur nowhere: the reason is shown, and no session is left."""
     panel.form.types.value = ("MARKET_BOOK",)
