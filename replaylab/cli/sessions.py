@@ -185,7 +185,8 @@ def build(
 
     replaylab build --from 2025-11-18T10:00 --to 2025-11-18T11:00 --symbol BTCUSDT,ETHUSDT
     """
-    manifest = open_lab(data).build_replay_session(
+    lab = open_lab(data)
+    manifest = lab.build_replay_session(
         start,
         end,
         split(symbol) or [],
@@ -197,7 +198,7 @@ def build(
         if_exists=if_exists,  # type: ignore[arg-type]  # checked there, with the allowed words
     )
     if json:
-        print_json(manifest)
+        print_json({**manifest.to_dict(), "warnings": lab.session(manifest).warnings})
     else:
         say(manifest.session_id)
         say(f"{_total(manifest)} events of {', '.join(manifest.symbols)}: {', '.join(manifest.event_types)}")
@@ -279,3 +280,5 @@ def _detail(session: Any, manifest: Any) -> None:
     print_table(("type", "symbol", "events"), counts.rows())
     if session.rejects.height:
         say(f"{session.rejects.height} lines could not be read")
+    for message in session.warnings:
+        say(f"warning: {message}")

@@ -213,7 +213,8 @@ class ReplayEngine:
             try:
                 self.load_session(session_id)
             except (SessionError, UnsafeNameError) as error:
-                publish_failure(self.root, str(session_id), error)
+                name = session_id if isinstance(session_id, str) else getattr(session_id, "session_id", "?")
+                publish_failure(self.root, name, error)
                 raise
         if self._session is None:
             raise SessionError("no session is loaded: pass session_id")

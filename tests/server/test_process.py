@@ -333,7 +333,7 @@ def test_serve_on_the_command_line(root: DataRoot, tmp_path: Path) -> None:
 
 def test_two_builds_and_a_replay_at_once(client: httpx.Client, root: DataRoot) -> None:
     """Builds wait for each other and not for the replay."""
-    run(client, speedFactor=5)
+    run(client, speedFactor=0.5)
     results: list[int] = []
 
     def build(name: str) -> None:
