@@ -16,7 +16,7 @@ from replaylab.trading.orders import Journal, OrderRouter
 from replaylab.trading.positions import ClosedTrade, Fill, PendingEntry, Position, RestingLimit
 from replaylab.trading.risk import RiskEngine, Snapshots
 from replaylab.trading.rules import Rules
-from replaylab.trading.state import IDLE, LONG, PENDING_ENTRY, SHORT, SymbolState
+from replaylab.trading.state import IDLE, LONG, NEVER, PENDING_ENTRY, SHORT, SymbolState
 
 _STOPS = ("STOP_LOSS", "BREAK_EVEN", "TRAILING")
 _NOTHING: Mapping[str, Any] = {}
@@ -51,8 +51,9 @@ class Execution:
         self._snapshots = snapshots
         self._schedule = schedule
         self._limit_fill = rules.params.limit_fill
-        self._max_gap_ns = rules.max_gap_ns
-        self._max_hold_ns = rules.max_hold_ns
+        # Without a limit: longer than all sessions.
+        self._max_gap_ns = rules.max_gap_ns if rules.max_gap_ns >= 0 else NEVER
+        self._max_hold_ns = rules.max_hold_ns if rules.max_hold_ns >= 0 else NEVER
         self._trailing = rules.params.trailing_activation_pct is not None
         self.trades: list[ClosedTrade] = []
         self.counts = EntryCounts()
@@ -102,7 +103,7 @@ class Execution:
         self, state: SymbolState, index: int, ts: int, price: float, payload: Mapping[str, Any] = _NOTHING
     ) -> None:
         """Take one price event of a symbol; ``payload`` is that of the event: a queue counts its quantity."""
-        if 0 <= self._max_gap_ns < ts - state.last_ts and state.last_index >= 0:
+        if ts - state.last_ts > self._max_gap_ns and state.last_index >= 0:
             self._end_at_hole(state, ts, price)
         state.last_price = price
         state.last_index = index
@@ -203,8 +204,17 @@ class Execution:
         """Open a position at the symbol's current price event."""
         rules, ts, price = self._rules, state.last_ts, state.last_price or 0.0
         p = rules.params
-        position = Position(rules, state.symbol, state.instrument, entry.direction, fill, qty)
-        position.start(state.last_index, ts, price)
+        position = Position.open(
+            rules,
+            state.symbol,
+            state.instrument,
+            direction=entry.direction,
+            fill=fill,
+            qty=qty,
+            index=state.last_index,
+            ts=ts,
+            printed=price,
+        )
         if self._limit_fill == "queue":
             self._queue(state, position.target1, ts)
             self._queue(state, position.target2, ts)
@@ -257,7 +267,7 @@ class Execution:
             price, self._limit_fill, payload
         ):
             return "TP2"
-        if 0 <= self._max_hold_ns <= ts - position.entry_ts:
+        if ts - position.entry_ts >= self._max_hold_ns:
             return "TIMEOUT"
         if position.exit_reason is not None and ts >= position.exit_due:
             return position.exit_reason
@@ -302,6 +312,9 @@ class Execution:
 
     def _tighten(self, position: Position, ts: int, price: float, reason: str) -> None:
         """Move the stop to the tick of ``price`` if that is tighter."""
+        # Rounding goes away from the market: what is not tighter before it is not tighter after it.
+        if not formulas.tightens(price, position.stop, position.direction):
+            return
         stop = position.stop_level(price)
         if formulas.tightens(stop, position.stop, position.direction):
             position.stop = stop
@@ -450,26 +463,22 @@ class Execution:
         self._journal.event(ts, state.symbol, (before, state.state), kind, reason, extra)
 
 
+# Fields of a trade that its record has under the same names.
+_SAME = (
+    *("symbol", "side", "entry_price", "close_price", "qty", "leverage", "realized_pnl", "mfe", "mae"),
+    *("duration_seconds", "reason", "tp1_filled", "fees"),
+)
+
+
 def _trade_record(trade: ClosedTrade, mode: Any) -> TradeLogRecord:
+    same: dict[str, Any] = {name: getattr(trade, name) for name in _SAME}
     return TradeLogRecord(
         timestamp=iso(trade.exit_ts),
         date_key=date_key(trade.exit_ts),
-        symbol=trade.symbol,
-        side="LONG" if trade.side == "LONG" else "SHORT",
-        entry_price=trade.entry_price,
-        close_price=trade.close_price,
-        qty=trade.qty,
-        leverage=trade.leverage,
-        realized_pnl=trade.realized_pnl,
-        mfe=trade.mfe,
-        mae=trade.mae,
-        duration_seconds=trade.duration_seconds,
         mode=mode,
         entry_timestamp=iso(trade.entry_ts),
-        reason=trade.reason,
-        tp1_filled=trade.tp1_filled,
-        fees=trade.fees,
         funding=trade.funding or UNSET,
         thin=trade.thin or UNSET,
         gap_pnl=UNSET if trade.gap_pnl is None else trade.gap_pnl,
+        **same,
     )

@@ -21,20 +21,18 @@ class Fill(NamedTuple):
     thin: bool = False
 
 
+@dataclass(slots=True)
 class RestingLimit:
     """A limit order in the book. ``side``: +1 if it sells, −1 if it buys.
 
     ``ahead``: quantity in the queue ahead of it at its arrival; None where only a trade-through fills it.
     """
 
-    __slots__ = ("ahead", "price", "qty", "side", "traded")
-
-    def __init__(self, price: float, qty: float, side: float, ahead: float | None = None) -> None:
-        self.price = price
-        self.qty = qty
-        self.side = side
-        self.ahead = ahead
-        self.traded = 0.0
+    price: float
+    qty: float
+    side: float
+    ahead: float | None = None
+    traded: float = 0.0
 
     def fills(self, price: float, limit_fill: str, payload: Mapping[str, Any]) -> bool:
         """Take a later price event, ``payload`` included for "queue"; return whether it fills the order."""
@@ -50,23 +48,22 @@ class RestingLimit:
         return self.traded >= self.ahead + self.qty
 
 
+@dataclass(slots=True)
 class PendingEntry:
     """An entry order between its decision and its end. ``limit`` is None for a market order.
 
-    A LIMIT entry rests from its arrival on, when ``resting`` is set.
+    A LIMIT entry rests from its arrival on, when ``resting`` is set. ``order`` is empty while nothing is recorded.
     """
 
-    __slots__ = ("direction", "due", "limit", "order", "qty", "resting")
-
-    def __init__(self, direction: float, due: int, limit: float | None = None, qty: float = 0.0) -> None:
-        self.direction = direction
-        self.due = due
-        self.limit = limit
-        self.qty = qty
-        self.resting: RestingLimit | None = None
-        self.order = ""
+    direction: float
+    due: int
+    limit: float | None = None
+    qty: float = 0.0
+    resting: RestingLimit | None = None
+    order: str = ""
 
 
+@dataclass(slots=True)
 class Position:
     """One open position. Prices in quote currency, quantities in base currency, times in ns.
 
@@ -74,74 +71,80 @@ class Position:
     the entry's event on. Order ids are empty while nothing is recorded.
     """
 
-    __slots__ = (
-        "best",
-        "closing_due",
-        "direction",
-        "entry",
-        "entry_index",
-        "entry_ts",
-        "exit_due",
-        "exit_reason",
-        "fees",
-        "funding",
-        "gross",
-        "high",
-        "instrument",
-        "left",
-        "low",
-        "order_exit",
-        "order_stop",
-        "order_tp1",
-        "order_tp2",
-        "qty",
-        "stop",
-        "stop_reason",
-        "symbol",
-        "target1",
-        "target2",
-        "thin",
-        "tp1",
-        "tp1_filled",
-        "tp1_qty",
-        "tp2",
-    )
+    symbol: str
+    instrument: Instrument
+    direction: float
+    entry_index: int
+    entry_ts: int
+    entry: float
+    qty: float
+    left: float
+    tp1: float
+    tp2: float
+    tp1_qty: float
+    stop: float
+    best: float
+    high: float
+    low: float
+    target1: RestingLimit
+    target2: RestingLimit
+    thin: bool = False
+    gross: float = 0.0
+    fees: float = 0.0
+    funding: float = 0.0
+    stop_reason: str = "STOP_LOSS"
+    tp1_filled: bool = False
+    exit_reason: str | None = None
+    exit_due: int = 0
+    closing_due: int | None = None
+    order_tp1: str = ""
+    order_tp2: str = ""
+    order_stop: str = ""
+    order_exit: str = ""
 
-    def __init__(
-        self, rules: Rules, symbol: str, instrument: Instrument, direction: float, entry: Fill, qty: float
-    ) -> None:
-        p = rules.params
-        self.symbol = symbol
-        self.instrument = instrument
-        self.direction = direction
-        self.entry = price = entry.price
-        self.thin = entry.thin
-        self.qty = self.left = qty
-        self.gross = self.funding = self.fees = 0.0
-        tick_num, tick_den = instrument.tick
-        target1 = formulas.target_price(price, direction, p.tp1_pct)
-        target2 = formulas.target_price(price, direction, p.tp2_pct)
-        self.tp1 = formulas.rounded_price(target1, direction, tick_num, tick_den)
-        self.tp2 = formulas.rounded_price(target2, direction, tick_num, tick_den)
-        self.stop = self.stop_level(formulas.stop_price(price, direction, p.sl_pct))
-        self.stop_reason = "STOP_LOSS"
-        self.tp1_qty = qty
+    @classmethod
+    def open(
+        cls,
+        rules: Rules,
+        symbol: str,
+        instrument: Instrument,
+        *,
+        direction: float,
+        fill: Fill,
+        qty: float,
+        index: int,
+        ts: int,
+        printed: float,
+    ) -> Position:
+        """Return the position that an entry's fill opens, with its levels; ``printed`` is the event's price."""
+        p, price, tick = rules.params, fill.price, instrument.tick
+        tp1 = formulas.rounded_price(formulas.target_price(price, direction, p.tp1_pct), direction, *tick)
+        tp2 = formulas.rounded_price(formulas.target_price(price, direction, p.tp2_pct), direction, *tick)
+        stop = formulas.rounded_price(formulas.stop_price(price, direction, p.sl_pct), -direction, *tick)
+        tp1_qty = qty
         if p.tp1_fraction < 1.0:
             part = formulas.rounded_qty(formulas.tp1_qty(qty, p.tp1_fraction), *instrument.lot)
-            self.tp1_qty = part if part < qty else 0.0
-        self.tp1_filled = False
-        self.exit_reason: str | None = None
-        self.exit_due = 0
-        self.closing_due: int | None = None
-        self.order_tp1 = self.order_tp2 = self.order_stop = self.order_exit = ""
-
-    def start(self, index: int, ts: int, price: float) -> None:
-        """Note the price event at which the entry filled."""
-        self.entry_index = index
-        self.entry_ts = ts
-        self.best = self.high = self.low = price
-        self.target1 = RestingLimit(self.tp1, self.tp1_qty, self.direction)
-        self.target2 = RestingLimit(self.tp2, self.qty, self.direction)
+            tp1_qty = part if part < qty else 0.0
+        return cls(
+            symbol=symbol,
+            instrument=instrument,
+            direction=direction,
+            entry_index=index,
+            entry_ts=ts,
+            entry=price,
+            qty=qty,
+            left=qty,
+            tp1=tp1,
+            tp2=tp2,
+            tp1_qty=tp1_qty,
+            stop=stop,
+            best=printed,
+            high=printed,
+            low=printed,
+            target1=RestingLimit(tp1, tp1_qty, direction),
+            target2=RestingLimit(tp2, qty, direction),
+            thin=fill.thin,
+        )
 
     @property
     def side(self) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from replaylab.features import InitialState, SymbolStart
+from replaylab.features import InitialState, OrderBook
 from replaylab.trading.positions import PendingEntry, Position
 from replaylab.trading.prices import ResolvedPrices
 from replaylab.trading.rules import Instrument, Rules
@@ -19,6 +20,7 @@ COOLDOWN = "COOLDOWN"
 NEVER = 1 << 62
 
 
+@dataclass(slots=True)
 class SymbolState:
     """One symbol: its state, its pending entry or open position, its last price, book and signals.
 
@@ -26,44 +28,23 @@ class SymbolState:
     pending entry from before the session is still on. ``last_index`` is −1 before the first price event.
     """
 
-    __slots__ = (
-        "blocked",
-        "book",
-        "book_ts",
-        "carried",
-        "cooldown_end",
-        "instrument",
-        "last_index",
-        "last_price",
-        "last_ts",
-        "market_fill",
-        "pending",
-        "position",
-        "regime",
-        "score",
-        "source",
-        "state",
-        "symbol",
-    )
-
-    def __init__(self, symbol: str, start: SymbolStart, instrument: Instrument) -> None:
-        self.symbol = symbol
-        self.source: str | None = None
-        self.market_fill = "print"
-        self.instrument = instrument
-        self.state = IDLE
-        self.regime = start.regime
-        self.blocked = start.trading_blocked
-        self.book = start.order_book()
-        self.book_ts = -NEVER
-        self.cooldown_end = -NEVER
-        self.carried = False
-        self.pending: PendingEntry | None = None
-        self.position: Position | None = None
-        self.last_price: float | None = None
-        self.last_index = -1
-        self.last_ts = 0
-        self.score: float | None = None
+    symbol: str
+    source: str | None
+    market_fill: str
+    instrument: Instrument
+    book: OrderBook
+    regime: str | None
+    blocked: bool
+    state: str = IDLE
+    book_ts: int = -NEVER
+    cooldown_end: int = -NEVER
+    carried: bool = False
+    pending: PendingEntry | None = None
+    position: Position | None = None
+    last_price: float | None = None
+    last_index: int = -1
+    last_ts: int = 0
+    score: float | None = None
 
     def leave_cooldown(self, ts: int) -> str:
         """Return the state before an event that is handled at ``ts``; a cooldown that is over ends there."""
@@ -79,8 +60,7 @@ class SymbolState:
 
     def view(self) -> dict[str, Any]:
         """Return what a hotlist shows of the symbol; None where there is nothing."""
-        position = self.position
-        price = self.last_price
+        position, price = self.position, self.last_price
         shown: dict[str, Any] = {
             "symbol": self.symbol,
             "state": self.state,
@@ -88,27 +68,23 @@ class SymbolState:
             "regime": self.regime,
             "blocked": self.blocked,
             "price": price,
-            "side": None,
-            "qty": None,
-            "entry_price": None,
-            "unrealized_pnl": None,
-            "tp1_price": None,
-            "tp2_price": None,
-            "stop_price": None,
-            "stop_reason": None,
         }
-        if position is not None:
-            shown |= {
-                "side": position.side,
-                "qty": position.left,
-                "entry_price": position.entry,
-                "unrealized_pnl": None if price is None else position.unrealized(price),
-                "tp1_price": position.tp1,
-                "tp2_price": position.tp2,
-                "stop_price": position.stop,
-                "stop_reason": position.stop_reason,
-            }
+        for name, field in _VIEW.items():
+            shown[name] = None if position is None else getattr(position, field)
+        shown["unrealized_pnl"] = None if position is None or price is None else position.unrealized(price)
         return shown
+
+
+# What a view shows of an open position, and the field that it comes from.
+_VIEW = {
+    "side": "side",
+    "qty": "left",
+    "entry_price": "entry",
+    "tp1_price": "tp1",
+    "tp2_price": "tp2",
+    "stop_price": "stop",
+    "stop_reason": "stop_reason",
+}
 
 
 class SymbolStates(dict[str, SymbolState]):
@@ -134,13 +110,16 @@ class SymbolStates(dict[str, SymbolState]):
     def __missing__(self, symbol: str) -> SymbolState:
         params = self._rules.params
         start = self._initial.of(symbol)
+        blocked = start.trading_blocked if self.blocked_by_default is None else self.blocked_by_default
         state = SymbolState(
-            symbol, start, Instrument.read(self._instruments.get(symbol), rounding=params.rounding)
+            symbol=symbol,
+            source=self._prices.sources.get(symbol),
+            market_fill=self._prices.market_fill(symbol, params.market_fill),
+            instrument=Instrument.read(self._instruments.get(symbol), rounding=params.rounding),
+            book=start.order_book(),
+            regime=start.regime,
+            blocked=blocked,
         )
-        state.source = self._prices.sources.get(symbol)
-        state.market_fill = self._prices.market_fill(symbol, params.market_fill)
-        if self.blocked_by_default is not None:
-            state.blocked = self.blocked_by_default
         if start.carried is not None:
             state.carried = True
             state.state = PENDING_ENTRY

@@ -98,6 +98,9 @@ class TradingSystem:
         self._now = self._last = -NEVER
         self._index = -1
         self._handled = 0
+        # Without a limit by day the risk engine has no flags of its own.
+        limits = (self.params.max_daily_loss_usd, self.params.max_trades_per_day)
+        self._logs_flags = recorder is not None and limits != (None, None)
         self._warming = False
         # What happens by time alone: (ns, number, action), the earliest first.
         self._due: list[tuple[int, int, Callable[[int], None]]] = []
@@ -126,11 +129,9 @@ class TradingSystem:
         payload: dict[str, Any],
     ) -> None:
         """Take one event of the session; of types that the model does not read only the time counts."""
-        if not self._begun:
-            self._begin(ts)
-        self._last = ts
         handler = self._handlers.get(type)
         if handler is None:
+            self._unread(ts)
             return
         if ts != self._now:
             self._move_to(ts)
@@ -141,7 +142,7 @@ class TradingSystem:
             self._on_risk_for_all(index, ts, payload)
         else:
             self._skip(type)
-        if self._journal.on:
+        if self._logs_flags:
             self._log_flags(ts)
 
     def handle_event(self, event: ReplayEvent) -> None:
@@ -156,7 +157,7 @@ class TradingSystem:
         self._finished = True
         if self._pipeline is not None and self._pipeline.touched and not self._warming:
             self._compute_signals()
-        self._run_due(self._last)
+        self._run_due(max(self._now, self._last))
         self._execution.end(self._states.sorted(), self._now)
         if self._journal.on and self._now > -NEVER:
             self._snapshots.write(self._now, self._states.values())
@@ -169,9 +170,6 @@ class TradingSystem:
         pipeline = self._pipeline
         if pipeline is None or kind not in ("MARKET_TRADE", "MARKET_BOOK"):
             return
-        if not self._begun:
-            self._begin(ts)
-        self._last = ts
         self._move_to(ts, warming=True)
         self._warming = True
         state = self._states[symbol]
@@ -360,6 +358,12 @@ class TradingSystem:
 
     # Time.
 
+    def _unread(self, ts: int) -> None:
+        """Take the time of an event that the model does not read: the session began before, or lasts until then."""
+        if not self._begun:
+            self._begin(ts)
+        self._last = ts
+
     def _begin(self, ts: int) -> None:
         """Note the first event: the initial books are as old as it."""
         self._begun = True
@@ -385,7 +389,9 @@ class TradingSystem:
                     self._states[symbol].regime = signal.regime
             else:
                 self._compute_signals()
-        if self._warming and not warming:
+        if not self._begun:
+            self._begin(ts)
+        elif self._warming and not warming:
             self._start(ts)
         self._warming = warming
         self._now = ts
