@@ -144,7 +144,7 @@ def _shown(declared: Declaration, value: Any) -> Any:
         return _OFF
     if declared.kind == "names":
         return ", ".join(value) or _NONE
-    return f"{value:.12g}"
+    return repr(value).removesuffix(".0")
 
 
 def _parsed(declared: Declaration, text: str) -> Any:
