@@ -114,7 +114,8 @@ class RunSetup:
         """Return one line: source and median spacing of the prices, fill models in force, and whose parameters."""
         shown = []
         for symbol, source in list(self.prices.sources.items())[:5]:
-            mine = feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"]
+            # Distinct times: many prints of one match share theirs.
+            mine = feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"].unique().sort()
             gap = mine.diff().dt.total_nanoseconds().median()
             spacing = f" ({gap / 1e9:.3g} s apart)" if isinstance(gap, float) else ""
             shown.append(f"{symbol} {source}{spacing}")
