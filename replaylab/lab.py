@@ -237,6 +237,39 @@ class Lab:
             progress=progress,
         )
 
+    def build_sessions(
+        self,
+        start: str | datetime,
+        end: str | datetime,
+        symbols: str | Sequence[str],
+        every: str = "1d",
+        *,
+        include_types: str | Sequence[str] | None = None,
+        max_events: int | None = None,
+        notes: str | None = None,
+        created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
+        speed_factor: float = 1.0,
+        if_exists: Literal["error", "reuse", "replace"] = "error",
+        progress: bool = False,
+    ) -> list[ReplayManifest]:
+        """Build one session per UTC day (or other period) of a range; see ``replaylab.sessions.build_sessions``."""
+        from replaylab.sessions import build_sessions
+
+        return build_sessions(
+            self.root,
+            start,
+            end,
+            symbols,
+            every,
+            include_types=include_types,
+            max_events=max_events,
+            notes=notes,
+            created_by=created_by,
+            speed_factor=speed_factor,
+            if_exists=if_exists,
+            progress=progress,
+        )
+
     def save_session(
         self,
         frame: EventFrame,

@@ -19,7 +19,7 @@ from replaylab.importers import import_history
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.ml import export_features, features, labels
 from replaylab.replay import ReplayEngine, fidelity, run_sim
-from replaylab.sessions import build_replay_session
+from replaylab.sessions import build_replay_session, build_sessions
 from replaylab.sweep import SweepResult, backtest, sweep, what_if
 
 RANGE = ("2025-11-18T10:00:00Z", "2025-11-18T10:12:00Z")
@@ -234,6 +234,8 @@ SUPPLIED = {"root", "store", "logging", "run_mode", "config", "cache", "default"
 SUPPLIED |= {"give", "cache_dir", "default_params"}
 MIRRORED: dict[str, Callable[..., Any]] = {
     "build_replay_session": build_replay_session,
+    "build_sessions": build_sessions,
+    "import_history": import_history,
     "run_sim": run_sim,
     "engine": ReplayEngine,
     "fidelity": fidelity,

@@ -3,7 +3,7 @@
 >>> from replaylab.sessions import SessionStore, build_replay_session
 """
 
-from replaylab.sessions.build import build_replay_session, market_rows
+from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
 from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
@@ -20,6 +20,7 @@ __all__ = [
     "as_session",
     "buildReplaySession",
     "build_replay_session",
+    "build_sessions",
     "initial_state",
     "known_symbols",
     "load_books",

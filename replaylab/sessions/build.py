@@ -31,11 +31,11 @@ from replaylab.fsio import process_alive
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
 from replaylab.sessions.initial import StateBefore, recorded_params
-from replaylab.sessions.options import BuildOptions, generated_id, option_arguments
+from replaylab.sessions.options import BuildOptions, generated_id, moment_ns, option_arguments
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, Sources, in_day_logs, json_lines, known_symbols
 from replaylab.sessions.store import HIDDEN, json_bytes, remove_session_folder, write_index
-from replaylab.timestamps import iso, now_ns
+from replaylab.timestamps import NS_PER_DAY, iso, now_ns
 
 _LINES_AT_A_TIME = 50_000
 _TRIES = 4
@@ -97,6 +97,71 @@ def build_replay_session(
         if arguments.get(name) is None:
             raise SessionError(f"a session needs {name} (in an options object: {key!r})")
     return _build(DataRoot(root), progress=progress, **arguments)
+
+
+def build_sessions(
+    root: str | os.PathLike[str] | DataRoot,
+    start: Moment,
+    end: Moment,
+    symbols: str | Sequence[str],
+    every: str = "1d",
+    *,
+    include_types: str | Sequence[str] | None = None,
+    max_events: int | None = None,
+    notes: str | None = None,
+    created_by: CreatedBy = "MANUAL",
+    speed_factor: float = 1.0,
+    if_exists: IfExists = "error",
+    progress: bool = False,
+) -> list[ReplayManifest]:
+    """Build one session per period of a range and return their manifests, oldest first.
+
+    >>> build_sessions("data", "2025-11-01", "2025-12-01", ["BTCUSDT"], every="1d")          # doctest: +SKIP
+
+    ``every``: a whole number of s, m, h or d ("1d", "4h"); periods begin at multiples of it in UTC, the first and the
+    last end with the range. A period without events gives no session; one warning lists them. Other arguments as in
+    :func:`build_replay_session`. Raises SessionError.
+    """
+    first, last = moment_ns(start, "start"), moment_ns(end, "end")
+    step = _period_ns(every)
+    built, empty = [], []
+    while first < last:
+        until = min(first - first % step + step, last)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            manifest = build_replay_session(
+                root,
+                iso(first),
+                iso(until),
+                symbols,
+                include_types,
+                max_events,
+                notes=notes,
+                created_by=created_by,
+                speed_factor=speed_factor,
+                if_exists=if_exists,
+                progress=progress,
+            )
+        if manifest.total_events:
+            built.append(manifest)
+        else:
+            remove_session_folder(DataRoot(root).session_dir(manifest.session_id))
+            empty.append(iso(first))
+        first = until
+    if empty:
+        write_index(DataRoot(root))
+        warnings.warn(f"no events in {len(empty)} periods from {', '.join(empty[:5])}", stacklevel=2)
+    return built
+
+
+_UNITS_NS = {"s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000, "d": NS_PER_DAY}
+
+
+def _period_ns(every: str) -> int:
+    number, unit = every[:-1], every[-1:]
+    if unit not in _UNITS_NS or not number.isascii() or not number.isdigit() or not int(number):
+        raise SessionError(f'every: expected a whole number of s, m, h or d such as "1d", found {every!r}')
+    return int(number) * _UNITS_NS[unit]
 
 
 # The defaults of ``build_replay_session``: an argument that has another value was given.

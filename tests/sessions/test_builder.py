@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from replaylab import buildReplaySession
+from replaylab import Lab, buildReplaySession
 from replaylab.errors import RecordError, SessionError, SessionExistsError, TimeError, UnsafeNameError
 from replaylab.history import save_instruments, write_book, write_funding, write_trades
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
-from replaylab.sessions import SessionStore, build_replay_session
+from replaylab.sessions import SessionStore, build_replay_session, build_sessions
 from tests.sessions.logs import append, lines_of, log_events, order_record, state_event, trade_record
 
 TEN, ELEVEN = "2025-11-18T10:00:00Z", "2025-11-18T11:00:00Z"
@@ -517,3 +517,20 @@ def test_warnings_and_instruments_stay_with_the_session(root: Path) -> None:
     assert session.instruments["BTCUSDT"]["tickSize"] == 0.5
     save_instruments(root, {"BTCUSDT": {"tickSize": 0.1}})
     assert SessionStore(root).open(manifest).instruments["BTCUSDT"]["tickSize"] == 0.5
+
+
+def test_one_session_per_period(root: Path) -> None:
+    """Periods begin at multiples in UTC; one without events gives no session, with one warning for all."""
+    with pytest.warns(UserWarning, match="no events in 4 periods from 2025-11-18T10:05:00.000Z, 2025-11-18T10:15"):
+        built = build_sessions(
+            root, "2025-11-18T10:05:00Z", ELEVEN, "BTCUSDT", "15m", include_types="SCORING_UPDATE"
+        )
+    assert built == []
+    built = Lab(root).build_sessions("2025-11-18T09:30:00Z", "2025-11-18T11:30:00Z", "BTCUSDT", "1h")
+    assert [one.source_date_range.from_[11:16] for one in built] == ["09:30", "10:00", "11:00"]
+    assert [one.session_id for one in SessionStore(root).list_sessions()][::-1] == [
+        one.session_id for one in built
+    ]
+    for wrong in ("1w", "0d", "d", "-1d"):
+        with pytest.raises(SessionError, match="every: expected"):
+            build_sessions(root, TEN, ELEVEN, "BTCUSDT", wrong)
