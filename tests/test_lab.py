@@ -235,7 +235,6 @@ SUPPLIED |= {"give", "cache_dir", "default_params"}
 MIRRORED: dict[str, Callable[..., Any]] = {
     "build_replay_session": build_replay_session,
     "build_sessions": build_sessions,
-    "import_history": import_history,
     "run_sim": run_sim,
     "engine": ReplayEngine,
     "fidelity": fidelity,

@@ -521,7 +521,9 @@ def test_warnings_and_instruments_stay_with_the_session(root: Path) -> None:
 
 def test_one_session_per_period(root: Path) -> None:
     """Periods begin at multiples in UTC; one without events gives no session, with one warning for all."""
-    with pytest.warns(UserWarning, match="no events in 4 periods from 2025-11-18T10:05:00.000Z, 2025-11-18T10:15"):
+    with pytest.warns(
+        UserWarning, match="no events in 4 periods from 2025-11-18T10:05:00.000Z, 2025-11-18T10:15"
+    ):
         built = build_sessions(
             root, "2025-11-18T10:05:00Z", ELEVEN, "BTCUSDT", "15m", include_types="SCORING_UPDATE"
         )
