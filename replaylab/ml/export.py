@@ -96,7 +96,11 @@ def export_features(
     target = Path(path)
     single = target.suffix == ".parquet"
     _refuse_foreign(target, single)
-    options = {"at": at, "labels": None if labels is None else dict(labels), "recent_trades": recent_trades}
+    options: dict[str, Any] = {
+        "at": at,
+        "labels": None if labels is None else dict(labels),
+        "recent_trades": recent_trades,
+    }
     options["max_gap_s"] = max_gap_s
     card = CardBuilder(options, params)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)

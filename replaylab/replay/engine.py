@@ -580,7 +580,7 @@ class ReplayRun:
 
     @property
     def assumptions(self) -> str:
-        """One line: source and median spacing of prices, fill models in force, and whose parameters ran."""
+        """One line: prices and their spacing, fill models in force, holes, thin fills, late exits, whose parameters."""
         return str(self.record.get("assumptions", ""))
 
     @property
@@ -730,7 +730,8 @@ class ActiveRun:
             )
             record["agreement"] = signal_agreement(player.feed.frame.head(player.index), logged)
         if player.outcome is not None and isinstance(player.target, SystemTarget):
-            record["assumptions"] = player.target.setup.assumptions(player.feed)
+            trades = frames.load_trades(self.result.root).frame
+            record["assumptions"] = player.target.setup.assumptions(player.feed, trades)
         self.result.record = record
         if not self.result.path.is_dir():
             raise FileNotFoundError(f"the run's folder {self.result.path} was deleted while it played")

@@ -33,7 +33,7 @@ from replaylab.records import (
 )
 from replaylab.replay.player import EventFeed, OnEvent
 from replaylab.sessions import Session
-from replaylab.trading import PRICE_TYPES, ResolvedPrices, TradingSystem, resolve_prices
+from replaylab.trading import PRICE_TYPES, ResolvedPrices, TradingSystem, assumptions, resolve_prices
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
 _STRICT = ("SCORING_UPDATE", "REGIME_UPDATE")
@@ -110,24 +110,13 @@ class RunSetup:
             "scoringChanges": _camel(ScoringParams, self.scoring.changes),
         }
 
-    def assumptions(self, feed: EventFeed) -> str:
-        """Return one line: source and median spacing of the prices, fill models in force, and whose parameters."""
-        shown = []
-        for symbol, source in list(self.prices.sources.items())[:5]:
-            # Distinct times: many prints of one match share theirs.
-            mine = feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"].unique().sort()
-            gap = mine.diff().dt.total_nanoseconds().median()
-            spacing = f" ({gap / 1e9:.3g} s apart)" if isinstance(gap, float) else ""
-            shown.append(f"{symbol} {source}{spacing}")
-        params = self.params.params
-        fills = sorted(
-            {self.prices.market_fill(symbol, params.market_fill) for symbol in self.prices.sources}
-        )
-        more = f", and {len(self.prices.sources) - 5} more symbols" if len(self.prices.sources) > 5 else ""
-        return (
-            f"prices (median spacing): {', '.join(shown) or 'none'}{more}; market fill {', '.join(fills) or 'none'}, "
-            f"limit fill {params.limit_fill}; {self.params.describe()}"
-        )
+    def assumptions(self, feed: EventFeed, trades: pl.DataFrame) -> str:
+        """Return on what the result rests: prices, fill models in force, holes, whose parameters, in one line."""
+        times = {
+            symbol: feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"].dt.epoch("ns")
+            for symbol, source in self.prices.sources.items()
+        }
+        return assumptions(self.prices, times, self.params, trades=trades)
 
 
 def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, list[Any]]:

@@ -36,6 +36,7 @@ from replaylab.sweep.evidence import (
     walk_forward_steps,
 )
 from replaylab.timestamps import period_ns
+from replaylab.trading import assumptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,15 +113,14 @@ def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
     )
 
 
-def assumptions(tape: Tape, ran: Resolved[TradingParams]) -> str:
-    """Return one line: source and median spacing of the prices of each symbol, and whose parameters ran."""
-    prices = []
-    for k, symbol in enumerate(tape.symbols):
-        times = tape.arrays.price_ts[tape.arrays.price_from[k] : tape.arrays.price_from[k + 1]]
-        spacing = f"{np.median(np.diff(times)) / 1e9:.3g} s apart" if len(times) > 1 else "one price"
-        prices.append(f"{symbol} {tape.sources[k]} ({spacing})")
-    several = f", and {len(prices) - 5} more symbols" if len(prices) > 5 else ""
-    return f"prices (median spacing): {', '.join(prices[:5]) or 'none'}{several}; {ran.describe()}"
+def assumptions_of(tape: Tape, ran: Resolved[TradingParams], **options: Any) -> str:
+    """Return what a result over a tape rests on, in one line; options: those of ``trading.assumptions``."""
+    starts = tape.arrays.price_from
+    times = {
+        symbol: pl.Series(tape.arrays.price_ts[starts[k] : starts[k + 1]])
+        for k, symbol in enumerate(tape.symbols)
+    }
+    return assumptions(tape.prices, times, ran, **options)
 
 
 @dataclass(repr=False, kw_only=True)
@@ -128,7 +128,7 @@ class Outcome:
     """What every result states of its run.
 
     ``params``: the full parameters; ``params_source``: "recorded", "config" or "given"; ``changes``:
-    ``{field: (recorded, used)}``; ``assumptions``: one line with the prices, the fill models and whose parameters.
+    ``{field: (recorded, used)}``; ``assumptions``: one line with prices, fill models, holes and whose parameters.
     """
 
     params: TradingParams

@@ -15,7 +15,7 @@ from replaylab.errors import SweepError
 from replaylab.params import ScoringParams, TradingParams, resolve_params
 from replaylab.sweep.grid import make_grid
 from replaylab.sweep.rescoring import Rescored, Rescorer, rescored
-from replaylab.sweep.result import Backtest, SweepResult, assumptions, metrics
+from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
 
@@ -101,14 +101,15 @@ def sweep(
         trades = trades_of(tape, chosen)[0]
         return events.in_session(trades) if isinstance(events, Rescored) else trades
 
+    table = pl.concat(frames)
     return SweepResult(
-        frame=pl.concat(frames),
+        frame=table,
         axes={**rescorer.axes, **combinations.axes},
         params=base,
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: assumptions(opened(0)[1], ran),
+        assume=lambda: assumptions_of(opened(0)[1], ran, axes=combinations.axes, table=table),
         digest=getattr(session, "digest", None),
         trades_of=trades_of_row,
         left_out=combinations.left_out,
@@ -150,7 +151,7 @@ def backtest(
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: assumptions(tape, ran),
+        assume=lambda: assumptions_of(tape, ran, trades=trades),
     )
 
 

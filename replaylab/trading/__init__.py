@@ -7,6 +7,7 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 
 from __future__ import annotations
 
+from replaylab.trading.assumptions import assumptions
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
@@ -26,5 +27,6 @@ __all__ = [
     "Scorer",
     "Signal",
     "TradingSystem",
+    "assumptions",
     "resolve_prices",
 ]
