@@ -375,6 +375,9 @@ class Execution:
             return
         if reason != "TP1":
             self._router.filled(self._exit_order(state, position, ts, reason), ts, fill.price, left)
+        if position.exit_reason is not None:
+            # At the session's end ts is that of the last price: the exit may have been submitted after it.
+            self._router.end(position.order_exit, max(ts, position.exit_due - self._rules.latency_ns))
         self._router.cancel_exits(ts, position)
         qty = position.tp1_qty if reason == "TP1" else left
         extra = {"reason": reason, "price": fill.price, "qty": qty}

@@ -55,6 +55,27 @@ def also_kept() -> Kept:
 
 
 @pytest.fixture
+def kept_by() -> Callable[..., tuple[TradingSystem, Kept]]:
+    """Run a RandomSession; return the system and what it recorded."""
+
+    def run(session: Any, params: TradingParams, *, record: bool = True) -> tuple[TradingSystem, Kept]:
+        kept = Kept()
+        system = TradingSystem(
+            params,
+            recorder=kept if record else None,
+            price_sources=resolve_prices(session, session.price_source),
+            instruments=session.instruments,
+            initial_state=session.initial_state,
+        )
+        for index, event in enumerate(session.raw):
+            system.on_event(index, *event)
+        system.finish()
+        return system, kept
+
+    return run
+
+
+@pytest.fixture
 def play() -> Callable[..., TradingSystem]:
     """Run (ts, type, symbol, payload) events through a system and finish it."""
 

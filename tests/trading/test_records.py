@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from replaylab.params import TradingParams
 from replaylab.records import Record, encode_record
+from replaylab.timestamps import parse_ns
+from tests.strategies import make_case
 
 Play = Callable[..., Any]
 Session = Callable[..., list[Any]]
@@ -161,3 +165,49 @@ def test_daily_figures_are_those_of_the_snapshots_own_day(play: Play, session: S
     assert first.risk_flags.max_trades_hit
     assert (second.daily_stats.date_key, second.daily_stats.realized_pnl) == ("1970-01-02", 0.0)
     assert not second.risk_flags.daily_loss_limit_hit
+
+
+def test_the_logs_of_random_runs_are_consistent(kept_by: Any) -> None:
+    """Each order has its NEW line and one final line, each state event begins in the state in which the one before it
+    ended, each trade has its record, and the balance is the sum of the trades; a recorder changes no trade."""
+    statuses: Counter[str] = Counter()
+    for seed in range(120):
+        session, params = make_case(seed)
+        system, kept = kept_by(session, params)
+        orders: dict[str, list[Any]] = {}
+        for order in kept.of("order"):
+            orders.setdefault(order.client_order_id, []).append(order)
+        for first, *rest in orders.values():
+            assert (first.status, len(rest)) == ("NEW", 1)
+            assert parse_ns(rest[0].timestamp) >= parse_ns(first.timestamp)
+            statuses[f"{first.type} {first.time_in_force} {rest[0].status}"] += 1
+        states: dict[str, str] = {}
+        for event in kept.of("event"):
+            before = states.get(event.symbol, event.from_state)
+            # A carried position ends, and a cooldown from before the session is over, without an event.
+            if before != event.from_state:
+                assert event.symbol in session.initial_state.get("symbols", {})
+            states[event.symbol] = event.to_state
+        records = [(r.symbol, r.realized_pnl, r.fees, r.reason) for r in kept.of("trade")]
+        assert records == [(t.symbol, t.realized_pnl, t.fees, t.reason) for t in system.trades]
+        again, _ = kept_by(session, params, record=False)
+        assert again.trades == system.trades
+        ended = Counter(orders[name][-1].status for name in orders if not orders[name][0].reduce_only)
+        counts = system.counts
+        assert (ended["EXPIRED"], ended["REJECTED"], ended["CANCELED"]) == (
+            counts.expired,
+            counts.rejected,
+            counts.cancelled,
+        )
+        parts = sum(
+            part["realizedPnl"]
+            for start in (session.initial_state.get("symbols") or {}).values()
+            for part in (start.get("carried") or {}).get("parts", ())
+        )
+        net = sum(trade.realized_pnl for trade in system.trades)
+        if not parts and kept.of("risk"):
+            assert kept.of("risk")[-1].account.balance_usd == pytest.approx(10_000 + net, abs=1e-6)
+    for kind in ("MARKET IOC FILLED", "MARKET IOC REJECTED", "LIMIT GTC FILLED", "LIMIT GTC CANCELED",
+                 "LIMIT PostOnly FILLED", "LIMIT PostOnly EXPIRED", "LIMIT PostOnly REJECTED",
+                 "LIMIT PostOnly CANCELED", "STOP_MARKET GTC FILLED", "STOP_MARKET GTC CANCELED"):  # fmt: skip
+        assert statuses[kind], kind
