@@ -1,6 +1,8 @@
 from .dataset import Column as Column
 from .dataset import describe as describe
 from .dataset import features as features
+from .decisions import Prices as Prices
+from .decisions import prices_by_symbol as prices_by_symbol
 from .decisions import time_grid as time_grid
 from .decisions import value_bars as value_bars
 from .export import Export as Export

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
+
+from replaylab.features import usable_number
 
 _OPEN = ("LONG", "SHORT")
 
@@ -73,18 +74,21 @@ class Hotlist:
         row.state = event["toState"]
         kind = event["eventType"]
         if kind == "SCORING_UPDATE":
-            score = _number(extra.get("score"))
+            score = usable_number(extra.get("score"))
             if score is not None:
                 side = extra.get("side")
                 row.score = abs(score) * (1 if side == "LONG" else -1) if side in _OPEN else score
-            row.price = _number(extra.get("price")) or row.price
+            row.price = usable_number(extra.get("price")) or row.price
         elif kind == "REGIME_UPDATE":
             row.regime = str(extra.get("regime"))
         elif kind == "EXECUTION_FILL":
             row.side = event["toState"]
-            row.entry_price, row.qty = _number(extra.get("price")), _number(extra.get("qty")) or 0.0
+            row.entry_price, row.qty = (
+                usable_number(extra.get("price")),
+                usable_number(extra.get("qty")) or 0.0,
+            )
         elif kind == "EXECUTION_PARTIAL":
-            row.qty -= _number(extra.get("qty")) or 0.0
+            row.qty -= usable_number(extra.get("qty")) or 0.0
         elif kind == "EXECUTION_EXIT":
             row.side, row.entry_price, row.qty = None, None, 0.0
 
@@ -103,18 +107,3 @@ class Hotlist:
         row = self.row(trade["symbol"])
         row.realized_pnl += trade["realizedPnl"]
         row.trades += 1
-
-    def emitted(self, event: dict[str, Any]) -> None:
-        """Apply an emitted event of the session: only its price matters here."""
-        symbol, payload = event.get("symbol"), event.get("payload") or {}
-        if not symbol:
-            return
-        if event["type"] == "MARKET_TRADE" and payload.get("offMarket") is not True:
-            price = _number(payload.get("price"))
-            if price is not None and price > 0:
-                self.row(symbol).price = price
-
-
-def _number(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None

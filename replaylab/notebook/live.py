@@ -12,59 +12,46 @@ import polars as pl
 
 from replaylab import plots
 from replaylab.errors import ReplaylabError
+from replaylab.ml import prices_by_symbol
 from replaylab.notebook.hotlist import Hotlist, Row
 from replaylab.notebook.style import bar, number, table
 from replaylab.replay import News
+from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import parse_ns
 
 
 class MarketTrack:
-    """The prices of one session: traded prices, else those that the scores carry.
+    """The prices of one session by position, from the sources that the trading model takes ("auto").
 
-    ``frame``: columns index, timestamp, symbol, price, in the order of the session.
+    ``symbols``: those with prices.
     """
 
-    def __init__(self, events: pl.DataFrame) -> None:
-        rows = events.with_row_index("index").filter(
-            pl.col("type").is_in(["MARKET_TRADE", "SCORING_UPDATE"]) & pl.col("symbol").is_not_null()
-        )
-        price = pl.col("payload").str.json_path_match("$.price").cast(pl.Float64, strict=False)
-        off = pl.col("payload").str.json_path_match("$.offMarket").fill_null("") == "true"
-        priced = rows.with_columns(price=price).filter(
-            pl.col("price").is_finite() & (pl.col("price") > 0) & ~off
-        )
-        traded = priced.filter(pl.col("type") == "MARKET_TRADE")["symbol"].unique()
-        self.frame = priced.filter(
-            (pl.col("type") == "MARKET_TRADE") | ~pl.col("symbol").is_in(traded.implode())
-        ).select("index", "timestamp", "symbol", "price")
-        self._by_symbol = {
-            str(key[0]): (part["index"].to_numpy(), part["price"].to_numpy())
-            for key, part in self.frame.partition_by("symbol", as_dict=True).items()
-        }
+    def __init__(self, session: Session) -> None:
+        names = session.events["symbol"].drop_nulls().unique().sort().to_list()
+        found = prices_by_symbol(session, names)
+        self._prices = {symbol: prices for symbol, prices in found.items() if prices.ts.size}
+        self.symbols = list(self._prices)
 
     @classmethod
-    def load(cls, lab: Any, session_id: str) -> MarketTrack | None:
-        """The track of a session, or None where it cannot be read."""
+    def load(cls, store: SessionStore, session_id: str) -> MarketTrack | None:
+        """Return the track of a session, or None where it cannot be read."""
         try:
-            return cls(lab.session(session_id).events)
+            return cls(store.open(session_id))
         except (ReplaylabError, OSError):
             return None
 
-    @property
-    def symbols(self) -> list[str]:
-        return sorted(self._by_symbol)
-
     def price(self, symbol: str, position: int) -> float | None:
-        """The last price among the first ``position`` events."""
-        if symbol not in self._by_symbol:
-            return None
-        index, price = self._by_symbol[symbol]
-        place = int(np.searchsorted(index, position)) - 1
-        return float(price[place]) if place >= 0 else None
+        """Return the last price among the first ``position`` events."""
+        prices = self._prices.get(symbol)
+        place = -1 if prices is None else int(np.searchsorted(prices.index, position)) - 1
+        return None if prices is None or place < 0 else float(prices.price[place])
 
-    def until(self, symbol: str, position: int) -> pl.DataFrame:
-        """Timestamps and prices of a symbol among the first ``position`` events."""
-        return self.frame.filter((pl.col("symbol") == symbol) & (pl.col("index") < position))
+    def until(self, symbol: str, position: int | None = None) -> pl.DataFrame:
+        """Return timestamps and prices of a symbol among the first ``position`` events (None: all)."""
+        prices = self._prices[symbol]
+        end = None if position is None else int(np.searchsorted(prices.index, position))
+        when = pl.Series(prices.ts[:end]).cast(pl.Datetime("ns", "UTC"))
+        return pl.DataFrame({"timestamp": when, "price": prices.price[:end]})
 
 
 _LAST = 8
@@ -162,7 +149,7 @@ class LiveView:
         """Draw the price plot as PNG; None where nothing changed since the last one."""
         symbol = self.symbol.value
         row = self.hotlist.rows.get(symbol) if symbol else None
-        if row is None or self.track is None:
+        if row is None or self.track is None or row.symbol not in self.track.symbols:
             return None
         now = (symbol, self.position, len(self._trades), tuple(sorted(row.levels)))
         if now == self._drawn:

@@ -326,7 +326,7 @@ class Panel:
         self.detail.loading(session_id)
         self.tabs.selected_index = DETAIL
         self._jobs.submit(
-            lambda: describe(self.lab.session(session_id)),
+            lambda: describe(self.lab.sessions.open(session_id)),
             lambda detail, _: self.detail.show(detail),
             self.detail.fail,
         )
@@ -344,7 +344,7 @@ class Panel:
             if self._track_of == wanted:
                 self.live.track = track
 
-        self._jobs.submit(lambda: MarketTrack.load(self.lab, session_id), done, self._complain)
+        self._jobs.submit(lambda: MarketTrack.load(self.lab.sessions, session_id), done, self._complain)
 
     def _load_result(self, status: ReplayStatus) -> None:
         """Show the result of a run once it has ended, and nothing while it plays."""

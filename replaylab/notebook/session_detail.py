@@ -12,6 +12,7 @@ import polars as pl
 from replaylab import plots
 from replaylab.notebook.live import MarketTrack
 from replaylab.notebook.style import cells, error, note, table
+from replaylab.sessions import Session
 
 _ROWS = 8
 _GAPS = 5
@@ -27,7 +28,7 @@ class Detail:
     images: tuple[bytes, ...]
 
 
-def describe(session: Any) -> Detail:
+def describe(session: Session) -> Detail:
     """Read a session and describe it. Slow for a large one: call it in a thread."""
     events: pl.DataFrame = session.events
     manifest = session.manifest
@@ -44,13 +45,12 @@ def describe(session: Any) -> Detail:
         _provenance(session.meta),
     ]
     images = [plots.density(events, "Events over time")] if events.height else []
-    track = MarketTrack(events)
+    track = MarketTrack(session)
     scores = _scores(events)
     for symbol in track.symbols[:_SYMBOLS_DRAWN]:
-        prices = track.frame.filter(pl.col("symbol") == symbol)
         part = scores.filter(pl.col("symbol") == symbol)
         if part.height:
-            images.append(plots.scores(part, title=symbol, prices=prices))
+            images.append(plots.scores(part, title=symbol, prices=track.until(symbol)))
     return Detail("".join(parts), tuple(figure._repr_png_() for figure in images))
 
 

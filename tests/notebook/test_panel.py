@@ -174,6 +174,16 @@ def test_detail(panel: Panel) -> None:
     assert all(bytes(image.value).startswith(b"\x89PNG") for image in panel.detail.images.children)
 
 
+def test_a_pandas_lab_has_the_same_panel(lab: Lab) -> None:
+    panel = Panel(Lab(lab.root, frame="pandas"))
+    panel.table.select("a-minute")
+    panel.actions.load.click()
+    play_to_the_end(panel)
+    assert "1,202 events" in panel.detail.text.value
+    assert "this run" in panel.result.text.value
+    panel.close()
+
+
 def test_delete_asks_first(panel: Panel) -> None:
     panel.table.select("a-minute")
     panel.actions.delete.click()
