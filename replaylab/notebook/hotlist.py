@@ -93,14 +93,15 @@ class Hotlist:
             row.side, row.entry_price, row.qty = None, None, 0.0
 
     def order(self, order: dict[str, Any]) -> None:
-        """Apply an order: the open reduce-only ones are the levels of the position."""
+        """Apply an order: those that rest are levels, of a position or of a LIMIT entry that waits for its fill."""
         levels = self.row(order["symbol"]).levels
         if order["status"] != "NEW":
             levels.pop(order["clientOrderId"], None)
             return
         price = order["triggerPrice"] if order["triggerPrice"] is not None else order["price"]
-        if order["reduceOnly"] and price is not None:
-            levels[order["clientOrderId"]] = ("stop" if order["type"] == "STOP_MARKET" else "target", price)
+        kind = "stop" if order["type"] == "STOP_MARKET" else "target" if order["reduceOnly"] else "entry"
+        if order["type"] != "MARKET" and price is not None:
+            levels[order["clientOrderId"]] = (kind, price)
 
     def trade(self, trade: dict[str, Any]) -> None:
         """Apply a closed trade."""

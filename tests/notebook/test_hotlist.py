@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from replaylab.notebook.hotlist import Hotlist
 
 
@@ -72,7 +74,7 @@ def test_a_position_from_fill_to_exit() -> None:
     assert (row.side, row.qty, row.pnl, row.trades) == (None, 0.0, 1.8, 1)
 
 
-def test_open_reduce_only_orders_are_the_levels() -> None:
+def test_resting_orders_are_the_levels() -> None:
     hotlist = Hotlist()
     row = hotlist.row("BTCUSDT")
     hotlist.order(order("1", "NEW", "MARKET", None, None))
@@ -82,3 +84,13 @@ def test_open_reduce_only_orders_are_the_levels() -> None:
     hotlist.order(order("3", "CANCELED", "STOP_MARKET", None, 97.0))
     hotlist.order(order("2", "FILLED", "LIMIT", 103.0, None))
     assert row.levels == {}
+
+
+@pytest.mark.parametrize("end", ["FILLED", "EXPIRED", "REJECTED", "CANCELED"])
+def test_a_limit_entry_is_a_level_until_its_end(end: str) -> None:
+    hotlist = Hotlist()
+    entry = {**order("1", "NEW", "LIMIT", 99.0, None), "reduceOnly": False}
+    hotlist.order(entry)
+    assert list(hotlist.row("BTCUSDT").levels.values()) == [("entry", 99.0)]
+    hotlist.order({**entry, "status": end})
+    assert hotlist.row("BTCUSDT").levels == {}
