@@ -63,10 +63,7 @@ OPEN = {
 }
 # What is not there yet: these lists only become shorter.
 PENDING_CROWDED = {
-    *(
-        "ml/export.py:_rows",
-        "sweep/run.py:run_on",
-    ),
+    *("sweep/run.py:run_on",),
 }
 PENDING_FACES: set[tuple[str, str]] = set()
 

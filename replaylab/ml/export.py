@@ -113,7 +113,18 @@ def export_features(
         for given in several:
             # A session caches the events that it read: those of a copy are freed at the end of each round.
             session = copy(given)
-            frame = _rows(session, labels, at, params, recent_trades, max_gap_s, chosen)
+            frame = features(
+                session,
+                at=at,
+                params=params,
+                recent_trades=recent_trades,
+                max_gap_s=max_gap_s,
+                symbols=chosen,
+            )
+            if labels is not None:
+                given_labels = {"symbols": chosen, "max_gap_s": max_gap_s, **labels}
+                frame = _with_labels(session, frame, at, given_labels)
+            frame = frame.select(pl.lit(session.id).alias("session_id"), pl.all())
             card.add(session, frame)
             pieces += _stage(frame, session.id, staging / "pieces")
             del frame, session
@@ -127,26 +138,10 @@ def export_features(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _rows(
-    session: Any,
-    labels: Mapping[str, Any] | None,
-    at: str,
-    params: LookBacks | None,
-    recent_trades: int,
-    max_gap_s: float | None,
-    symbols: list[str] | None,
-) -> pl.DataFrame:
-    frame = features(
-        session, at=at, params=params, recent_trades=recent_trades, max_gap_s=max_gap_s, symbols=symbols
-    )
-    frame = frame.insert_column(
-        0, pl.Series("session_id", [session.id], dtype=pl.String).new_from_index(0, frame.height)
-    )
-    if labels is None:
-        return frame
+def _with_labels(session: Any, frame: pl.DataFrame, at: str, options: Mapping[str, Any]) -> pl.DataFrame:
     # The score's side needs the scores; other decision times are those of the features.
     times: Any = "scoring" if at == "scoring" else frame.select("timestamp", "symbol", "event_index")
-    labelled = make_labels(session, **{"at": times, "symbols": symbols, "max_gap_s": max_gap_s, **labels})
+    labelled = make_labels(session, **{"at": times, **options})
     if labelled.height != frame.height:
         raise DatasetError("a dataset has one label per row: give one target, one stop and one time barrier")
     return pl.concat([frame, labelled.drop(_REPEATED)], how="horizontal")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ class Plot(Figure):
         self,
         axes: Axes,
         *,
-        loc: str = "best",
+        loc: Literal["best", "upper center"] = "best",
         ncols: int = 1,
         bbox_to_anchor: tuple[float, float] | None = None,
     ) -> None:

@@ -75,8 +75,15 @@ def price_with_trades(
     for name, level in levels:
         colour = _LEVELS.get(name, INK)
         axes.axhline(level, color=colour, linewidth=1, linestyle="-" if name in ("LONG", "SHORT") else "--")
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-        axes.annotate(name, (1.0, level), color=colour, fontsize=8, **place)
+        axes.annotate(
+            name,
+            (1.0, level),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=colour,
+            fontsize=8,
+        )
     if not price_frame.height:
         empty_note(axes, "no prices")
     else:
