@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,11 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Disk",
+    "FolderLock",
     "Lock",
     "after_last_newline",
     "atomic_path",
+    "exchange",
     "last_line",
     "lock",
+    "lock_folder",
     "make_folder",
     "process_alive",
     "process_started",
@@ -236,6 +241,76 @@ def lock(path: _Path, *, timeout: float | None = None) -> Lock:
             errno.ETIMEDOUT, f"another process holds this lock, waited {timeout:g} s", os.fspath(path)
         ) from None
     return Lock(file_lock)
+
+
+class FolderLock:
+    """A lock on a folder that is held; ``release()`` it, or use it in ``with``. It follows the folder's renames."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        """Release the lock; without effect when it is released already."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            # A forked child may have the descriptor too: closing it would not be enough.
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def lock_folder(folder: _Path, *, shared: bool = False) -> FolderLock | None:
+    """Lock a folder without waiting, alone or ``shared``; None where another holder excludes that.
+
+    The system releases the lock of a process that dies. Raises OSError, FileNotFoundError where there is no folder.
+    A file system without such locks (some network ones) locks nothing.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    held = FolderLock(fd)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.release()
+        return None
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            held.release()
+            raise
+    try:
+        # Renamed or replaced between the two calls: the lock would be on another folder.
+        same = os.path.samestat(os.fstat(fd), Path(folder).stat())
+    except FileNotFoundError:
+        same = False
+    if not same:
+        held.release()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(folder))
+    return held
+
+
+def exchange(one: _Path, other: _Path) -> None:
+    """Exchange the names of two files or folders in one step. Raises OSError, ENOSYS where the system cannot."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    try:
+        if sys.platform == "darwin":
+            failed = library.renamex_np(*names, 2)
+        else:
+            failed = library.renameat2(-100, names[0], -100, names[1], 2)
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), os.fspath(other)) from None
+    if failed:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(one), None, os.fspath(other))
 
 
 def after_last_newline(fd: int, size: int) -> int:

@@ -42,7 +42,7 @@ from replaylab.archive.summary import has_account, summary_path
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
 from replaylab.frames import CHUNK_BYTES, ORDERS, TRADES, Loaded, chunks_of, part_info
-from replaylab.fsio import lock, sync_folder, write_atomic
+from replaylab.fsio import lock, lock_folder, sync_folder, write_atomic
 from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot, symbol_of
 from replaylab.records import FileError, RetentionReport, decode_record
@@ -147,7 +147,8 @@ class _Run:
             self._take(step)
         self._hold_limits()
         if any(step.kind == "session" for step in made.steps):
-            _rewrite_index(self._root)
+            with lock(self._root.replay_sessions_index.with_suffix(".lock")):
+                _rewrite_index(self._root)
         with suppress(OSError):
             write_atomic(reserve, bytes(_RESERVE_BYTES))
 
@@ -439,11 +440,13 @@ def _remove_session(root: DataRoot, path: Path) -> None:
     session = session_folder(path)
     if session.problem is not None or session.pinned:
         raise RetentionError("this session was changed or pinned meanwhile; it is kept")
-    if running_session(root) == path.name:
+    held = lock_folder(path)
+    if held is None or running_session(root) == path.name:
         raise RetentionError("this session is being replayed; it is kept until the next clean-up")
-    doomed = path.with_name(f".deleted-{uuid.uuid4().hex[:8]}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    with held:
+        doomed = path.with_name(f".deleted-{uuid.uuid4().hex[:8]}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _remove_part(root: DataRoot, step: Step) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from replaylab.frames import (
     part_info,
     read_part,
 )
+from replaylab.fsio import sha256_of
 from replaylab.paths import SNAPSHOTS, DataRoot, classify, live_of, symbol_of
 from replaylab.records import Record, ReplayManifest, ReplayStatus, RetentionReport, decode_record
 
@@ -199,7 +201,32 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
                 )
             ],
         )
-    yield from _lines(path, schema, wrong)
+    lines = 0
+    for count, findings in _lines(path, schema, wrong):
+        lines += count
+        yield count, findings
+    if place is not None and place.kind == "session_events":
+        yield 0, _as_built(path, lines)
+
+
+def _as_built(path: Path, lines: int) -> list[Finding]:
+    """Compare a session's events with the bytes, the digest and the count that its build recorded."""
+    recorded: dict[str, object] = {}
+    with suppress(OSError, orjson.JSONDecodeError, TypeError):
+        recorded = dict(orjson.loads(path.with_name("meta.json").read_bytes()))
+    found: dict[str, object] = {"eventsBytes": path.stat().st_size, "totalEvents": lines}
+    if isinstance(recorded.get("eventsSha256"), str):
+        # Read, not remembered: a disk that fails changes no time.
+        found["eventsSha256"] = sha256_of(path)
+    wrong = [
+        f"{name} is {value}, recorded were {recorded[name]}"
+        for name, value in found.items()
+        if recorded.get(name, value) != value
+    ]
+    if not wrong:
+        return []
+    what = f"restore the file, build the session again, or accept the change: replaylab sessions {path.parent.name}"
+    return [finding(f"changed since the build: {'; '.join(wrong)}; {what} --rehash")]
 
 
 _NO_LOG = (

@@ -210,10 +210,16 @@ def sessions(
     ] = None,
     data: Data = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the session named, its runs too.")] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Accept the events of the session named as they are now.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
     json: Json = False,
 ) -> None:
     """List the replay sessions, show one in detail, or delete one.
+
+    The events of a session are compared with the digest that its build recorded; a session that was edited on
+    purpose is accepted with --rehash.
 
     [bold]Examples[/bold]
 
@@ -225,18 +231,23 @@ def sessions(
     """
     store = open_lab(data).sessions
     if session is None:
-        if delete:
-            raise typer.BadParameter("--delete needs the name of a session")
+        if delete or rehash:
+            raise typer.BadParameter(f"{'--delete' if delete else '--rehash'} needs the name of a session")
         _list(store.list_sessions(), as_json=json, data=data)
         return
-    manifest = store.get_session(session)
-    if manifest is None:
+    if not store.root.session_dir(session).is_dir():
         raise SessionNotFoundError(f"there is no session {session!r} in {data}: see replaylab sessions")
     if delete:
         if not yes:
             typer.confirm(f"Delete session {session} and its runs?", abort=True)
         store.delete_session(session)
         say(f"deleted {session}")
+        return
+    manifest = store.rehash(session) if rehash else store.get_session(session)
+    if manifest is None:
+        raise SessionNotFoundError(f"session {session!r} in {data} has no manifest.json: build or delete it")
+    if rehash:
+        say(f"{session}: {_total(manifest)} events accepted")
     elif json:
         print_json(manifest)
     else:

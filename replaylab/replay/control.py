@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -34,6 +35,7 @@ from replaylab.errors import (
     ReplaylabError,
     ReplayRunningError,
     TimeError,
+    UnsafeNameError,
 )
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
@@ -363,12 +365,41 @@ def publish_failure(root: RootLike, session_id: str, error: Exception) -> None:
 def read_status(root: RootLike) -> ReplayStatus:
     """Return the status of a data root's replay, whichever process runs it.
 
-    A run whose process died is not running: its ``error`` says so. Before the first replay, an empty status.
+    A run whose process died is not running: its ``error`` says so, and the first reader ends it in the files too.
+    Before the first replay, an empty status.
     """
+    data = DataRoot(root)
     try:
-        return _published(DataRoot(root))[1]
+        plain, status = _published(data)
     except ReplayError as error:
         return ReplayStatus(error=str(error))
+    if plain.get("running") and not status.running and status.session_id and status.run_id:
+        with contextlib.suppress(UnsafeNameError):
+            end_dead_run(data, data.run(status.session_id, status.run_id).path / "run.json")
+    return status
+
+
+def end_dead_run(root: DataRoot, path: Path) -> dict[str, Any] | None:
+    """End a run whose process was killed: in ``run.json`` (``path``), which is returned, and in the published status.
+
+    None where a replay runs (it may be this one, about to publish itself) or the files cannot be read or written.
+    """
+    with (
+        contextlib.suppress(OSError, ReplayError, orjson.JSONDecodeError),
+        fsio.lock(root.replay_lock, timeout=0),
+    ):
+        plain, status = _published(root)
+        record: dict[str, Any] = orjson.loads(path.read_bytes())
+        if record["outcome"] == "running":
+            ended = plain.get("heartbeatAt") if status.run_id == record["runId"] else None
+            error = "the process that ran this replay ended without ending the run"
+            record |= {"outcome": "died", "endedAt": ended, "error": error}
+            fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+        if plain.get("running") and not status.running:
+            plain |= {"running": False, "paused": False, "error": status.error}
+            fsio.write_atomic(root.replay_status, orjson.dumps(plain, option=orjson.OPT_INDENT_2) + b"\n")
+        return record
+    return None
 
 
 def _published(root: DataRoot) -> tuple[dict[str, Any], ReplayStatus]:
@@ -378,7 +409,7 @@ def _published(root: DataRoot) -> tuple[dict[str, Any], ReplayStatus]:
         status = ReplayStatus.from_dict({name: plain[name] for name in _FIELDS if name in plain})
     except FileNotFoundError:
         return {}, ReplayStatus()
-    except (orjson.JSONDecodeError, RecordError, TypeError) as error:
+    except (OSError, orjson.JSONDecodeError, RecordError, TypeError) as error:
         raise ReplayError(f"{root.replay_status} cannot be read: {error}") from None
     if status.running and not _is_alive(plain):
         status.running = status.paused = False
@@ -392,7 +423,7 @@ def _is_alive(plain: dict[str, Any]) -> bool:
     if plain.get("host") != platform.node():
         try:
             return now_ns() - parse_ns(plain.get("heartbeatAt", "")) < _SILENCE_NS
-        except TimeError:
+        except (TimeError, TypeError):
             return False
     pid = plain.get("pid")
     return isinstance(pid, int) and fsio.process_alive(pid, plain.get("processStart"))

@@ -23,11 +23,18 @@ from replaylab.errors import ConfigError, PriceError, ReplayError, SessionError,
 from replaylab.params import Resolved, ScoringParams, TradingParams, resolve_params, resolve_scoring
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, ReplayStatus
-from replaylab.replay.control import Publisher, ReplayControl, ReplayLock, publish_failure, read_status
+from replaylab.replay.control import (
+    Publisher,
+    ReplayControl,
+    ReplayLock,
+    end_dead_run,
+    publish_failure,
+    read_status,
+)
 from replaylab.replay.fidelity import signal_agreement
 from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
 from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
-from replaylab.sessions import AnySession, Session, SessionStore, as_session
+from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing
 from replaylab.timestamps import iso, now_ns
 
 if TYPE_CHECKING:
@@ -86,7 +93,7 @@ class ReplayEngine:
         self._handler = handler
         self._subscribers: list[Subscriber] = []
         self._session: Session | None = None
-        self._feed: tuple[tuple[int, int], EventFeed] | None = None
+        self._feed: tuple[str, EventFeed] | None = None
         self._run: ActiveRun | None = None
         self._last: ReplayRun | None = None
 
@@ -227,8 +234,10 @@ class ReplayEngine:
             raise ConfigError("strict=True belongs to inject_mode SCORING_ONLY", field="strict")
         setup = None if self._handler is not None else self._setup(session, inject_mode, strict, price_source)
         lock = ReplayLock(self.root)
+        hold: fsio.FolderLock | None = None
         try:
             lock.acquire()
+            hold = playing(session.root, session.id)
             feed = self._feed_of(session)
             run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             run_root = self.root.run(session.id, run_id)
@@ -251,7 +260,7 @@ class ReplayEngine:
                 run_root,
                 session,
                 player,
-                lock,
+                (hold, lock),
                 inject_mode=inject_mode,
                 strict=strict,
                 run_mode=self.run_mode,
@@ -260,12 +269,12 @@ class ReplayEngine:
             self._begin(run)
             return run
         except OSError as error:
-            lock.release()
+            _release(hold, lock)
             failure = ReplayError(f"a replay records into {self.root}, which cannot be written: {error}")
             publish_failure(self.root, session.id, failure)
             raise failure from error
         except BaseException:
-            lock.release()
+            _release(hold, lock)
             raise
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -478,11 +487,9 @@ class ReplayEngine:
 
     def _feed_of(self, session: Session) -> EventFeed:
         """Return the session's events; those of the last run where the file has not changed since."""
-        path = self.root.session_events(session.id)
-        about = path.stat() if path.is_file() else None
-        mark = (about.st_mtime_ns, about.st_size) if about else (0, 0)
-        if self._feed is None or self._feed[0] != mark:
-            self._feed = (mark, EventFeed(self.store.open(session.id)))
+        digest = session.digest
+        if self._feed is None or self._feed[0] != digest:
+            self._feed = (digest, EventFeed(session))
         return self._feed[1]
 
 
@@ -509,7 +516,7 @@ class ReplayRun:
         if record["outcome"] == "running":
             status = read_status(root)
             if not status.running or status.run_id != run_id:
-                record["outcome"] = "died"
+                record = end_dead_run(root, home.path / "run.json") or {**record, "outcome": "died"}
         return cls(home, record)
 
     @classmethod
@@ -613,7 +620,7 @@ class ActiveRun:
         run_root: DataRoot,
         session: Session,
         player: Player,
-        lock: ReplayLock,
+        locks: tuple[fsio.FolderLock, ReplayLock],
         *,
         inject_mode: str,
         strict: bool,
@@ -628,7 +635,9 @@ class ActiveRun:
         self.result = ReplayRun(run_root, {})
         self._root = root
         self._session = session
-        self._lock = lock
+        # Of the events that are played, whatever becomes of the file.
+        self._digest, self._rejects = session.digest, session.rejects.height
+        self._locks = locks
         self._inject_mode = inject_mode
         self._strict = strict
         self._run_mode = run_mode
@@ -663,7 +672,7 @@ class ActiveRun:
             inject_mode=self._inject_mode,
             run_id=self._run_id,
             lateness=player.lateness(exact=not running),
-            rejects=self._session.rejects.height,
+            rejects=self._rejects,
             error=self._error_message(),
             run_mode=self._run_mode,
             params_source=self._provenance.get("paramsSource"),
@@ -685,7 +694,7 @@ class ActiveRun:
                 except OSError as error:
                     self.player.error = self.player.error or error
             # Last: the next replay publishes after this one.
-            self._lock.release()
+            _release(*self._locks)
             self.over.set()
             if self._when_over is not None:
                 self._when_over()
@@ -704,7 +713,7 @@ class ActiveRun:
         record = {
             "runId": self._run_id,
             "sessionId": self._session.id,
-            "sessionDigest": self._session.digest,
+            "sessionDigest": self._digest,
             "replaylabVersion": replaylab.__version__,
             "startedAt": self._started_at,
             "endedAt": None if player.outcome is None else iso(now_ns()),
@@ -737,6 +746,12 @@ class ActiveRun:
             raise FileNotFoundError(f"the run's folder {self.result.path} was deleted while it played")
         path = self.result.path / "run.json"
         fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _release(*held: fsio.FolderLock | ReplayLock | None) -> None:
+    for one in held:
+        if one is not None:
+            one.release()
 
 
 _running: weakref.WeakSet[ActiveRun] = weakref.WeakSet()

@@ -344,7 +344,7 @@ class Player:
         self.loops = 0
         self.skipped = 0
         self.outcome: Outcome | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._pacer = Pacer(speed)
         self._attention = paused
         self._stopping = False
@@ -416,13 +416,15 @@ class Player:
         outcome: Outcome = "failed"
         try:
             outcome = self._play()
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # SystemExit too: a handler that exits ends its replay, and nothing silently
             self.error = error
         finally:
             self._close_stretch()
             try:
                 self.target.close()
-            except Exception as error:
+            except BaseException as error:
                 outcome, self.error = "failed", self.error or error
             with self._over:
                 self.outcome = outcome
@@ -668,7 +670,7 @@ class Player:
                     future.set_result(command())
                 except ReplayError as refusal:
                     future.set_exception(refusal)
-                except Exception as error:
+                except BaseException as error:
                     # The handler failed at an event of this command: that ends the run.
                     future.set_exception(error)
                     raise

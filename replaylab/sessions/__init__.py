@@ -5,6 +5,7 @@
 
 from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
 from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame
+from replaylab.sessions.guard import playing
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import known_symbols, load_books, load_tape
@@ -26,5 +27,6 @@ __all__ = [
     "load_books",
     "load_tape",
     "market_rows",
+    "playing",
     "save_session_frame",
 ]

@@ -10,11 +10,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -27,14 +26,14 @@ from msgspec import UNSET
 import replaylab
 from replaylab import history
 from replaylab.errors import LogReadError, SessionError, SessionExistsError
-from replaylab.fsio import process_alive
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
+from replaylab.sessions.guard import build_folder, publish_folder, remove_session_folder, unused
 from replaylab.sessions.initial import StateBefore, recorded_params
 from replaylab.sessions.options import BuildOptions, generated_id, moment_ns, option_arguments
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, Sources, in_day_logs, json_lines, known_symbols
-from replaylab.sessions.store import HIDDEN, json_bytes, remove_session_folder, write_index
+from replaylab.sessions.store import json_bytes, write_index
 from replaylab.timestamps import NS_PER_DAY, iso, now_ns
 
 _LINES_AT_A_TIME = 50_000
@@ -208,7 +207,8 @@ def _build(
         manifest.warnings = meta["warnings"] or UNSET
         (folder / "meta.json").write_bytes(json_bytes(meta))
         fixed = session_id is not None or if_exists == "replace"
-        move_into_place(root, folder, manifest, [chosen] if fixed else numbered(chosen), if_exists)
+        names = [chosen] if fixed else numbered(chosen)
+        manifest = move_into_place(root, folder, manifest, names, if_exists, options.to_dict())
     write_index(root)
     for message in meta["warnings"]:
         warnings.warn(message, stacklevel=3)
@@ -244,8 +244,8 @@ def _choose_id(
             return session_id
         existing = Session(root, session_id)
         if if_exists == "replace":
-            existing.require_unused()
-            return session_id
+            with unused(root, session_id):
+                return session_id
         if if_exists == "error":
             raise SessionExistsError(
                 f'session {session_id!r} exists; if_exists="reuse" or "replace" allows that'
@@ -256,17 +256,13 @@ def _choose_id(
             )
         return existing.manifest
     for name in numbered(generated_id(options)):
-        has_manifest = root.manifest(name).is_file()
         if not root.session_dir(name).exists():
             return name
         if if_exists == "replace":
-            if has_manifest:
-                Session(root, name).require_unused()
-            return name
-        if if_exists == "reuse" and has_manifest:
-            existing = Session(root, name)
-            if existing.meta.get("options") == wanted:
-                return existing.manifest
+            with unused(root, name):
+                return name
+        if if_exists == "reuse" and (reused := _reusable(root, name, wanted)) is not None:
+            return reused
     raise SessionError("no free session id")  # pragma: no cover - numbered never ends
 
 
@@ -380,44 +376,35 @@ def _warnings(options: BuildOptions, written: _Writer) -> list[str]:
     return found
 
 
-@contextmanager
-def build_folder(root: DataRoot) -> Iterator[Path]:
-    """Yield a hidden folder next to the sessions; it is deleted whatever happens."""
-    root.sessions_dir.mkdir(parents=True, exist_ok=True)
-    for child in root.sessions_dir.glob(f"{HIDDEN}building-*-*"):
-        pid = child.name.split("-")[1]
-        if not (pid.isdecimal() and process_alive(int(pid))):
-            shutil.rmtree(child, ignore_errors=True)  # of a build whose process was killed
-    for child in root.sessions_dir.glob(f"{HIDDEN}deleted-*"):
-        shutil.rmtree(child, ignore_errors=True)
-    folder = root.sessions_dir / f"{HIDDEN}building-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def move_into_place(
-    root: DataRoot, folder: Path, manifest: ReplayManifest, names: Iterable[str], if_exists: str
-) -> None:
-    """Write the manifest and rename the folder in one step, under the first of ``names`` that is free."""
-    name = manifest.session_id
+    root: DataRoot,
+    folder: Path,
+    manifest: ReplayManifest,
+    names: Iterable[str],
+    if_exists: str,
+    options: Mapping[str, Any] | None = None,
+) -> ReplayManifest:
+    """Write the manifest and publish the folder under the first of ``names`` that is free; return the manifest.
+
+    With ``if_exists="reuse"`` it is that of a session with the same ``options`` that another build has published.
+    """
     for name in names:
         manifest.session_id = name
         (folder / "manifest.json").write_bytes(json_bytes(manifest.to_dict()))
         target = root.session_dir(name)
-        if if_exists == "replace" and target.exists():
-            remove_session_folder(target)
-        if not target.exists():
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.exists():
-                    raise
-            else:
-                return
-    raise SessionExistsError(f"another build made session {name!r} while this one ran")
+        replace = if_exists == "replace" and target.exists()
+        with unused(root, name) if replace else nullcontext():
+            if publish_folder(folder, target, replace=replace):
+                return manifest
+        if if_exists == "reuse" and (existing := _reusable(root, name, options)) is not None:
+            return existing
+    raise SessionExistsError(f"another build made session {manifest.session_id!r} while this one ran")
+
+
+def _reusable(root: DataRoot, name: str, options: Any) -> ReplayManifest | None:
+    """Return the manifest of an existing session if it was built with these options."""
+    existing = Session(root, name) if root.manifest(name).is_file() else None
+    return existing.manifest if existing is not None and existing.meta.get("options") == options else None
 
 
 def numbered(base: str) -> Iterator[str]:

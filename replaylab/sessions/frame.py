@@ -25,7 +25,8 @@ from replaylab.features import InitialState
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
-from replaylab.sessions.build import build_folder, move_into_place, numbered
+from replaylab.sessions.build import move_into_place, numbered
+from replaylab.sessions.guard import build_folder
 from replaylab.sessions.options import BuildOptions, generated_id
 from replaylab.sessions.session import EVENT_SCHEMA, Session
 from replaylab.sessions.sources import iso_strings

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import warnings
 from collections.abc import Mapping
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import ConfigError, RecordError, SessionError, SessionNotFoundError
-from replaylab.fsio import process_alive, remembered_sha256, write_atomic
+from replaylab.fsio import remembered_sha256, write_atomic
 from replaylab.history import normalised
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
-from replaylab.timestamps import iso, now_ns, parse_ns
+from replaylab.timestamps import iso
 
-_HEARTBEAT_NS = 15_000_000_000
 _VERSION_1 = {
     "marketFill": "print",
     "limitFill": "touch",
@@ -46,6 +45,8 @@ class Session:
         self.root = DataRoot(root)
         self.id = session_id
         self.path = self.root.session_dir(session_id)
+        # What is loaded, and the identity of its file.
+        self._held: tuple[tuple[int, ...], frames.Loaded, pl.DataFrame] | None = None
         if not self.root.manifest(session_id).is_file():
             raise SessionNotFoundError(
                 f"there is no replay session {session_id!r} in {self.root.sessions_dir}"
@@ -58,10 +59,13 @@ class Session:
 
     def _repr_html_(self) -> str:
         manifest = self.manifest
-        return (
-            f"<b>{self.id}</b><br>{manifest.source_date_range.from_} to {manifest.source_date_range.to}<br>"
-            f"{', '.join(manifest.symbols)}: {manifest.total_events:,} events of {', '.join(manifest.event_types)}"
+        # A session without a count (of another program) has no number to show.
+        total = f"{manifest.total_events:,} " if isinstance(manifest.total_events, int) else ""
+        lines = (
+            f"{manifest.source_date_range.from_} to {manifest.source_date_range.to}",
+            f"{', '.join(manifest.symbols)}: {total}events of {', '.join(manifest.event_types)}",
         )
+        return "<br>".join([f"<b>{escape(self.id)}</b>", *map(escape, lines)])
 
     @cached_property
     def manifest(self) -> ReplayManifest:
@@ -81,23 +85,38 @@ class Session:
             raise SessionError(f"{path}: expected an object, found {type(found).__name__}")
         return found
 
-    @cached_property
+    @property
     def _loaded(self) -> frames.Loaded:
+        """The events, loaded again once their file has changed."""
         path = self.root.session_events(self.id)
-        if not path.is_file():
-            return frames.Loaded(pl.DataFrame(schema={**EVENT_SCHEMA, "timestamp_text": pl.String}))
-        loaded = frames.load_replay_events(path, keep_text=True)
-        if loaded.rejects.height:
-            warnings.warn(
-                f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
-                stacklevel=4,
-            )
-        _require_order(path, loaded.frame)
-        return loaded
+        identity = self._identity()
+        if self._held is None or self._held[0] != identity:
+            digest = self.digest
+            loaded = frames.Loaded(pl.DataFrame(schema={**EVENT_SCHEMA, "timestamp_text": pl.String}))
+            if path.is_file():
+                loaded = frames.load_replay_events(path, keep_text=True)
+            if loaded.rejects.height:
+                warnings.warn(
+                    f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
+                    stacklevel=4,
+                )
+            _require_order(path, loaded.frame)
+            if self._identity() != identity or self.digest != digest:
+                raise SessionError(f"{path} changed while it was read: load it again")
+            self._held = (identity, loaded, loaded.frame.select(*EVENT_SCHEMA))
+        return self._held[1]
 
-    @cached_property
+    def _identity(self) -> tuple[int, ...]:
+        try:
+            found = self.root.session_events(self.id).stat()
+        except FileNotFoundError:
+            return ()
+        return (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+    @property
     def events(self) -> pl.DataFrame:
-        return self._loaded.frame.select(*EVENT_SCHEMA)
+        loaded = self._loaded
+        return loaded.frame if self._held is None else self._held[2]
 
     @property
     def timestamp_texts(self) -> pl.Series:
@@ -109,13 +128,41 @@ class Session:
         """Lines of ``events.jsonl`` that are no replay events: file, line, offset, reason, text."""
         return self._loaded.rejects
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 of ``events.jsonl`` in hex; the file is read again only after a change (``remembered_sha256``)."""
+        """SHA-256 of ``events.jsonl`` in hex; the file is read again only after a change (``remembered_sha256``).
+
+        Raises SessionError where the file is not the one that ``meta.json`` describes (``eventsBytes``,
+        ``eventsSha256``): it was cut or edited. ``SessionStore.rehash`` accepts it with its changes.
+        """
+        path = self.root.session_events(self.id)
+        size = path.stat().st_size if path.is_file() else 0
+        if self._changed(size) is not None:
+            # Replaced or accepted since this object read its meta.json.
+            for name in ("manifest", "meta", "recorded_params", "recorded_scoring"):
+                self.__dict__.pop(name, None)
+            if (change := self._changed(size)) is not None:
+                raise SessionError(
+                    f"session {self.id!r} was changed since it was built: {path} has {change}. Restore the file, "
+                    f"build the session again, or accept the change: replaylab sessions {self.id} --rehash, or "
+                    f"SessionStore.rehash({self.id!r})"
+                )
+        return self._found_digest()
+
+    def _found_digest(self) -> str:
         path = self.root.session_events(self.id)
         if not path.is_file():
             return hashlib.sha256().hexdigest()
         return remembered_sha256(path, self.root.session_digest(self.id))
+
+    def _changed(self, size: int) -> str | None:
+        """Return how ``events.jsonl``, of ``size`` bytes, differs from what ``meta.json`` says of it, or None."""
+        written, sha256 = self.meta.get("eventsBytes"), self.meta.get("eventsSha256")
+        if isinstance(written, int) and written != size:
+            return f"{size:,} bytes, and {written:,} were written"
+        if isinstance(sha256, str) and sha256 != self._found_digest():
+            return "other content than was written (its SHA-256 differs)"
+        return None
 
     @property
     def initial_state(self) -> dict[str, Any] | None:
@@ -135,22 +182,6 @@ class Session:
         found = self.meta.get("instruments")
         entries = found.items() if isinstance(found, dict) else ()
         return {symbol: normalised(entry) for symbol, entry in entries if isinstance(entry, dict)}
-
-    def require_unused(self) -> None:
-        """Raise SessionError where the session may not be replaced or deleted: it is pinned, or is being replayed.
-
-        A damaged meta.json pins nothing: a new build mends it.
-        """
-        if _replayed(self.root) == self.id:
-            raise SessionError(f"session {self.id!r} is being replayed: stop the replay first")
-        try:
-            pinned = self.meta.get("pin")
-        except SessionError:
-            return
-        if pinned:
-            raise SessionError(
-                f"session {self.id!r} is pinned; pin({self.id!r}, False) allows to replace or delete it"
-            )
 
     @cached_property
     def recorded_params(self) -> TradingParams | None:
@@ -179,8 +210,13 @@ class Session:
         path = self.path / "bookmarks.json"
         if not path.is_file():
             return {}
-        found = orjson.loads(path.read_bytes())
-        return dict(sorted(((str(name), int(at)) for name, at in found.items()), key=lambda item: item[1]))
+        try:
+            found = {str(name): int(at) for name, at in orjson.loads(path.read_bytes()).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SessionError(
+                f"{path}: expected an object of names and event indices: {error}; correct or delete the file"
+            ) from None
+        return dict(sorted(found.items(), key=lambda item: item[1]))
 
     def set_bookmark(self, name: str, index: int | None) -> None:
         """Give the event at ``index`` a name; None takes the name away again."""
@@ -205,25 +241,6 @@ EVENT_SCHEMA: dict[str, Any] = {
     "symbol": pl.String,
     "payload": pl.String,
 }
-
-
-def _replayed(root: DataRoot) -> str | None:
-    """Return the id of the session that a live process replays on this data root, or None."""
-    try:
-        status = orjson.loads(root.replay_status.read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    if not isinstance(status, dict) or not status.get("running"):
-        return None
-    pid, started, host = status.get("pid"), status.get("processStart"), status.get("host")
-    if isinstance(pid, int) and host == platform.node():
-        alive = process_alive(pid, started if isinstance(started, int | float) else None)
-    else:
-        # On another machine only the heartbeat shows it.
-        beat = status.get("heartbeatAt")
-        alive = isinstance(beat, str) and now_ns() - parse_ns(beat) < _HEARTBEAT_NS
-    found = status.get("sessionId")
-    return found if alive and isinstance(found, str) else None
 
 
 def _require_order(path: Path, frame: pl.DataFrame) -> None:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from replaylab.errors import RecordError, SessionError, SessionNotFoundError, did_you_mean
-from replaylab.fsio import write_atomic
+from replaylab.fsio import lock, sha256_of, write_atomic
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest, decode_record
+from replaylab.sessions.guard import (
+    HIDDEN,
+    build_folder,
+    publish_folder,
+    remove_session_folder,
+    settle_leftovers,
+    unused,
+)
 from replaylab.sessions.session import Session
 from replaylab.timestamps import iso, now_ns, parse_ns
-
-# Folders that a build has not finished, or a deletion has begun, start with this; no list shows them.
-HIDDEN = "."
 
 
 class SessionStore:
@@ -32,6 +37,7 @@ class SessionStore:
 
     def __init__(self, root: str | os.PathLike[str] | DataRoot) -> None:
         self.root = DataRoot(root)
+        settle_leftovers(self.root)
 
     def __repr__(self) -> str:
         return f"SessionStore({str(self.root)!r})"
@@ -41,8 +47,12 @@ class SessionStore:
 
         A folder without a readable manifest is no session; ``unreadable()`` names those.
         """
-        found = [manifest for _, manifest, _ in self._scan() if manifest is not None]
-        return sorted(found, key=_newest_first)
+        found = sorted((one for _, one, _ in self._scan() if one is not None), key=_newest_first)
+        # A process that was killed after it published or deleted a session left the index as it was.
+        if self.root.sessions_dir.is_dir() and _indexed(self.root) != [one.session_id for one in found]:
+            with suppress(OSError):
+                write_index(self.root)
+        return found
 
     def unreadable(self) -> dict[str, str]:
         """Return the folders whose manifest cannot be read, with the reason."""
@@ -87,10 +97,10 @@ class SessionStore:
             return session
         target = self.root.session_dir(session.id)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{HIDDEN}building-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            shutil.copytree(session.path, part, ignore=shutil.ignore_patterns("runs"))
-            part.rename(target)
+            with build_folder(self.root) as part:
+                left = shutil.ignore_patterns("runs", "digest.json")
+                shutil.copytree(session.path, part, ignore=left, dirs_exist_ok=True)
+                publish_folder(part, target, replace=False)
             write_index(self.root)
         own = Session(self.root, session.id)
         if own.digest != session.digest:
@@ -98,12 +108,39 @@ class SessionStore:
         return own
 
     def delete_session(self, session_id: str) -> None:
-        """Delete a session with its runs. Raises SessionNotFoundError; one that is pinned or is
-        being replayed is refused (SessionError)."""
-        session = self.open(session_id)
-        session.require_unused()
-        remove_session_folder(session.path)
+        """Delete a session with its runs, also one whose files are damaged or missing.
+
+        Raises SessionNotFoundError; one that is pinned or is being replayed is refused (SessionError).
+        """
+        folder = self.root.session_dir(session_id)
+        if not folder.is_dir():
+            self.open(session_id)
+        with unused(self.root, session_id):
+            remove_session_folder(folder)
         write_index(self.root)
+
+    def rehash(self, session_id: str) -> ReplayManifest:
+        """Accept the events of a session that was cut or edited, and return its manifest with the new counts.
+
+        Its recorded digest, bytes and counts become those of the file; notes, parameters and the initial state stay.
+        Raises SessionNotFoundError, and SessionError where the session is being replayed or its events go back in time.
+        """
+        session = self.open(session_id)
+        manifest, meta = session.manifest, dict(session.meta)
+        with unused(self.root, session.id, pinned_too=True):
+            path = self.root.session_events(session.id)
+            meta |= {
+                "eventsBytes": path.stat().st_size if path.is_file() else 0,
+                "eventsSha256": sha256_of(path) if path.is_file() else hashlib.sha256().hexdigest(),
+            }
+            session.__dict__["meta"] = meta
+            counts = dict(sorted(session.events.group_by("type").len().iter_rows()))
+            meta |= {"totalEvents": session.events.height, "eventCounts": counts}
+            manifest.total_events, manifest.event_types = session.events.height, list(counts)
+            write_atomic(self.root.session_meta(session.id), json_bytes(meta), sync=True)
+            write_atomic(self.root.manifest(session.id), json_bytes(manifest.to_dict()), sync=True)
+        write_index(self.root)
+        return manifest
 
     def pin(self, session_id: str, pinned: bool = True) -> None:
         """Protect a session from retention, replacement and deletion, or stop protecting it (``pin`` in meta.json)."""
@@ -135,21 +172,27 @@ class SessionStore:
 
 def write_index(root: DataRoot) -> None:
     """Rewrite ``system/replay_sessions.json`` from the folders."""
-    sessions = [manifest.to_dict() for manifest in SessionStore(root).list_sessions()]
-    index = {"timestamp": iso(now_ns()), "sessions": sessions}
-    write_atomic(root.replay_sessions_index, json_bytes(index))
+    # Listed and written under one lock: of two writers the later one has listed what both changed.
+    with lock(root.replay_sessions_index.with_suffix(".lock")):
+        found = [manifest for _, manifest, _ in SessionStore(root)._scan() if manifest is not None]
+        sessions = [manifest.to_dict() for manifest in sorted(found, key=_newest_first)]
+        index = {"timestamp": iso(now_ns()), "sessions": sessions}
+        write_atomic(root.replay_sessions_index, json_bytes(index))
+
+
+def _indexed(root: DataRoot) -> list[Any] | None:
+    """Return the session ids of the index, None where it cannot be read."""
+    try:
+        return [
+            entry["sessionId"] for entry in orjson.loads(root.replay_sessions_index.read_bytes())["sessions"]
+        ]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return None
 
 
 def json_bytes(value: Any) -> bytes:
     """Return plain data as the JSON files of a session store it: an indent of 2, a newline at the end."""
     return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
-
-
-def remove_session_folder(path: Path) -> None:
-    """Delete a session's folder; it is renamed first, so that no reader finds half of it."""
-    doomed = path.with_name(f"{HIDDEN}deleted-{uuid.uuid4().hex[:8]}")
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _newest_first(manifest: ReplayManifest) -> tuple[int, str]:

@@ -176,7 +176,7 @@ def test_a_killed_replay_is_dead_and_not_running_for_ever(tmp_path: Path, number
     assert engine.wait(30)
     runs = sorted((session.path / "runs").iterdir())
     outcomes = [json.loads((run / "run.json").read_text())["outcome"] for run in runs]
-    assert sorted(outcomes) == ["finished", "running"]
+    assert sorted(outcomes) == ["died", "finished"]
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from replaylab import Config, Lab, fsio
+from replaylab.archive import verify
 from replaylab.errors import RecordError, SessionError, SessionNotFoundError, UnsafeNameError
-from replaylab.fsio import process_started
+from replaylab.fsio import process_started, sha256_of
 from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest
+from replaylab.replay import ReplayEngine
 from replaylab.sessions import SessionStore
 from replaylab.testing import SessionBuilder
 
@@ -113,19 +119,90 @@ def test_a_damaged_session_says_so_and_plays_the_rest(tmp_path: Path) -> None:
     make(tmp_path, "s")
     path = tmp_path / "replay" / "sessions" / "s" / "events.jsonl"
     path.write_bytes(path.read_bytes() + b'{"timestamp": "2025')
-    session = SessionStore(tmp_path).open("s")
+    store = SessionStore(tmp_path)
+    with pytest.raises(SessionError, match="was changed since it was built"):
+        store.open("s").events  # noqa: B018
+    with pytest.warns(UserWarning, match="1 lines of"):
+        store.rehash("s")
+    session = store.open("s")
     with pytest.warns(UserWarning, match="1 lines of"):
         assert session.events.height == 2
     assert session.rejects["line"].to_list() == [3]
 
 
-def test_the_digest_follows_events_that_are_appended(tmp_path: Path) -> None:
-    make(tmp_path, "s")
-    before = SessionStore(tmp_path).open("s").digest
-    path = tmp_path / "replay" / "sessions" / "s" / "events.jsonl"
-    path.write_bytes(path.read_bytes() * 2)
-    after = SessionStore(tmp_path).open("s").digest
-    assert before != after == hashlib.sha256(path.read_bytes()).hexdigest()
+@pytest.mark.parametrize("cut", ["half", "all", "edited", "appended"])
+def test_a_session_that_was_cut_or_edited_is_refused_until_it_is_accepted(tmp_path: Path, cut: str) -> None:
+    """Cut at the end of a line, emptied, one digit changed, appended to: every door says so, and what to do."""
+    session = (
+        SessionBuilder().trade("A", 100, at=0).score("A", 0.9, at=1).trade("A", 101, at=2).build(tmp_path)
+    )
+    assert session.events.height == 3
+    before = session.digest
+    path = session.root.session_events(session.id)
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "half": b"".join(lines[:1]),
+        "all": b"",
+        "edited": path.read_bytes().replace(b"101", b"102"),
+        "appended": path.read_bytes() + lines[-1],
+    }[cut]
+    path.write_bytes(changed)
+    store = SessionStore(tmp_path)
+    engine = ReplayEngine(store)
+    grid = {"entry_threshold": [0.5]}
+    doors: list[Callable[[], Any]] = [
+        lambda: store.open(session.id).events,
+        lambda: store.open(session.id).digest,
+        # The object that was opened before the change, too.
+        lambda: session.events,
+        lambda: engine.start_session(session.id, speed_factor=math.inf),
+        lambda: Lab(tmp_path).sweep(session.id, grid, progress=False),
+        lambda: Lab(tmp_path).backtest(session.id),
+    ]
+    for door in doors:
+        with pytest.raises(SessionError, match=r"was changed since .* --rehash, or SessionStore\.rehash"):
+            door()
+    findings = verify(tmp_path).findings
+    assert findings["file"].to_list() == [f"replay/sessions/{session.id}/events.jsonl"]
+    assert "--rehash" in findings["reason"][0]
+    assert store.rehash(session.id).total_events == len(changed.splitlines())
+    assert session.digest == store.open(session.id).digest == hashlib.sha256(changed).hexdigest() != before
+    assert session.events.height == len(changed.splitlines())
+    assert verify(tmp_path).findings.height == 0
+
+
+def test_a_sweep_after_an_accepted_change_is_one_of_the_changed_events(tmp_path: Path) -> None:
+    """Never the cached tape of the events before, and never their digest in run.json."""
+    lab = Lab(tmp_path, config=Config(cache_dir=str(tmp_path / "cache")))
+    builder = SessionBuilder().trade("A", 100, at=0).score("A", 0.9, at=1).trade("A", 100, at=2)
+    session = builder.trade("A", 103, at=3).build(tmp_path)
+    grid = {"entry_threshold": [0.5]}
+    first = lab.sweep(session.id, grid, progress=False).frame["net_pnl"][0]
+    path = session.root.session_events(session.id)
+    path.write_bytes(path.read_bytes().replace(b"103", b"109"))
+    lab.sessions.rehash(session.id)
+    assert lab.sweep(session.id, grid, progress=False).frame["net_pnl"][0] != first
+    engine = lab.engine()
+    engine.start_session(session.id, speed_factor=math.inf)
+    assert engine.wait(30)
+    assert engine.last_run is not None
+    assert engine.last_run.record["sessionDigest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_digest_is_computed_once_for_many_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``lab.sweep("id", grid)`` opens the session anew and does not read its file again to hash it."""
+    session = (
+        SessionBuilder().trade("A", 100, at=0).score("A", 0.9, at=1).trade("A", 101, at=2).build(tmp_path)
+    )
+    path = session.root.session_events(session.id)
+    state = path.stat()
+    monkeypatch.setattr(fsio.time, "time_ns", lambda: state.st_ctime_ns + 3_000_000_000)
+    hashed: list[Any] = []
+    monkeypatch.setattr(fsio, "sha256_of", lambda *given: hashed.append(given) or sha256_of(*given))
+    for _ in range(5):
+        Lab(tmp_path).sweep(session.id, {"entry_threshold": [0.5, 0.6]}, progress=False)
+    # By path and then by descriptor: one file read once.
+    assert len(hashed) == 2
 
 
 def test_a_session_out_of_time_order_is_refused_with_the_line(tmp_path: Path) -> None:
@@ -133,6 +210,8 @@ def test_a_session_out_of_time_order_is_refused_with_the_line(tmp_path: Path) ->
     path = session.root.session_events(session.id)
     first, second = path.read_text().splitlines()
     path.write_text(f"{second}\n{first}\n")
+    # A session of another program, which records no digest.
+    session.root.session_meta(session.id).unlink()
     with pytest.raises(SessionError, match=r"events\.jsonl:2: the event at .* comes after"):
         SessionStore(tmp_path).open(session.id).events  # noqa: B018
 
