@@ -179,7 +179,7 @@ def test_a_sweep_after_an_accepted_change_is_one_of_the_changed_events(tmp_path:
     grid = {"entry_threshold": [0.5]}
     first = lab.sweep(session.id, grid, progress=False).frame["net_pnl"][0]
     path = session.root.session_events(session.id)
-    path.write_bytes(path.read_bytes().replace(b"103", b"109"))
+    path.write_bytes(path.read_bytes().replace(b"103", b"100"))
     lab.sessions.rehash(session.id)
     assert lab.sweep(session.id, grid, progress=False).frame["net_pnl"][0] != first
     engine = lab.engine()
