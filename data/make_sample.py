@@ -73,7 +73,9 @@ def main(folder: Path) -> None:
     index = lab.root.replay_sessions_index
     content = orjson.loads(index.read_bytes()) | {"timestamp": LOGGED_UNTIL}
     index.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
-    (folder / "history" / ".lock").unlink(missing_ok=True)
+    for left in ("history/.lock", "system/.instruments.lock"):
+        (folder / left).unlink(missing_ok=True)
+    shutil.rmtree(folder / "history" / ".staging", ignore_errors=True)
 
 
 def write_rolling_files(lab: Lab, symbol: str) -> None:
