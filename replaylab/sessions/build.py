@@ -323,13 +323,13 @@ def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -
         "initialState": state.to_dict(),
         "recordedParams": params[0] if params else None,
         "recordedParamsChanges": params[1:],
-        "instruments": _instruments(root, options.symbols),
+        "instruments": recorded_instruments(root, options.symbols),
         "warnings": _warnings(options, written),
         "pin": False,
     }
 
 
-def _instruments(root: DataRoot, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
+def recorded_instruments(root: DataRoot, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
     known = history.load_instruments(root)
     return {symbol: known[symbol] for symbol in sorted(symbols) if symbol in known}
 

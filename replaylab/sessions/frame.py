@@ -25,7 +25,7 @@ from replaylab.features import InitialState
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
-from replaylab.sessions.build import move_into_place, numbered
+from replaylab.sessions.build import move_into_place, numbered, recorded_instruments
 from replaylab.sessions.guard import build_folder
 from replaylab.sessions.options import BuildOptions, generated_id
 from replaylab.sessions.session import EVENT_SCHEMA, Session
@@ -54,7 +54,8 @@ def as_session(value: AnySession, store: SessionStore | None = None) -> Session:
     A frame (polars, pandas, pyarrow, anything with ``__arrow_c_stream__``) has the columns of ``session.events``:
     timestamp (datetimes or ISO strings, ascending), type, symbol (or null), payload (JSON strings, dicts or structs;
     null fields of structs are left out). Other columns are not used. It is written to a scratch data root that is
-    deleted when the process ends; the same events give the same session. Raises SessionError with the row at fault.
+    deleted when the process ends; the same events give the same session. Ticks and lots of its symbols are those of
+    ``store``'s data root, where there is a store. Raises SessionError with the row at fault.
     """
     # A view with pandas tables, as Lab(frame="pandas") returns it.
     value = getattr(value, "__wrapped__", value)
@@ -68,12 +69,14 @@ def as_session(value: AnySession, store: SessionStore | None = None) -> Session:
         return store.open(value)
     frame = event_frame(value)
     lines = event_lines(frame)
-    name = f"frame-{hashlib.sha256(lines).hexdigest()[:16]}"
+    known = {} if store is None else recorded_instruments(store.root, _symbols(frame))
+    name = f"frame-{hashlib.sha256(lines + json_bytes(known)).hexdigest()[:16]}"
     root = _scratch_root()
     if not root.manifest(name).is_file():
+        meta = {"instruments": known} if known else {}
         # Another thread may write the same events at the same time.
         with suppress(SessionExistsError):
-            _write(root, frame, lines, name, _draft(frame, None, "MANUAL", 1.0, None), {})
+            _write(root, frame, lines, name, _draft(frame, None, "MANUAL", 1.0, None), meta)
     return Session(root, name)
 
 
@@ -96,7 +99,7 @@ def save_session_frame(
     >>> save_session_frame("data", session.events.head(1000), "first-thousand")          # doctest: +SKIP
 
     ``frame`` as in :func:`as_session`. ``initial_state``: as in ``meta.json`` (docs/formats.md); None starts from
-    nothing. ``span``: from and to of the manifest (ISO), by default the first to just after the last event; a frame
+    nothing. ``instruments``: ticks and lots; None takes those of the root, {} none. ``span``: from and to of the manifest (ISO), by default the first to just after the last event; a frame
     without events needs it. Raises SessionError, SessionExistsError (the id is taken), UnsafeNameError.
     """
     events = event_frame(frame)
@@ -106,7 +109,9 @@ def save_session_frame(
     meta: dict[str, Any] = {}
     if initial_state is not None:
         meta["initialState"] = dict(initial_state)
-    if instruments is not None:
+    if instruments is None:
+        instruments = recorded_instruments(DataRoot(root), _symbols(events))
+    if instruments:
         meta["instruments"] = {symbol: dict(entry) for symbol, entry in instruments.items()}
     if recorded_params is not None or recorded_scoring is not None:
         recorded: dict[str, Any] = {"timestamp": _span(events, span)[0]}
@@ -211,6 +216,10 @@ def _of_pandas(frame: Any, name: str) -> pl.Series:
     return cast("pl.Series", found)
 
 
+def _symbols(frame: pl.DataFrame) -> list[str]:
+    return sorted(frame["symbol"].drop_nulls().unique().to_list())
+
+
 def _times(values: pl.Series) -> pl.Series:
     if values.dtype == pl.String:
         return pl.Series("timestamp", [None if text is None else parse_ns(text) for text in values]).cast(
@@ -266,7 +275,7 @@ def _draft(
             "createdAt": first if created_by == "TEST" else iso(now_ns()),
             "createdBy": created_by,
             "sourceDateRange": {"from": first, "to": last},
-            "symbols": sorted(frame["symbol"].drop_nulls().unique().to_list()),
+            "symbols": _symbols(frame),
             "eventTypes": sorted(frame["type"].unique().to_list()),
             "speedFactor": speed_factor,
             "notes": notes,

@@ -12,6 +12,7 @@ import pytest
 from replaylab import Lab, TradingParams
 from replaylab.errors import SessionError, SessionExistsError
 from replaylab.features import InitialState
+from replaylab.history import save_instruments
 from replaylab.sessions import SessionStore, as_session, save_session_frame
 from replaylab.testing import SessionBuilder
 
@@ -159,3 +160,19 @@ def test_a_session_of_another_root_is_adopted_unless_its_id_is_taken(
     assert store.adopt(first).root.path == tmp_path / "three"
     with pytest.raises(SessionError, match="with other events"):
         store.adopt(SessionStore(tmp_path / "two").open("same"))
+
+
+def test_a_frame_takes_ticks_and_lots_of_the_root(tmp_path: Path) -> None:
+    """Through a store, and when it is saved; without a store it has none."""
+    save_instruments(
+        tmp_path, {"AAA": {"tickSize": 0.5, "lotSize": 1.0, "inferred": False}, "BBB": {"tickSize": 1.0}}
+    )
+    frame = SessionBuilder().trade("AAA", 100.0, at=0).build(tmp_path / "other").events
+    session = as_session(frame, SessionStore(tmp_path))
+    assert {name: entry["tickSize"] for name, entry in session.instruments.items()} == {"AAA": 0.5}
+    assert as_session(frame).instruments == {}
+    assert session.id != as_session(frame).id
+    saved = save_session_frame(tmp_path, frame, "saved")
+    assert SessionStore(tmp_path).open(saved).instruments == session.instruments
+    bare = save_session_frame(tmp_path, frame, "bare", instruments={})
+    assert SessionStore(tmp_path).open(bare).instruments == {}
