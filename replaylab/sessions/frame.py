@@ -99,8 +99,9 @@ def save_session_frame(
     >>> save_session_frame("data", session.events.head(1000), "first-thousand")          # doctest: +SKIP
 
     ``frame`` as in :func:`as_session`. ``initial_state``: as in ``meta.json`` (docs/formats.md); None starts from
-    nothing. ``instruments``: ticks and lots; None takes those of the root, {} none. ``span``: from and to of the manifest (ISO), by default the first to just after the last event; a frame
-    without events needs it. Raises SessionError, SessionExistsError (the id is taken), UnsafeNameError.
+    nothing. ``instruments``: ticks and lots by symbol; None takes those of the root, {} none. ``span``: from and to of
+    the manifest (ISO), by default the first to just after the last event; a frame without events needs it. Raises
+    SessionError, SessionExistsError (the id is taken), UnsafeNameError.
     """
     events = event_frame(frame)
     if events.is_empty() and span is None:
