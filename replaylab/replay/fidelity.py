@@ -89,7 +89,7 @@ class Fidelity:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(name)}</th>" for name in self.summary.columns)
         cells = (
-            "".join(f"<td style='text-align:right'>{escape(_cell(cell))}</td>" for cell in row)
+            "".join(f"<td style='text-align:right'>{escape(str(cell))}</td>" for cell in row)
             for row in self.summary.iter_rows()
         )
         rows = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -125,7 +125,7 @@ class Fidelity:
 
     @property
     def is_identical(self) -> bool:
-        """Whether every record that the session can judge came out identical."""
+        """Whether every record that the session can judge is identical."""
         return self.differences.is_empty() and not self.notes
 
     @property
@@ -180,12 +180,11 @@ class Fidelity:
         Columns: kind, status, timestamp, symbol, event (side, order type or event type), what (the fields that differ),
         logged, replayed (their values as JSON strings), reason of a decision on either side, inputs of a decision.
         """
+        at, entry = pl.col("timestamp"), pl.coalesce("entry_time_logged", "entry_time")
         rows = [
-            _differing(
-                "trade", self.trades, "side", pl.coalesce("entry_time_logged", "entry_time"), ("_logged", "")
-            ),
-            _differing("order", self.orders, "type", pl.col("timestamp"), ("", "_replayed")),
-            _differing("decision", self.decisions, "event_type", pl.col("timestamp"), ("", "_replayed")),
+            _differing("trade", self.trades, "side", entry, ("_logged", "")),
+            _differing("order", self.orders, "type", at, ("", "_replayed")),
+            _differing("decision", self.decisions, "event_type", at, ("", "_replayed")),
         ]
         return pl.concat(rows)
 
@@ -193,9 +192,8 @@ class Fidelity:
         """Plot decisions over time, by symbol and status."""
         from replaylab import plots
 
-        return plots.fidelity(
-            self.decisions, f"{self.session_id}, {self.inject_mode}: {_percent(self.share)} identical"
-        )
+        title = f"{self.session_id}, {self.inject_mode}: {_percent(self.share)} identical"
+        return plots.fidelity(self.decisions, title)
 
     def to_dict(self) -> dict[str, Any]:
         """Return shares, counts, notes and the first 100 differences as plain data."""
@@ -259,7 +257,7 @@ def fidelity(
     kept = _replayed(session, setup, carried)
     open_at_end = logs.open_at_end()
     return Fidelity(
-        trades=_compare_trades(logs.trades, kept.trade_frame(), logs.start, open_at_end),
+        trades=_compare_trades(logs.trades, kept.trade_frame(), carried, open_at_end),
         orders=_compare_orders(logs.orders, kept.order_frame(), carried, open_at_end),
         decisions=compare_decisions(logs.decisions, _decisions(kept.events), carried, open_at_end),
         session_id=session.id,
@@ -311,7 +309,6 @@ class _Logs:
     orders: pl.DataFrame
     decisions: pl.DataFrame
     symbols: list[str]
-    start: int
 
     @classmethod
     def of(cls, session: Session) -> _Logs:
@@ -336,7 +333,7 @@ class _Logs:
             # The session's own copies outlive the log.
             until = pl.lit(parse_ns(span.to)).cast(_UTC)
             trades = within(recorded_trades(session).filter(pl.col("timestamp") < until))
-        return cls(_with_entry(trades), orders, decisions, symbols, parse_ns(span.from_))
+        return cls(_with_entry(trades), orders, decisions, symbols)
 
     def open_at_end(self) -> set[str]:
         """Return the symbols that hold a position or a pending entry at the end of the range."""
@@ -441,21 +438,25 @@ def _with_entry(trades: pl.DataFrame) -> pl.DataFrame:
 
 
 def _compare_trades(
-    logged: pl.DataFrame, replayed: pl.DataFrame, start: int, open_at_end: set[str]
+    logged: pl.DataFrame, replayed: pl.DataFrame, carried: Mapping[str, _Carried], open_at_end: set[str]
 ) -> pl.DataFrame:
     """Return ``match_trades`` with the statuses of fidelity."""
     table = match_trades(logged, replayed, fields=_TRADE_FIELDS, tolerance=_CLOSE)
     ending = replayed.filter("ending").select("symbol", "side", "entry_time", ending=True)
     table = table.join(ending, on=["symbol", "side", "entry_time"], how="left", maintain_order="left")
-    began_before = pl.col("entry_time_logged").dt.timestamp("ns") < start
+    cut_off = pl.col("ending") & pl.col("symbol").is_in(list(open_at_end))
     status = (
-        pl.when((pl.col("status") == "avoided") & began_before)
-        .then(pl.lit("carried_in"))
-        .when((pl.col("status") == "added") & pl.col("ending") & pl.col("symbol").is_in(list(open_at_end)))
+        pl.when((pl.col("status") == "added") & cut_off)
         .then(pl.lit("cut_off"))
         .otherwise(pl.col("status").replace_strict(_TRADE_STATUSES))
     )
-    return table.with_columns(status=status).drop("ending")
+    table = table.with_columns(status=status).drop("ending")
+    for symbol, held in carried.items():
+        # Its entry may fill within the range: decided before it is decided all the same.
+        if held.in_position:
+            closed = pl.col("exit_time_logged") <= _moment(held.until)
+            table = _mark(table, (pl.col("symbol") == symbol) & (pl.col("status") == "missing") & closed)
+    return table
 
 
 def _compare_orders(
@@ -476,9 +477,14 @@ def _compare_orders(
     table = _judged(both, _different(_ORDER_NUMBERS, _ORDER_TEXTS), pl.lit(value=True), open_at_end)
     for symbol, held in carried.items():
         if held.in_position:
-            closing = (pl.col("timestamp") == _moment(held.until)) & pl.col("reduce_only")
+            # A new entry may be submitted at that very moment.
+            at_end = pl.col("reduce_only") | (pl.col("order_status") != "NEW")
+            closing = (pl.col("timestamp") == _moment(held.until)) & at_end
             mine = (pl.col("timestamp") < _moment(held.until)) | closing
             table = _mark(table, (pl.col("symbol") == symbol) & mine)
+    # Sent before the first price of its symbol in the session, which cannot know the quantity.
+    unpriced = (pl.col("order_status") == "NEW") & (pl.col("qty_replayed") == 0.0)
+    table = _mark(table, (pl.col("what") == "qty, notional_usd") & unpriced)
     pairs = [name for one in fields for name in (one, f"{one}_replayed")]
     return table.sort("timestamp", pl.coalesce("order", "order_replayed")).select(
         *_ORDER_KEY[:-1], "status", "what", *pairs
@@ -659,10 +665,6 @@ def _share(table: pl.DataFrame) -> float | None:
 def _percent(share: float | None) -> str:
     # 99.999 % must not read as all.
     return "100 %" if share == 1.0 else f"{min((share or 0.0) * 100, 99.99):.2f} %"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,9 @@ class TradingSystem:
             else:
                 # After every market event of this time, as a recorded score would be in a session.
                 self._decide(state, self._index + 1, ts, signal.score, payload)
+            # At the time of the decision, as where the score is a recorded event.
+            if self._logs_flags:
+                self._log_flags(ts)
 
     def _ignore(self, index: int, ts: int, symbol: str, payload: dict[str, Any]) -> None:
         """Pass over a recorded signal: the system makes its own."""
