@@ -449,6 +449,18 @@ class Lab:
         )
         return self._give(result)
 
+    def trials(self) -> Frame:
+        """Return the trial ledger: a row per sweep or reset on this root. Verdicts count what was tried before."""
+        from replaylab.sweep import ledger_path, read_trials
+
+        return self._give(read_trials(ledger_path(self.root, self.config.cache_path)))
+
+    def reset_trials(self, reason: str) -> None:
+        """Start the count of trials again, such as after new data; the ledger keeps the reason."""
+        from replaylab.sweep import ledger_path, reset_trials
+
+        reset_trials(ledger_path(self.root, self.config.cache_path), reason)
+
     # Features, labels, datasets
 
     def features(

@@ -69,6 +69,7 @@ _PATTERNS = {
     "replay_sessions_index": "system/replay_sessions.json",
     "trading_params": "system/trading_params.jsonl",
     "instruments": "system/instruments.json",
+    "trials": "system/trials.jsonl",
     "replay_status": "system/replay_status.json",
     "replay_commands": "system/replay_commands.jsonl",
     "replay_lock": "system/replay.lock",
@@ -324,6 +325,10 @@ class DataRoot:
     @property
     def trading_params(self) -> Path:
         return self._of("trading_params")
+
+    @property
+    def trials(self) -> Path:
+        return self._of("trials")
 
     @property
     def instruments(self) -> Path:

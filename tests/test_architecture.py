@@ -309,14 +309,16 @@ def test_public_surface_is_complete() -> None:
 
 @pytest.mark.parametrize(("file", "extra"), [("environment.yml", None), ("environment-dev.yml", "dev")])
 def test_conda_environments_and_pyproject_agree(file: str, extra: str | None) -> None:
-    """Packages, bounds and extras of the user's and of the developer's environment are those of `pyproject.toml`."""
+    """Packages, bounds and extras of the user's and of the developer's environment are those of `pyproject.toml`.
+
+    conda-forge names arch "arch-py"."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     tools = project["optional-dependencies"][extra] if extra else []
     listed = yaml.safe_load((REPOSITORY / file).read_text())["dependencies"]
     assert listed == [
         f"python{project['requires-python']}",
         "pip",
-        *project["dependencies"],
+        *(re.sub("^arch>", "arch-py>", one) for one in project["dependencies"]),
         {"pip": [*tools, "-e ."]},
     ]
 

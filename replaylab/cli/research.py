@@ -30,7 +30,7 @@ InjectMode = Annotated[
     typer.Option(help="SCORING_ONLY: recorded signals; FULL_DECISION: signals computed from market data."),
 ]
 PriceSource = Annotated[str, typer.Option(help="Where prices come from: auto, trade, book or score.")]
-_BEST_COLUMNS = ("n_trades", "win_rate", "net_pnl", "profit_factor", "max_drawdown", "sharpe_per_trade")
+_BEST_COLUMNS = ("net_pnl", "n_trades", "win_rate", "profit_factor", "max_drawdown", "sharpe_per_trade")
 
 
 def backtest(
@@ -77,6 +77,7 @@ def sweep(
     price_source: PriceSource = "auto",
     by: Annotated[str, typer.Option(help="Metric that ranks the combinations.")] = "net_pnl",
     best: Annotated[int, typer.Option(help="How many of the best to show.", min=1)] = 10,
+    min_trades: Annotated[int, typer.Option(help="Combinations with fewer trades come last.", min=0)] = 30,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write all combinations here: .parquet or .csv.")
     ] = None,
@@ -102,12 +103,21 @@ def sweep(
         else:
             with atomic_path(output) as part:
                 result.save(part)
-    top = result.best(best, by=by)
+    top = result.best(best, by, min_trades)
     if json:
-        print_json({"combinations": result.frame.height, "best": frame_dicts(top)})
+        judged = result.verdict(min_trades).to_dict()
+        print_json({"combinations": result.frame.height, "best": frame_dicts(top), "verdict": judged})
         return
-    columns = [name for name in (*axes, *_BEST_COLUMNS, by) if name in top.columns]
+    # The axes that vary; in 80 columns a table shows some six numbers.
+    varied = [name for name in axes if len(result.axes[name]) > 1]
+    columns = [name for name in (*varied, *_BEST_COLUMNS, by) if name in top.columns]
     print_frame(top.select(list(dict.fromkeys(columns))), title=f"Best of {result.frame.height:,} by {by}")
+    few = top.height - int(top["enough_trades"].sum())
+    if few:
+        say(f"the last {few} of these have fewer than {min_trades} trades: they rank after all others")
+    say(repr(result.verdict(min_trades)))
+    for line in result.verdict(min_trades).caveats:
+        say(f"  note: {line}")
     if output is not None:
         say(f"all combinations in {output}")
 

@@ -165,20 +165,51 @@ def print_frame(frame: Any, *, title: str | None = None, limit: int = 50) -> Non
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
-    """Print a readable table; in a pipe nothing is cut to the width of a screen."""
+    """Print a readable table; in a pipe nothing is cut to the width of a screen.
+
+    On a terminal numbers are never broken: headers break at underscores, and the last columns that do not fit are named
+    below the table.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = [tuple(row) for row in rows]
+    columns, values = list(columns), [tuple(row) for row in rows]
+    cells = [[_cell(value) for value in row] for row in values]
+    console = Console(width=None if sys.stdout.isatty() else 1_000)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    left, kept = console.width, 0
     for place, column in enumerate(columns):
-        numbers = all(isinstance(row[place], int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else 1_000).print(table)
+        numbers = all(isinstance(row[place], int | float | None) for row in values)
+        width = max((len(row[place]) for row in cells), default=0)
+        header = _header(column, width) if sys.stdout.isatty() else column
+        # Words may fold, numbers may not.
+        least = max(width if numbers else min(width, 12), *(len(part) for part in header.split("\n")))
+        if kept and least > left:
+            break
+        left -= least + 3
+        kept += 1
+        table.add_column(
+            header, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers, min_width=least
+        )
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row[:kept]))
+    console.print(table)
+    if kept < len(columns):
+        say(f"not shown: {', '.join(columns[kept:])}")
+
+
+def _header(name: str, width: int) -> str:
+    """Return a column's name in lines that break at underscores, where it is wider than its cells."""
+    lines = [""]
+    for part in name.split("_"):
+        if lines[-1] and len(lines[-1]) + len(part) + 1 > max(width, 6):
+            lines[-1] += "_"
+            lines.append(part)
+        else:
+            lines[-1] += f"_{part}" if lines[-1] else part
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

@@ -6,6 +6,7 @@ from .sweeps import heatmap as heatmap
 from .sweeps import overfitting as overfitting
 from .sweeps import parallel_coordinates as parallel_coordinates
 from .sweeps import slices as slices
+from .sweeps import verdict as verdict
 from .sweeps import walk_forward as walk_forward
 from .trades import equity as equity
 from .trades import excursions as excursions

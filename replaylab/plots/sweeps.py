@@ -1,8 +1,9 @@
-"""Plots of a sweep: heatmap, slices, parallel coordinates, overfitting, walk-forward."""
+"""Plots of a sweep: heatmap, slices, parallel coordinates, overfitting, walk-forward, verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,41 @@ import numpy.typing as npt
 import polars as pl
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.patches import Rectangle
 
-from replaylab.plots.style import INK, LONG, LOSS, SHORT, WIN, Plot, as_frame, empty_note, label, need
+from replaylab.plots.style import (
+    INK,
+    LONG,
+    LOSS,
+    SHORT,
+    WIN,
+    Plot,
+    as_frame,
+    empty_note,
+    label,
+    need,
+    utc_axis,
+)
 
 _HOW = {"max": "best", "mean": "mean", "min": "worst", "median": "median"}
 
 
 def heatmap(
-    frame: Any, x: str, y: str, value: str = "net_pnl", title: str | None = None, *, how: str = "max"
+    frame: Any,
+    x: str,
+    y: str,
+    value: str = "net_pnl",
+    title: str | None = None,
+    *,
+    how: str = "median",
+    min_trades: int = 30,
 ) -> Plot:
     """Plot ``value`` over the grid of ``x`` and ``y``; the ring marks the highest cell.
 
-    Where several rows share a cell (more axes than two), ``how`` says which is shown: "max", "mean", "median", "min".
-    Cells without a value stay empty. Values of both signs get a scale centred on zero.
+    Where several rows share a cell (more axes than two), ``how`` says which is shown: "median", "max", "mean", "min".
+    With a column ``n_trades``, only rows with ``min_trades`` trades enter a cell; a cell without such rows shows the
+    others, is hatched and never ringed. 0 is always white, gains are blue and losses red. Up to 100 cells show their
+    numbers; cells without a value stay empty.
     """
     data = as_frame(frame)
     need(data, x, y, value)
@@ -30,49 +53,86 @@ def heatmap(
         raise ValueError(f"how must be one of {', '.join(_HOW)}, found {how!r}")
     columns, column_names = _places(data[x])
     rows, row_names = _places(data[y])
+    shape = (len(row_names), len(column_names))
     values = data[value].cast(pl.Float64).to_numpy()
-    cells = _cells(rows, columns, values, (len(row_names), len(column_names)), how)
+    enough = _enough(data, min_trades)
+    cells = _cells(rows[enough], columns[enough], values[enough], shape, how)
+    few = ~np.isfinite(cells)
+    cells = np.where(few, _cells(rows, columns, values, shape, how), cells)
+    few &= np.isfinite(cells)
     figure = Plot(7.6, 5.4)
     axes = figure.panel()
     axes.grid(visible=False)
     finite = cells[np.isfinite(cells)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    signed = low < 0 < high
-    norm = TwoSlopeNorm(0.0, -max(-low, high), max(-low, high)) if signed else Normalize(low, high)
+    most = float(np.abs(finite).max(initial=0.0)) or 1.0
+    norm = TwoSlopeNorm(0.0, -most, most)
     image = axes.imshow(
         np.ma.masked_invalid(cells),
         origin="lower",
         aspect="auto",
-        cmap="RdBu" if signed else "viridis",
+        cmap="RdBu",
         norm=norm,
         interpolation="nearest",
     )
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    shared = len(values) > len(row_names) * len(column_names)
+    shared = len(values) > cells.size
     bar.set_label(f"{_HOW[how] + ' ' if shared else ''}{label(value)}", color=INK)
     bar.ax.tick_params(colors=INK, labelsize=9)
     bar.outline.set_visible(False)
-    if len(finite):
-        best = np.unravel_index(int(np.nanargmax(np.where(np.isfinite(cells), cells, -np.inf))), cells.shape)
-        axes.scatter([best[1]], [best[0]], s=130, facecolors="none", edgecolors="#111111", linewidths=2.2)
-        axes.scatter([best[1]], [best[0]], s=130, facecolors="none", edgecolors="#ffffff", linewidths=0.9)
-    else:
+    for row, column in np.argwhere(few):
+        corner = (column - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor=INK, linewidth=0, zorder=3))
+    if cells.size <= 100:
+        for row, column in np.argwhere(np.isfinite(cells)):
+            dark = abs(cells[row, column]) > 0.6 * most
+            axes.text(
+                column,
+                row,
+                f"{cells[row, column]:,.3g}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#ffffff" if dark else "#20242a",
+                zorder=4,
+            )
+    ringed = np.where(np.isfinite(cells) & ~few, cells, -np.inf)
+    if np.isfinite(ringed).any():
+        best = np.unravel_index(int(ringed.argmax()), cells.shape)
+        corner = (best[1] - 0.46, best[0] - 0.46)
+        for colour, width in (("#111111", 2.4), ("#ffffff", 0.9)):
+            axes.add_patch(
+                Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=colour, linewidth=width, zorder=5)
+            )
+    elif not len(finite):
         empty_note(axes, "no values")
     _ticks(axes.xaxis, column_names)
     _ticks(axes.yaxis, row_names)
-    axes.set_xlabel(label(x))
+    axes.set_xlabel(label(x) + (f"; hatched: fewer than {min_trades} trades" if few.any() else ""))
     axes.set_ylabel(label(y))
-    figure.heading(title)
+    counted = f"{_HOW[how].capitalize()} {label(value)} over {data.height:,} combinations"
+    figure.heading(counted if title is None and shared else title)
     return figure
 
 
-def slices(frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str | None = None) -> Plot:
+def slices(
+    frame: Any,
+    axes: Sequence[str],
+    value: str = "net_pnl",
+    title: str | None = None,
+    *,
+    min_trades: int = 30,
+) -> Plot:
     """Plot one panel per axis: best, middle half and median of ``value`` over all other axes.
 
-    A best line far above the band means that only one combination of the rest does well there.
+    A best line far above the band means that only one combination of the rest does well there. Rows with fewer than
+    ``min_trades`` trades (column ``n_trades``) are left out where there are others.
     """
     data = as_frame(frame)
     need(data, *axes, value)
+    enough = _enough(data, min_trades)
+    if enough.any() and not enough.all():
+        title = title or f"{int(enough.sum()):,} of {data.height:,} combinations have {min_trades} trades"
+        data = data.filter(pl.Series(enough))
     across = min(3, max(1, len(axes)))
     down = -(-len(axes) // across)
     figure = Plot(3.6 * across + 0.4, 2.9 * down + 0.3)
@@ -192,7 +252,7 @@ def overfitting(report: Any, title: str | None = None) -> Plot:
     left.margins(y=0.28)
     left.set_xlabel("logit of the rank out of sample")
     left.set_ylabel("splits (count)")
-    left.set_title(f"probability of overfitting {report.probability:.0%}", fontsize=10)
+    left.set_title(f"rank: below the median in {report.probability:.0%} of splits (PBO)", fontsize=10)
     figure.legend_for(left, loc="best")
     inside, outside = np.asarray(report.in_sample), np.asarray(report.out_of_sample)
     good = np.isfinite(inside) & np.isfinite(outside)
@@ -204,9 +264,54 @@ def overfitting(report: Any, title: str | None = None) -> Plot:
         right.plot(ends, line, color=SHORT, linewidth=1.8, label=f"slope {report.slope:+.2f}")
     right.set_xlabel("score in sample (per period)")
     right.set_ylabel("score out of sample (per period)")
-    right.set_title(f"below zero out of sample {report.loss_probability:.0%}", fontsize=10)
+    right.set_title(f"money: loses out of sample in {report.loss_probability:.0%} of splits", fontsize=10)
     figure.legend_for(right, loc="best")
     figure.heading(title)
+    return figure
+
+
+def verdict(title: str, reasons: Sequence[str], arrays: Mapping[str, Any]) -> Plot:
+    """Plot one page: the sentences; Sharpe ratios against luck; PnL over time; in against out of sample.
+
+    ``arrays``: those of a ``Verdict``; without them (too few trades, a loaded result) the page has the sentences alone.
+    """
+    figure = Plot(10, 8.2 if arrays else 2.6)
+    grid = figure.add_gridspec(3 if arrays else 1, 2, height_ratios=[1, 1.6, 1.6] if arrays else [1])
+    words = figure.panel(grid[0, :])
+    words.set_axis_off()
+    lines = [
+        line for reason in reasons for line in textwrap.wrap("• " + reason, 125, subsequent_indent="   ")
+    ]
+    words.text(0.0, 1.0, "\n".join(lines), transform=words.transAxes, va="top", fontsize=8.5, color=INK)
+    figure.heading(title)
+    if not arrays:
+        return figure
+    left, right, bottom = figure.panel(grid[1, 0]), figure.panel(grid[1, 1]), figure.panel(grid[2, :])
+    left.hist(arrays["sharpes"], bins=40, color=LONG, alpha=0.6, label="all combinations")
+    left.axvline(arrays["luck"], color=LOSS, linewidth=1.6, linestyle="--", label="best of worthless ones")
+    left.axvline(arrays["best"], color=WIN, linewidth=1.8, label="best combination")
+    left.set_xlabel("Sharpe ratio (per trade)")
+    left.set_ylabel("combinations (count)")
+    left.margins(y=0.35)
+    figure.legend_for(left, loc="upper left")
+    right.scatter(arrays["in_sample"], arrays["out_of_sample"], s=14, color=LONG, alpha=0.5, linewidths=0)
+    right.axhline(0, color=INK, linewidth=0.8)
+    right.set_title(f"loses out of sample in {arrays['loss_probability']:.0%} of splits", fontsize=10)
+    right.set_xlabel("score where it was chosen (per period)")
+    right.set_ylabel("score on the rest (per period)")
+    edges = np.asarray(arrays["edges"]).astype("datetime64[ns]")
+    curve = np.concatenate([[0.0], np.cumsum(arrays["pnl"])])
+    bottom.step(
+        edges, curve, where="post", color=LONG, linewidth=1.6, label="best combination, chosen on all of it"
+    )
+    later = np.cumsum(arrays["later"])
+    ends = edges[len(curve) // 2 :: max(1, (len(curve) // 2) // max(1, len(later)))][: len(later) + 1]
+    walked = np.concatenate([[0.0], later])[: len(ends)]
+    bottom.plot(ends, walked, color=SHORT, marker="o", label="walk-forward: chosen on what came before")
+    bottom.axhline(0, color=INK, linewidth=0.8)
+    bottom.set_ylabel("realised PnL (USD)")
+    utc_axis(bottom)
+    figure.legend_for(bottom, loc="best")
     return figure
 
 
@@ -236,6 +341,13 @@ def walk_forward(frame: Any, title: str | None = None) -> Plot:
     figure.legend_for(axes, loc="best")
     figure.heading(title)
     return figure
+
+
+def _enough(data: pl.DataFrame, min_trades: int) -> npt.NDArray[np.bool_]:
+    """Return which rows have enough trades; all, where the frame does not say how many."""
+    if "n_trades" not in data.columns:
+        return np.ones(data.height, dtype=bool)
+    return (data["n_trades"] >= min_trades).to_numpy()
 
 
 def _places(series: pl.Series, names: list[Any] | None = None) -> tuple[npt.NDArray[np.int64], list[Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from replaylab.params import TradingParams
 from replaylab.plots.style import (
     INK,
     LONG,
@@ -36,6 +37,7 @@ def price_with_trades(
     *,
     symbol: str | None = None,
     levels: Sequence[tuple[str, float]] = (),
+    params: TradingParams | None = None,
 ) -> Plot:
     """Plot the price over time with every entry, exit and the span between.
 
@@ -44,6 +46,9 @@ def price_with_trades(
     the way of the trade at its entry; dots mark exits, green with a profit, red with a loss. With several
     symbols in ``prices``, ``symbol`` chooses (default: the first). ``levels``: (name, price) of horizontal lines,
     such as the stop and targets of an open position.
+
+    ``close_price`` is the mean of all parts of an exit. With ``params``, the parameters that ran, a trade whose TP1
+    filled shows both parts: a diamond where the price first reached TP1, and the last part at its own price.
     """
     price_frame, trade_frame = as_frame(prices), with_entry_times(as_frame(trades))
     need(price_frame, "timestamp", "price")
@@ -54,6 +59,7 @@ def price_with_trades(
         trade_frame = trade_frame.filter(pl.col("symbol") == symbol)
     figure = Plot(10, 4.8)
     axes = figure.panel()
+    trade_frame, first_parts = _parts(trade_frame, price_frame, params)
     when, price = _thinned(price_frame)
     axes.plot(when, price, color=INK, linewidth=0.9, label="price", zorder=2)
     for side, colour, marker in (("LONG", LONG, "^"), ("SHORT", SHORT, "v")):
@@ -61,7 +67,7 @@ def price_with_trades(
         if not part.height:
             continue
         start, end = times(part["entry_time"]), times(part["exit_time"])
-        entry, close = part["entry_price"].to_numpy(), part["close_price"].to_numpy()
+        entry, close = part["entry_price"].to_numpy(), part["last_price"].to_numpy()
         axes.plot([start, end], [entry, close], color=colour, linewidth=1.3, alpha=0.75, zorder=3)
         axes.scatter(start, entry, marker=marker, s=46, color=colour, zorder=5, label=f"{side} entry")
     if trade_frame.height:
@@ -70,8 +76,11 @@ def price_with_trades(
             part = trade_frame.filter(pl.Series(mask))
             if part.height:
                 axes.scatter(
-                    times(part["exit_time"]), part["close_price"], s=26, color=colour, zorder=4, label=text
+                    times(part["exit_time"]), part["last_price"], s=26, color=colour, zorder=4, label=text
                 )
+    if first_parts:
+        at, level = zip(*first_parts, strict=True)
+        axes.scatter(np.array(at), level, marker="D", s=24, color=WIN, zorder=4, label="TP1")
     for name, level in levels:
         colour = _LEVELS.get(name, INK)
         axes.axhline(level, color=colour, linewidth=1, linestyle="-" if name in ("LONG", "SHORT") else "--")
@@ -92,6 +101,34 @@ def price_with_trades(
     figure.legend_for(axes, loc="best", ncols=3)
     figure.heading(title)
     return figure
+
+
+def _parts(
+    trades: pl.DataFrame, prices: pl.DataFrame, params: TradingParams | None
+) -> tuple[pl.DataFrame, list[tuple[np.datetime64, float]]]:
+    """Return trades with the ``last_price`` of their exits, and time and price of the TP1 parts."""
+    trades = trades.with_columns(last_price=pl.col("close_price"))
+    if params is None or "tp1_filled" not in trades.columns or not trades["tp1_filled"].any():
+        return trades, []
+    sign = pl.when(pl.col("side") == "LONG").then(1.0).otherwise(-1.0)
+    level = pl.col("entry_price") * (1 + sign * params.tp1_pct / 100)
+    share = params.tp1_fraction
+    rest = (pl.col("close_price") - share * pl.col("level")) / (1 - share) if share < 1 else pl.col("level")
+    trades = trades.with_columns(level=level).with_columns(
+        last_price=pl.when(pl.col("tp1_filled")).then(rest).otherwise("close_price")
+    )
+    when, price = times(prices["timestamp"]), prices["price"].to_numpy()
+    found = []
+    for row in (
+        trades.filter("tp1_filled").select("side", "level", "entry_time", "exit_time").iter_rows(named=True)
+    ):
+        ends = times(pl.Series([row["entry_time"], row["exit_time"]], dtype=trades["entry_time"].dtype))
+        start, stop = np.searchsorted(when, ends)
+        part = price[start : stop + 1]
+        reached = part >= row["level"] if row["side"] == "LONG" else part <= row["level"]
+        place = start + int(reached.argmax()) if reached.any() else stop
+        found.append((when[min(place, len(when) - 1)] if len(when) else ends[1], row["level"]))
+    return trades, found
 
 
 def equity(trades: Any, title: str | None = None) -> Plot:

@@ -4,6 +4,7 @@
 """
 
 from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
+from replaylab.sessions.check import Finding, Findings, check_events
 from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame
 from replaylab.sessions.guard import playing
 from replaylab.sessions.initial import initial_state
@@ -16,12 +17,15 @@ buildReplaySession = build_replay_session  # noqa: N816 - the specification's na
 __all__ = [
     "AnySession",
     "EventFrame",
+    "Finding",
+    "Findings",
     "Session",
     "SessionStore",
     "as_session",
     "buildReplaySession",
     "build_replay_session",
     "build_sessions",
+    "check_events",
     "initial_state",
     "known_symbols",
     "load_books",

@@ -20,6 +20,7 @@ from replaylab.history import normalised
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayManifest, decode_record
+from replaylab.sessions.check import Findings, check_events
 from replaylab.timestamps import iso
 
 _VERSION_1 = {
@@ -182,6 +183,19 @@ class Session:
         found = self.meta.get("instruments")
         entries = found.items() if isinstance(found, dict) else ()
         return {symbol: normalised(entry) for symbol, entry in entries if isinstance(entry, dict)}
+
+    def check(self) -> Findings:
+        """Return findings about the data: clock of the signals, holes, books, missing ids, mixed logs; computed once.
+
+        >>> session.check().warnings                             # doctest: +SKIP
+        """
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> Findings:
+        return check_events(
+            self.events, initial_state=self.initial_state, recorded_params=self.recorded_params
+        )
 
     @cached_property
     def recorded_params(self) -> TradingParams | None:

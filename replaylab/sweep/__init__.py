@@ -9,12 +9,15 @@
 """
 
 from replaylab.sweep.evidence import (
+    bootstrap_intervals,
     deflated_sharpe_ratio,
+    effective_trials,
     expected_max_sharpe,
     min_track_record,
     overfitting_probability,
     plateaus,
     probabilistic_sharpe_ratio,
+    superior_predictive_ability,
     walk_forward_steps,
 )
 from replaylab.sweep.grid import make_grid, sample
@@ -23,6 +26,8 @@ from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.run import warm_up
 from replaylab.sweep.study import backtest, sweep
 from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.trials import ledger_path, read_trials, reset_trials
+from replaylab.sweep.verdict import Verdict
 from replaylab.sweep.what_if import WhatIf, match_trades, recorded_trades, what_if
 
 __all__ = [
@@ -30,10 +35,14 @@ __all__ = [
     "Rescored",
     "SweepResult",
     "Tape",
+    "Verdict",
     "WhatIf",
     "backtest",
+    "bootstrap_intervals",
     "deflated_sharpe_ratio",
+    "effective_trials",
     "expected_max_sharpe",
+    "ledger_path",
     "make_grid",
     "match_trades",
     "min_track_record",
@@ -41,9 +50,12 @@ __all__ = [
     "pack",
     "plateaus",
     "probabilistic_sharpe_ratio",
+    "read_trials",
     "recorded_trades",
     "rescored",
+    "reset_trials",
     "sample",
+    "superior_predictive_ability",
     "sweep",
     "walk_forward_steps",
     "warm_up",

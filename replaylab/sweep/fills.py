@@ -52,8 +52,12 @@ EXCHANGE = _choices["rounding"]["exchange"]
 # ``gap_pnl`` in place of the PnL of trades that a hole ended.
 RAW = 30
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
+# A wider row also sums the PnL by period of the exit. Behind the sums are the start of the first period in ns (as two
+# numbers, for a float does not hold it), the length of a period in ns, then a number for each period.
+CLOCK = 3
 FUNDING, AFTER_GAPS, THIN, EXPIRED, REJECTED, CANCELLED = range(13, 19)
 BY_REASON = 19
+_HALF = 1 << 32
 
 # What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
 # and its time ``ts``; ``end``: the price event that ends the segment, that of a hole or the symbol's end. Otherwise
@@ -201,7 +205,15 @@ def queue_ahead(quote: Any, levels: Any, book_from: Any, limit: Any, side: Any, 
 
 @inlined
 def add_trade(
-    raw: Any, gross: Any, fees: Any, funding: Any, duration_ns: Any, reason: Any, thin: Any, gap_pnl: Any
+    raw: Any,
+    gross: Any,
+    fees: Any,
+    funding: Any,
+    entry_ts: Any,
+    exit_ts: Any,
+    reason: Any,
+    thin: Any,
+    gap_pnl: Any,
 ) -> None:
     """Add a closed trade to a row of raw sums; trades come in the order of their exits."""
     pnl = realized_pnl(gross, fees) + funding
@@ -224,8 +236,19 @@ def add_trade(
     deviation = pnl - raw[FIRST]
     raw[SUM] += deviation
     raw[SQUARES] += deviation * deviation
-    raw[EXPOSURE] += duration_ns
+    raw[EXPOSURE] += exit_ts - entry_ts
     raw[BY_REASON + reason] += 1.0
+    if len(raw) > RAW:
+        start = np.int64(raw[RAW]) * _HALF + np.int64(raw[RAW + 1])
+        period = (np.int64(exit_ts) - start) // np.int64(raw[RAW + 2])
+        raw[RAW + CLOCK + min(max(period, 0), len(raw) - RAW - CLOCK - 1)] += pnl
+
+
+def wide_row(start: int, length: int, count: int) -> Any:
+    """Return a row of raw sums that also sums the PnL of ``count`` periods of ``length`` ns from ``start``."""
+    row = np.zeros(RAW + CLOCK + count)
+    row[RAW : RAW + CLOCK] = start // _HALF, start % _HALF, length
+    return row
 
 
 # ---- Searches ----------------------------------------------------------------------------------------------

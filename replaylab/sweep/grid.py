@@ -88,10 +88,12 @@ class Grid:
         return columns
 
     def part(self, start: int, stop: int) -> Grid:
-        """Return some of the rows as a grid of their own."""
-        return Grid(
-            self.axes, {name: code[start:stop] for name, code in self.codes.items()}, stop - start, {}
-        )
+        """Return a range of the rows as a grid of their own."""
+        return self.rows_at(slice(start, stop), stop - start)
+
+    def rows_at(self, chosen: slice | Array, count: int) -> Grid:
+        """Return ``count`` chosen rows as a grid of their own."""
+        return Grid(self.axes, {name: code[chosen] for name, code in self.codes.items()}, count, {})
 
     def params_of(self, row: int, base: TradingParams) -> TradingParams:
         """Return the full parameters of one combination."""

@@ -341,7 +341,7 @@ def settle(plan: Any, s: Any, p: Any, losses: Any, account: Any, raw: Any) -> No
         fees += cost
         if losses and s.reason != fills.SESSION_END and s.reason != fills.DATA_GAP:
             realise(account, p, plan.ticks[s.x].ts, fills.realized_pnl(last, cost))
-    fills.add_trade(raw, gross, fees, funding, plan.ticks[s.x].ts - s.ts, s.reason, s.thin, gap_pnl)
+    fills.add_trade(raw, gross, fees, funding, s.ts, plan.ticks[s.x].ts, s.reason, s.thin, gap_pnl)
 
 
 @inlined

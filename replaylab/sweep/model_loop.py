@@ -193,7 +193,7 @@ def _record(
     raw: Any,
     trades: Any,
 ) -> None:
-    fills.add_trade(raw, s.gross, s.fees, s.funding, ts - s.entry_ts, reason, s.thin, gap_pnl)
+    fills.add_trade(raw, s.gross, s.fees, s.funding, s.entry_ts, ts, reason, s.thin, gap_pnl)
     if len(trades) == 0:
         return
     t = trades[account.trades]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,23 +24,25 @@ from replaylab.fsio import atomic_path
 from replaylab.params import Resolved, Source, TradingParams
 from replaylab.sweep import fills
 from replaylab.sweep.evidence import (
+    Clock,
     Deflated,
-    Moments,
     Overfitting,
     deflated_sharpe_ratio,
+    effective_trials,
     moments,
     overfitting_probability,
-    period_edges,
-    period_pnl,
+    period_clock,
     plateaus,
     walk_forward_steps,
 )
+from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Verdict, judge
 from replaylab.timestamps import period_ns
 from replaylab.trading import assumptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from replaylab.sessions import Findings
     from replaylab.sweep.tape import Tape
 
 COUNTS = tuple(f"n_{reason.lower()}" for reason in fills.REASONS)
@@ -171,32 +173,36 @@ class SweepResult(Outcome):
     """The metrics of every combination, and the trades of any.
 
     >>> result.best(5), result.trades(0), result.heatmap("tp1_pct", "sl_pct")                    # doctest: +SKIP
-    >>> result.deflated_sharpe().probability, result.overfitting().probability                   # doctest: +SKIP
+    >>> result.verdict(), result.walk_forward("6h", "1h"), result.overfitting()                  # doctest: +SKIP
 
     ``frame``: a row per combination, the grid's columns, then the metrics. ``axes`` maps the grid's columns to their
     distinct values. ``left_out`` counts contradictory combinations that were not run. ``trades_of``: the trades of a
-    row with its parameters; None in a loaded result. ``span``: first and last time of the session in nanoseconds.
-    ``earlier_trials``: how many combinations were tried on the same data before; they count as trials, too.
+    row with its parameters; None in a loaded result. ``pnl_of``: the PnL of chosen rows by period (see
+    ``pnl_by_period``). ``checks``: the findings of ``session.check()``, None where there is no session. ``span``: first
+    and last time of the session in nanoseconds. ``earlier_trials``: how many combinations were tried on the same tape
+    before, by the ledger of the data root; they count as trials, too.
     """
 
     frame: pl.DataFrame
     axes: dict[str, list[Any]]
     digest: str | None = None
     trades_of: Callable[[int, TradingParams], pl.DataFrame] | None = None
+    pnl_of: Callable[[list[int], Clock], npt.NDArray[np.float64]] | None = None
+    checks: Callable[[], Findings | None] = lambda: None
     left_out: dict[str, int] = field(default_factory=dict)
     method: str = ""
     span: tuple[int, int] | None = None
     earlier_trials: int = 0
-    saved_moments: Moments | None = None
+    saved_verdict: Verdict | None = None
 
     def __repr__(self) -> str:
         return (
             f"<SweepResult: {self.frame.height:,} combinations of {', '.join(self.axes)} "
-            f"over {self.session_id}; {self.setup}>"
+            f"over {self.session_id}; {self.setup}>\n{self.verdict()!r}"
         )
 
     def _repr_html_(self) -> str:
-        """Best rows, trial count and deflated Sharpe ratio; computes the trades of the best row, and nothing else."""
+        """Best rows and the verdict."""
         best = self.best(5)
         columns = ["row", *self.axes, *(name for name in _SHOWN if name in best.columns)]
         right = "style='text-align:right'"
@@ -208,8 +214,7 @@ class SweepResult(Outcome):
         left = "".join(f" · {count:,} left out: {escape(why)}" for why, count in self.left_out.items())
         return (
             f"<div><b>Sweep of {self.frame.height:,} combinations</b> over {escape(str(self.session_id))}{left}"
-            f"<br>{self.n_trials:,} trials · {self._judgement()}<br>{escape(self.assumptions)}"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{self.verdict()._repr_html_()}</div>"
         )
 
     @property
@@ -238,38 +243,104 @@ class SweepResult(Outcome):
             )
         return self.trades_of(row, params)
 
-    def best(self, n: int = 10, by: str = "net_pnl") -> pl.DataFrame:
-        """Return the ``n`` rows with the highest ``by``, best first, with their ``row`` numbers."""
-        self._column(by)
-        ranked = self.frame.with_row_index("row")
-        return ranked.sort(by, descending=True, nulls_last=True, maintain_order=True).head(n)
+    def best(self, n: int = 10, by: str = "net_pnl", min_trades: int = MIN_TRADES) -> pl.DataFrame:
+        """Return the ``n`` rows with the highest ``by``, best first, with their ``row`` numbers.
 
-    def best_row(self, by: str = "net_pnl") -> int:
-        """Return the number of the row with the highest ``by``; raises SweepError where no row has one."""
-        top = self.best(1, by).drop_nulls(by)
+        Rows with fewer than ``min_trades`` trades come after all others (False in ``enough_trades``), rows without
+        trades last. ``row``, ``by``, ``net_pnl``, ``n_trades``, ``enough_trades`` and the axes are the first columns.
+        """
+        self._column(by)
+        first = ("row", by, "net_pnl", "n_trades", "enough_trades", *self.axes)
+        return self._ranked(self.frame.with_row_index("row"), by, min_trades, n).select(
+            *dict.fromkeys(first), pl.exclude(*first)
+        )
+
+    def best_row(self, by: str = "net_pnl", min_trades: int = MIN_TRADES) -> int:
+        """Return the number of the first row of ``best``; raises SweepError where no row has a value of ``by``."""
+        top = self.best(1, by, min_trades).drop_nulls(by)
         if not top.height:
             raise SweepError(f"no combination has a {by}: there were no trades")
         return int(top["row"][0])
 
+    def _ranked(self, frame: pl.DataFrame, by: str, min_trades: int, n: int) -> pl.DataFrame:
+        marked = frame.with_columns(enough_trades=pl.col("n_trades") >= min_trades)
+        order = [pl.col("enough_trades"), pl.col("n_trades") > 0, pl.col(by)]
+        return marked.sort(order, descending=True, nulls_last=True, maintain_order=True).head(n)
+
     # How far the best row may be trusted
 
-    def deflated_sharpe(self, row: int | None = None, by: str = "net_pnl") -> Deflated:
+    def verdict(self, min_trades: int = MIN_TRADES) -> Verdict:
+        """Return whether the best combination is more than luck and holds out of sample: ``level`` and ``reasons``.
+
+        Asked in this order: has it ``min_trades`` trades (else "insufficient"); does it earn, is its deflated Sharpe
+        ratio at least 0.95 and the p-value of the SPA test at most 0.05 (else "luck"); does what is chosen on a part of
+        the time earn on the rest (else "fails_out_of_sample"); then "supported". See ``docs/statistics.md``.
+        """
+        if self.pnl_of is None:
+            return self.saved_verdict or Verdict("insufficient", ["The saved result holds no verdict."])
+        if min_trades not in self._verdicts:
+            self._verdicts[min_trades] = judge(self, min_trades)
+        return self._verdicts[min_trades]
+
+    @cached_property
+    def _verdicts(self) -> dict[int, Verdict]:
+        return {}
+
+    def deflated_sharpe(
+        self, row: int | None = None, by: str = "net_pnl", *, form: Literal["2026", "2014"] = "2026"
+    ) -> Deflated:
         """Return the deflated Sharpe ratio (per trade) of a row; by default of the best ``by``.
 
-        All rows count as trials, and ``earlier_trials``. Neighbours on a fine grid are not independent, which makes
-        this a strict test. Rows with other numbers of trades are made comparable by ``√n``. A loaded result knows
-        the shape of the trades' distribution for the row with the best net PnL only; any other row is taken as normal.
+        ``form`` "2026": the effective number of trials (of all rows and ``earlier_trials``) and the variance of
+        worthless ones; "2014": the number of trials and the variance of the ratios of rows with ``MIN_TRADES`` trades.
         """
         chosen = self.best_row(by) if row is None else row
-        sharpes = self.frame["sharpe_per_trade"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        counts = self.frame["n_trades"].to_numpy()
-        return deflated_sharpe_ratio(self._moments(chosen), sharpes, self.n_trials, trial_counts=counts)
+        shape = moments(self.trades(chosen)["realized_pnl"].to_numpy())
+        if form == "2014":
+            ratios = self.frame.filter(pl.col("n_trades") >= MIN_TRADES)["sharpe_per_trade"].drop_nulls()
+            return deflated_sharpe_ratio(shape, self.n_trials, form=form, trial_sharpes=ratios.to_numpy())
+        _, pnl = self.pnl_by_period()
+        return deflated_sharpe_ratio(
+            shape, effective_trials(pnl) * self.n_trials / self.frame.height, form=form
+        )
+
+    def pnl_by_period(
+        self, every: int | str | timedelta = PERIODS, *, max_trials: int = 10_000
+    ) -> tuple[list[int], npt.NDArray[np.float64]]:
+        """Return row numbers and their PnL, an array (periods, rows): realised by exits, 0 in quiet periods.
+
+        ``every``: a length, aligned to whole periods of UTC, or how many equal periods the session is cut into. All
+        rows, or ``max_trials`` spread evenly over the result and the best one. Computed at the speed of the sweep.
+        """
+        if self.pnl_of is None:
+            raise SweepError("a loaded result holds metrics alone: run the sweep again for its PnL by period")
+        clock, rows = self.clock(every), self._spread(max_trials)
+        key = (clock, len(rows))
+        if key not in self._pnl:
+            # One array is kept: the overfitting, the verdict and its plot read the same.
+            self._pnl.clear()
+            self._pnl[key] = self.pnl_of(rows, clock).T
+        return rows, self._pnl[key]
+
+    @cached_property
+    def _pnl(self) -> dict[Any, npt.NDArray[np.float64]]:
+        return {}
+
+    def clock(self, every: int | str | timedelta = PERIODS) -> Clock:
+        """Return start, length (ns) and number of the periods of ``pnl_by_period``."""
+        span = self._span()
+        if not isinstance(every, int):
+            return period_clock(span, period_ns(every))
+        length = max(1, -(-(span[1] - span[0] + 1) // every))
+        return Clock(span[0], length, every)
 
     def returns(self, row: int, every: str | timedelta = "1d") -> pl.DataFrame:
         """Return ``timestamp`` (start of each UTC period) and ``pnl`` (USD): realised by exits, 0 in quiet periods."""
-        edges = period_edges(self._span(), period_ns(every))
-        pnl = period_pnl(self.trades, [row], edges)[:, 0]
-        return pl.DataFrame({"timestamp": pl.Series(edges[:-1]).cast(_UTC), "pnl": pnl})
+        if self.pnl_of is None:
+            raise SweepError("a loaded result holds metrics alone: run the sweep again for its PnL by period")
+        clock = self.clock(every)
+        pnl = self.pnl_of([row], clock)[0]
+        return pl.DataFrame({"timestamp": pl.Series(clock.edges[:-1]).cast(_UTC), "pnl": pnl})
 
     def overfitting(
         self,
@@ -277,18 +348,18 @@ class SweepResult(Outcome):
         every: str | timedelta | None = None,
         *,
         score: str = "sharpe",
-        max_trials: int = 500,
-        max_splits: int | None = None,
+        max_trials: int = 10_000,
+        max_splits: int | None = 1_000,
     ) -> Overfitting:
         """Return the probability of backtest overfitting (PBO) of choosing the best combination.
 
-        PnL in periods of ``every`` (default: 8 periods to a block) of at most ``max_trials`` rows spread evenly over
-        the result; ``plots.overfitting`` draws it. Raises SweepError when the session is too short.
+        Read it with ``loss_probability``: where rows differ by what they pay in costs, the order of losers repeats
+        itself out of sample, and PBO is small for noise. PnL in periods of ``every`` (default: 96 or a few more, as
+        ``n_blocks`` divides) of at most ``max_trials`` rows, the best always among them; ``max_splits`` spread evenly
+        over all splits. ``plots.overfitting`` draws it. Raises SweepError when the session is too short.
         """
-        rows = self._spread(max_trials)
-        span = self._span()
-        length = max(1, (span[1] - span[0]) // (8 * n_blocks)) if every is None else period_ns(every)
-        pnl = period_pnl(self.trades, rows, period_edges(span, length))
+        length = n_blocks * max(2, -(-PERIODS // n_blocks)) if every is None else every
+        _, pnl = self.pnl_by_period(length, max_trials=max_trials)
         return overfitting_probability(pnl, n_blocks, score, max_splits)
 
     def walk_forward(
@@ -299,7 +370,7 @@ class SweepResult(Outcome):
         every: str | timedelta | None = None,
         score: str = "total",
         expanding: bool = False,
-        max_trials: int = 1_000,
+        max_trials: int = 10_000,
     ) -> pl.DataFrame:
         """Choose on one stretch of time, report on the next, step on; a row per step.
 
@@ -307,7 +378,8 @@ class SweepResult(Outcome):
         row``, the axes, ``in_sample`` and ``out_of_sample``, ``rank`` (share of combinations that did worse out of
         sample). The scores compare: for "total" mean PnL (USD) per ``every`` (default: ``test``), for "sharpe" the
         Sharpe ratio of such periods (``every`` must then divide ``test``). A trade counts where it closes. At
-        most ``max_trials`` rows spread evenly over the result take part. ``plots.walk_forward`` draws it.
+        most ``max_trials`` rows spread evenly over the result, and the best one, take part; ``plots.walk_forward``
+        draws it.
         """
         step, window = period_ns(test), period_ns(train)
         length = step if every is None else period_ns(every)
@@ -317,9 +389,9 @@ class SweepResult(Outcome):
             )
         if score == "sharpe" and step < 2 * length:
             raise SweepError("a Sharpe ratio needs two periods in each test: name a shorter every")
-        rows = self._spread(max_trials)
-        edges = period_edges(self._span(), length)
-        pnl = period_pnl(self.trades, rows, edges)
+        every = test if every is None else every
+        rows, pnl = self.pnl_by_period(every, max_trials=max_trials)
+        edges = self.clock(every).edges
         steps = walk_forward_steps(pnl, window // length, step // length, score=score, expanding=expanding)
         ends = {
             "train_start": [edges[one.train_from] for one in steps],
@@ -340,14 +412,15 @@ class SweepResult(Outcome):
         }
         return pl.DataFrame(columns)
 
-    def robustness(self, n: int = 10, by: str = "net_pnl") -> pl.DataFrame:
+    def robustness(self, n: int = 10, by: str = "net_pnl", min_trades: int = MIN_TRADES) -> pl.DataFrame:
         """Return the ``n`` rows on the best plateaus: ``neighbours, neighbour_mean, neighbour_min, robustness``.
 
-        ``robustness`` is mean − standard deviation of ``by`` over a row and its neighbours on the grid.
+        ``robustness`` is mean − standard deviation of ``by`` over a row and its neighbours on the grid. Rows with fewer
+        than ``min_trades`` trades come last, as in ``best``.
         """
         self._column(by)
         scored = plateaus(self.frame.with_row_index("row"), list(self.axes), by)
-        return scored.sort("robustness", descending=True, nulls_last=True, maintain_order=True).head(n)
+        return self._ranked(scored, "robustness", min_trades, n)
 
     # Plots
 
@@ -358,15 +431,19 @@ class SweepResult(Outcome):
         value: str = "net_pnl",
         *,
         fixed: Mapping[str, Any] | None = None,
-        how: str = "max",
+        how: str = "median",
+        min_trades: int = MIN_TRADES,
         title: str | None = None,
     ) -> Figure:
-        """Draw ``value`` over two axes; other axes are ``fixed`` at a value, or the best (``how``) of theirs."""
+        """Draw ``value`` over two axes; other axes are ``fixed`` at a value, or the median (``how``) over theirs.
+
+        Cells whose rows have fewer than ``min_trades`` trades are hatched, and never ringed.
+        """
         from replaylab import plots
 
         for name in (x, y, value):
             self._column(name)
-        return plots.heatmap(self._at(fixed), x, y, value, title, how=how)
+        return plots.heatmap(self._at(fixed), x, y, value, title, how=how, min_trades=min_trades)
 
     def slices(
         self,
@@ -374,11 +451,12 @@ class SweepResult(Outcome):
         axes: Sequence[str] | None = None,
         *,
         fixed: Mapping[str, Any] | None = None,
+        min_trades: int = MIN_TRADES,
     ) -> Figure:
-        """Draw best, middle half and median of ``value`` along each axis."""
+        """Draw best, middle half and median of ``value`` along each axis, of rows with ``min_trades`` trades."""
         from replaylab import plots
 
-        return plots.slices(self._at(fixed), self._varied(axes), value)
+        return plots.slices(self._at(fixed), self._varied(axes), value, min_trades=min_trades)
 
     def parallel_coordinates(
         self, value: str = "net_pnl", axes: Sequence[str] | None = None, *, n: int = 300
@@ -398,14 +476,10 @@ class SweepResult(Outcome):
     # Storage
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the frame as Parquet, with parameters, session digest, trial count and version in its metadata.
+        """Write the frame as Parquet, with parameters, session digest, verdict and version in its metadata.
 
         The file appears whole or not at all. Returns its path.
         """
-        try:
-            shape = asdict(self._moments(self.best_row()))
-        except SweepError:
-            shape = None
         names = ("session_id", "digest", "left_out", "method", "span", "earlier_trials", "params_source")
         about = {
             "version": __version__,
@@ -414,7 +488,7 @@ class SweepResult(Outcome):
             **{name: getattr(self, name) for name in names},
             "changes": self.changes,
             "assumptions": self.assumptions,
-            "best_moments": shape,
+            "verdict": self.verdict().to_dict(),
         }
         table = self.frame.to_arrow()
         metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(about).encode()}
@@ -426,7 +500,7 @@ class SweepResult(Outcome):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Return a saved result: metrics without trades. Raises SweepError for any other file."""
+        """Return a saved result: metrics and verdict, without trades. Raises SweepError for any other file."""
         try:
             table = pq.read_table(Path(path))
         except pa.ArrowInvalid as error:
@@ -436,7 +510,7 @@ class SweepResult(Outcome):
             raise SweepError(f"{path}: not a saved sweep: its metadata holds no {_KEY.decode()}")
         known = json.loads(about)
         frame = pl.DataFrame(table)
-        shape, span, assumed = known.get("best_moments"), known.get("span"), known.get("assumptions", "")
+        judged, span, assumed = known.get("verdict"), known.get("span"), known.get("assumptions", "")
         return cls(
             frame=frame,
             axes={name: frame[name].unique(maintain_order=True).to_list() for name in known["axes"]},
@@ -449,39 +523,15 @@ class SweepResult(Outcome):
             method=known["method"],
             span=None if span is None else (span[0], span[1]),
             earlier_trials=known.get("earlier_trials", 0),
-            saved_moments=None if shape is None else Moments(**shape),
+            saved_verdict=None if judged is None else Verdict(**judged),
             assume=lambda: str(assumed),
         )
 
-    def _judgement(self) -> str:
-        try:
-            found = self.deflated_sharpe()
-        except SweepError as error:
-            return escape(str(error))
-        if found.probability != found.probability:
-            return f"best row: too few trades ({found.moments.count}) to judge"
-        answer = (
-            "more than luck would show at the 95 % level"
-            if found.probability >= 0.95
-            else "not distinguishable from the luckiest of that many trials"
-        )
-        return (
-            f"best row: Sharpe per trade {found.sharpe:.3f}, luck alone would show {found.threshold:.3f}, "
-            f"<b>deflated Sharpe ratio {found.probability:.2f}</b> ({answer})"
-        )
-
-    def _moments(self, row: int) -> Moments:
-        """Sharpe ratio and shape of a row's PnL per trade."""
-        if self.trades_of is not None:
-            return moments(self.trades(row)["realized_pnl"].to_numpy())
-        if self.saved_moments is not None and row == self.best_row():
-            return self.saved_moments
-        count, ratio = self.frame["n_trades"][row], self.frame["sharpe_per_trade"][row]
-        return Moments(int(count), float("nan") if ratio is None else float(ratio), 0.0, 3.0)
-
     def _spread(self, most: int) -> list[int]:
-        count = min(self.frame.height, most)
-        return np.unique(np.linspace(0, self.frame.height - 1, count).astype(int)).tolist() if count else []
+        if self.frame.height <= most:
+            return list(range(self.frame.height))
+        spread = np.linspace(0, self.frame.height - 1, most).astype(int)
+        return np.union1d(spread, self.best(1)["row"].to_numpy()).tolist()
 
     def _span(self) -> tuple[int, int]:
         if self.span is None:

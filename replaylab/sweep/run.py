@@ -23,7 +23,8 @@ import polars as pl
 from replaylab.compiled import one_at_a_time, was_compiled
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.params import TradingParams
-from replaylab.sweep.fills import RAW, REASONS, N
+from replaylab.sweep.evidence import Clock
+from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import Numbered, Plan, number_tables, prepare, run_chain
 from replaylab.sweep.model_loop import TRADE, run_loop
@@ -66,12 +67,13 @@ def run_rows(
     memory: float = 1e9,
     done: Callable[[int], Any] = lambda rows: None,
     say: Callable[[str], Any] = lambda text: None,
+    clock: Clock | None = None,
 ) -> tuple[Array, str]:
     """Return the raw figures of every row of a grid, and the method that was used.
 
     ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the figures are the same to the
     bit. ``memory``: bytes that first-touch tables may take. ``done`` is called with counts of finished rows, ``say``
-    with what is being waited for.
+    with what is being waited for. ``clock``: rows also hold the PnL of its periods, behind ``RAW + CLOCK`` sums.
     """
     if method not in METHODS:
         raise SweepError(
@@ -80,7 +82,7 @@ def run_rows(
     allowed = _allowed_table(tape, grid.regime_sets(base))
     rows = grid.pack(base)
     _check_fills(tape, rows.params, base)
-    raw = np.zeros((len(rows), RAW))
+    raw = _sums(len(rows), clock)
     numbered = number_tables(tape, rows) if method in ("auto", "tables") else None
     if method == "auto":
         method = _choose(tape, allowed, rows, numbered, say)
@@ -199,13 +201,14 @@ def run_on(
     method: str = "auto",
     memory: float = 1e9,
     done: Callable[[int], Any] = lambda rows: None,
+    clock: Clock | None = None,
 ) -> tuple[Array, str]:
     """Return what ``run_rows`` returns, computed by the workers of ``executor``.
 
     ``ref``: what ``open_tape`` returned with the tape; where there is no file, tasks name the tape by its contents.
     """
     named = ref or _by_contents(tape)
-    raw = np.zeros((grid.rows, RAW))
+    raw = _sums(grid.rows, clock)
     step = min(_MOST, max(_FEWEST, -(-grid.rows // _TASKS)))
     todo = [(a, min(a + step, grid.rows)) for a in range(0, grid.rows, step)][::-1]
     running: dict[Future[Any], tuple[int, int]] = {}
@@ -214,12 +217,12 @@ def run_on(
 
     def submit(rows: tuple[int, int], shipped: Tape | None) -> None:
         part = grid.part(*rows)
-        running[executor.submit(_work, named, shipped, part, base, method, memory)] = rows
+        running[executor.submit(_work, named, shipped, part, base, method, memory, clock)] = rows
 
     def here(rows: tuple[int, int], error: BaseException) -> None:
         # An error of the sweep itself is raised by doing it again.
         lost.append(error)
-        keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory))
+        keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory, clock=clock))
 
     def keep(rows: tuple[int, int], result: tuple[Array, str]) -> None:
         raw[rows[0] : rows[1]] = result[0]
@@ -241,7 +244,7 @@ def run_on(
                 # No worker is left.
                 while todo:
                     rows = todo.pop()
-                    keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory))
+                    keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory, clock=clock))
                 break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -275,7 +278,13 @@ def _by_contents(tape: Tape) -> TapeRef:
 
 
 def _work(
-    ref: TapeRef, shipped: Tape | None, grid: Grid, base: TradingParams, method: str, memory: float
+    ref: TapeRef,
+    shipped: Tape | None,
+    grid: Grid,
+    base: TradingParams,
+    method: str,
+    memory: float,
+    clock: Clock | None = None,
 ) -> tuple[Array, str] | None:
     """Run some rows in a worker; None: this worker has no such tape."""
     tape = _tapes.get(ref.key) or shipped or read_tape(ref)
@@ -285,7 +294,12 @@ def _work(
         while len(_tapes) >= 4:
             _tapes.pop(next(iter(_tapes)))
         _tapes[ref.key] = tape
-    return run_rows(tape, grid, base, method, memory=memory)
+    return run_rows(tape, grid, base, method, memory=memory, clock=clock)
+
+
+def _sums(rows: int, clock: Clock | None) -> Array:
+    """Return raw sums of nothing yet; with a clock, rows that are wide enough for the PnL by period."""
+    return np.zeros((rows, RAW)) if clock is None else np.tile(wide_row(*clock), (rows, 1))
 
 
 def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:

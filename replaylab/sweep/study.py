@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
 from replaylab.params import ScoringParams, TradingParams, resolve_params
-from replaylab.sweep.grid import make_grid
+from replaylab.paths import DataRoot
+from replaylab.sweep.evidence import Clock
+from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import Rescored, Rescorer, rescored
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
+from replaylab.sweep.trials import add_trial, ledger_path
 
 
 def sweep(
@@ -70,27 +75,29 @@ def sweep(
         events = rescorer.session(number)
         return events, *open_tape(events, price_source, cache_dir)
 
+    def run(number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
+        _, tape, ref = opened(number)
+        if executor is not None:
+            return run_on(executor, tape, ref, part, base, method, table_memory, bar.update, clock)
+        return run_rows(
+            tape,
+            part,
+            base,
+            method,
+            threads=threads or os.cpu_count() or 1,
+            memory=table_memory,
+            done=bar.update,
+            say=bar.set_description,
+            clock=clock,
+        )
+
     frames, used = [], set()
     total = combinations.rows * rescorer.count
     with tqdm(total=total, unit="comb", unit_scale=True, disable=not progress) as bar:
         for number in range(rescorer.count):
-            _, tape, ref = opened(number)
             swept = []
             for start, stop in parts(combinations.rows):
-                part = combinations.part(start, stop)
-                if executor is not None:
-                    raw, how = run_on(executor, tape, ref, part, base, method, table_memory, bar.update)
-                else:
-                    raw, how = run_rows(
-                        tape,
-                        part,
-                        base,
-                        method,
-                        threads=threads or os.cpu_count() or 1,
-                        memory=table_memory,
-                        done=bar.update,
-                        say=bar.set_description,
-                    )
+                raw, how = run(number, combinations.part(start, stop), bar)
                 swept.append(metrics(raw))
                 used.add(how)
             columns = [*rescorer.columns(number, combinations.rows), *combinations.columns().values()]
@@ -100,6 +107,19 @@ def sweep(
         events, tape, _ = opened(row // combinations.rows)
         trades = trades_of(tape, chosen)[0]
         return events.in_session(trades) if isinstance(events, Rescored) else trades
+
+    def pnl_of_rows(rows: list[int], clock: Clock) -> Array:
+        found = np.zeros((len(rows), clock.count))
+        chosen = np.asarray(rows)
+        few = len(rows) * clock.count < 10_000
+        with tqdm(total=len(rows), unit="comb", desc="PnL by period", disable=few or not progress) as bar:
+            for number in range(rescorer.count):
+                here = np.flatnonzero(chosen // combinations.rows == number)
+                for start, stop in parts(len(here)):
+                    places = here[start:stop]
+                    part = combinations.rows_at(chosen[places] % combinations.rows, len(places))
+                    found[places] = run(number, part, bar, clock)[0][:, -clock.count :]
+        return found
 
     table = pl.concat(frames)
     return SweepResult(
@@ -112,6 +132,17 @@ def sweep(
         assume=lambda: assumptions_of(opened(0)[1], ran, axes=combinations.axes, table=table),
         digest=getattr(session, "digest", None),
         trades_of=trades_of_row,
+        pnl_of=pnl_of_rows,
+        checks=getattr(session, "check", lambda: None),
+        earlier_trials=_earlier_trials(
+            session,
+            combinations,
+            base,
+            table.select(*rescorer.axes, *combinations.axes),
+            cache_dir=cache_dir,
+            settings=rescorer.settings,
+            price_source=price_source,
+        ),
         left_out=combinations.left_out,
         method=", ".join(sorted(used)),
         span=opened(0)[1].span,
@@ -158,3 +189,21 @@ def backtest(
 def _session_id(session: Any) -> str | None:
     name = getattr(session, "id", None)
     return name if isinstance(name, str) else None
+
+
+def _earlier_trials(session: Any, grid: Grid, base: TradingParams, frame: pl.DataFrame, **sweep: Any) -> int:
+    """Enter the sweep of a stored session in the ledger of its data root; return what was tried before.
+
+    ``frame``: the columns of the axes; ``sweep``: what else makes it another sweep, and ``cache_dir``.
+    """
+    root, tape = getattr(session, "root", None), getattr(session, "digest", None)
+    if not isinstance(root, DataRoot) or tape is None:
+        return 0
+    path = ledger_path(root, sweep.pop("cache_dir"))
+    digest = hashlib.sha256(repr(sweep).encode())
+    for start, stop in parts(grid.rows):
+        digest.update(np.ascontiguousarray(grid.part(start, stop).pack(base).params).data)
+    rows = frame.n_unique() if frame.width else 1
+    return add_trial(
+        path, tape=tape, rows=rows, grid=digest.hexdigest()[:32], session_id=_session_id(session)
+    )

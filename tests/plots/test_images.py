@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from matplotlib import ft2font
 from matplotlib.figure import Figure
 
 from replaylab import plots
+from replaylab.params import TradingParams
 
 START = datetime(2025, 11, 18, 10, tzinfo=UTC)
 # With the FreeType that drew the kept images (the wheels of matplotlib bring their own) only rounding differs: one
@@ -73,7 +75,11 @@ def swept() -> pl.DataFrame:
     schema = {"entry_threshold": pl.Float64, "sl_pct": pl.Float64, "max_hold_s": pl.Float64}
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     hill = -90 * (pl.col("entry_threshold") - 0.5) ** 2 - 60 * (pl.col("sl_pct") - 0.15) ** 2
-    return frame.with_columns(net_pnl=1.2 + hill + pl.col("max_hold_s").fill_null(0.0) / 600)
+    few = (pl.col("entry_threshold") > 0.55) & (pl.col("sl_pct") < 0.25)
+    return frame.with_columns(
+        net_pnl=1.2 + hill + pl.col("max_hold_s").fill_null(0.0) / 600,
+        n_trades=pl.when(few).then(12).otherwise(80),
+    )
 
 
 def scored() -> pl.DataFrame:
@@ -129,6 +135,21 @@ def decisions() -> pl.DataFrame:
     )
 
 
+def judged() -> dict[str, Any]:
+    hour = int(START.timestamp()) * 1_000_000_000
+    return {
+        "sharpes": 0.1 * waves(300, 97.0, 41.0),
+        "luck": 0.12,
+        "best": 0.15,
+        "in_sample": 1 + waves(70, 13.0, 5.0),
+        "out_of_sample": 0.3 + waves(70, 9.0, 3.7),
+        "loss_probability": 0.31,
+        "edges": hour + np.arange(97, dtype=np.int64) * 60_000_000_000,
+        "pnl": 0.1 + waves(96, 23.0, 7.0),
+        "later": [1.0, -2.0, 3.0, 1.0],
+    }
+
+
 AXES = ["entry_threshold", "sl_pct", "max_hold_s"]
 PLOTS: dict[str, Callable[[], Figure]] = {
     "density": lambda: plots.density(events(), "What the session holds"),
@@ -139,9 +160,15 @@ PLOTS: dict[str, Callable[[], Figure]] = {
     "heatmap": lambda: plots.heatmap(swept(), "entry_threshold", "sl_pct"),
     "overfitting": lambda: plots.overfitting(overfitting()),
     "parallel_coordinates": lambda: plots.parallel_coordinates(swept(), AXES, n=40),
-    "price_with_trades": lambda: plots.price_with_trades(tape(), trades(), "BTCUSDT"),
+    "price_with_trades": lambda: plots.price_with_trades(
+        tape(),
+        trades().with_columns(tp1_filled=pl.col("realized_pnl") > 1),
+        "BTCUSDT",
+        params=TradingParams(tp1_pct=0.02, tp2_pct=0.1),
+    ),
     "scores": lambda: plots.scores(scored(), 0.5, "BTCUSDT"),
     "slices": lambda: plots.slices(swept(), AXES),
+    "verdict": lambda: plots.verdict("Luck: not distinguishable", ["One reason.", "Another one."], judged()),
     "walk_forward": lambda: plots.walk_forward(steps()),
 }
 

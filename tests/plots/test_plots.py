@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from replaylab import plots
+from replaylab.params import TradingParams
 from replaylab.plots.style import label
 
 START = datetime(2025, 11, 18, 10, tzinfo=UTC)
@@ -82,6 +83,21 @@ def every_plot() -> dict[str, Figure]:
         "parallel_coordinates": plots.parallel_coordinates(sweep_frame(), axes, n=6),
         "overfitting": plots.overfitting(Report()),
         "walk_forward": plots.walk_forward(steps),
+        "verdict": plots.verdict(
+            "Luck",
+            ["A reason."],
+            {
+                "sharpes": np.array([-0.1, 0.0, 0.2]),
+                "luck": 0.1,
+                "best": 0.2,
+                "in_sample": Report.in_sample,
+                "out_of_sample": Report.out_of_sample,
+                "loss_probability": 0.5,
+                "edges": np.arange(9) * 1_000_000_000,
+                "pnl": np.arange(8.0),
+                "later": [1.0, 2.0],
+            },
+        ),
         "density": plots.density(events),
         "scores": plots.scores(scores, 0.6),
         "fidelity": plots.fidelity(decisions),
@@ -118,15 +134,58 @@ def test_labels_carry_units() -> None:
 
 
 def test_the_heatmap_shows_the_cells_it_was_given() -> None:
-    """Rows y, columns x, both ascending; of rows that share a cell the best."""
+    """Rows y, columns x, both ascending; of rows that share a cell the median, or what ``how`` says."""
     figure = plots.heatmap(sweep_frame(), "sl_pct", "tp2_pct")
     image = figure.axes[0].images[0].get_array()
     assert image.shape == (2, 3)
-    np.testing.assert_array_equal(image[:, 0], [-4, -2])
+    np.testing.assert_array_equal(image[:, 0], [-4.5, -2.5])
+    best = plots.heatmap(sweep_frame(), "sl_pct", "tp2_pct", how="max").axes[0].images[0].get_array()
+    np.testing.assert_array_equal(best[:, 0], [-4, -2])
     np.testing.assert_array_equal(
         plots.heatmap(sweep_frame(), "sl_pct", "tp2_pct", how="min").axes[0].images[0].get_array()[:, 0],
         [-5, -3],
     )
+
+
+def test_zero_is_white_whatever_the_cells_are() -> None:
+    """Also where all cells lose or all gain, where a scale from lowest to highest would change its meaning."""
+    for shift in (-100.0, 0.0, 100.0):
+        frame = sweep_frame().with_columns(pl.col("net_pnl") + shift)
+        image = plots.heatmap(frame, "sl_pct", "tp2_pct").axes[0].images[0]
+        np.testing.assert_allclose(image.cmap(image.norm(0.0))[:3], 1.0, atol=0.04)
+
+
+def test_cells_with_few_trades_are_hatched_and_never_ringed() -> None:
+    """The highest cell of two rows without enough trades is hatched, the ring is on the highest of the others."""
+    frame = sweep_frame().with_columns(n_trades=pl.when(pl.col("sl_pct") == 0.3).then(3).otherwise(50))
+    axes = plots.heatmap(frame, "sl_pct", "tp2_pct").axes[0]
+    hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
+    ringed = {patch.get_xy() for patch in axes.patches if not patch.get_hatch()}
+    assert hatched == [(1.5, -0.5), (1.5, 0.5)]
+    assert ringed == {(0.54, 0.54)}
+    assert "fewer than 30 trades" in axes.get_xlabel()
+    assert len(axes.texts) == 6
+    none = plots.heatmap(frame.with_columns(n_trades=pl.lit(1)), "sl_pct", "tp2_pct").axes[0]
+    assert all(patch.get_hatch() for patch in none.patches)
+
+
+def test_exits_are_drawn_where_their_parts_filled() -> None:
+    """Half closed at TP1 = 101, half at 99: the mean 100 is no price at which anything filled."""
+    when = pl.Series([START + timedelta(seconds=s) for s in range(4)]).cast(pl.Datetime("ns", "UTC"))
+    tape = pl.DataFrame({"timestamp": when, "price": [100.0, 101.0, 100.0, 99.0]})
+    one = {
+        "side": ["LONG"],
+        "entry_price": [100.0],
+        "close_price": [100.0],
+        "realized_pnl": [0.0],
+        "tp1_filled": [True],
+    }
+    trade = pl.DataFrame(one).with_columns(entry_time=when[0], exit_time=when[3])
+    params = TradingParams(tp1_pct=1.0, tp2_pct=2.0, tp1_fraction=0.5)
+    axes = plots.price_with_trades(tape, trade, params=params).axes[0]
+    drawn = {mark.get_label(): mark.get_offsets()[0][1] for mark in axes.collections}
+    assert drawn["TP1"] == pytest.approx(101.0)
+    assert drawn["exit, loss"] == pytest.approx(99.0)
 
 
 def test_a_rule_that_is_off_is_an_axis_value_of_its_own() -> None:

@@ -39,10 +39,19 @@ def test_no_spread_has_no_sharpe_ratio(values: list[float]) -> None:
 
 
 def test_probabilistic_sharpe_of_hand_worked_numbers() -> None:
-    """SR 0.5, n 5, skew 0, kurtosis 3: Φ(0.5·2/√1.125)."""
-    assert evidence.probabilistic_sharpe_ratio(0.5, 5) == pytest.approx(norm.cdf(1 / math.sqrt(1.125)))
+    """SR 0.5, n 5, skew 0, kurtosis 3: Φ(0.5·√5) under the null; in the 2012 form Φ(0.5·2/√1.125)."""
+    assert evidence.probabilistic_sharpe_ratio(0.5, 5) == pytest.approx(norm.cdf(0.5 * math.sqrt(5)))
+    old = evidence.probabilistic_sharpe_ratio(0.5, 5, form="2012")
+    assert old == pytest.approx(norm.cdf(1 / math.sqrt(1.125)))
     assert evidence.probabilistic_sharpe_ratio(0.5, 5, benchmark=0.5) == 0.5
     assert math.isnan(evidence.probabilistic_sharpe_ratio(0.5, 1))
+
+
+def test_the_published_example_of_2026() -> None:
+    """SSRN 5520741: monthly mean 3.6 %, deviation 7.9 %, 24 months, skewness −2.448, kurtosis 10.164."""
+    ratio = 0.036 / 0.079
+    assert evidence.probabilistic_sharpe_ratio(ratio, 24, -2.448, 10.164) == pytest.approx(0.987, abs=5e-4)
+    assert evidence.min_track_record(ratio, -2.448, 10.164) == pytest.approx(13.029, abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -56,48 +65,105 @@ def test_deflated_sharpe_of_the_published_example(
     threshold = evidence.expected_max_sharpe(trials, 0.5 / 250)
     if trials == 100:
         assert threshold == pytest.approx(0.1132, abs=5e-5)
-    found = evidence.probabilistic_sharpe_ratio(2.5 / math.sqrt(250), 1250, skewness, tails, threshold)
+    found = evidence.probabilistic_sharpe_ratio(
+        2.5 / math.sqrt(250), 1250, skewness, tails, threshold, form="2012"
+    )
     assert found == pytest.approx(probability, abs=5e-5)
 
 
-def test_deflated_sharpe_from_trials() -> None:
+def test_deflated_sharpe_from_trials_in_the_form_of_2014() -> None:
     """The variance is that of the trials' ratios; trials without trades count as trials only."""
     returns = np.array([1.0, 2.0, 3.0, 6.0])
-    trial_sharpes = [0.0, 1.0, 2.0, math.nan]
-    found = evidence.deflated_sharpe_ratio(returns, trial_sharpes)
+    found = evidence.deflated_sharpe_ratio(returns, form="2014", trial_sharpes=[0.0, 1.0, 2.0, math.nan])
     assert (found.n_trials, found.variance) == (4, 1.0)
     gamma = 0.5772156649015329
     wanted = (1 - gamma) * norm.ppf(0.75) + gamma * norm.ppf(1 - 1 / (4 * math.e))
     assert found.threshold == pytest.approx(wanted)
     shape = found.moments
-    assert found.probability == pytest.approx(
-        evidence.probabilistic_sharpe_ratio(shape.sharpe, 4, shape.skew, shape.kurtosis, wanted)
+    old = evidence.probabilistic_sharpe_ratio(
+        shape.sharpe, 4, shape.skew, shape.kurtosis, wanted, form="2012"
     )
-    assert evidence.deflated_sharpe_ratio(returns, [1.0]).threshold == 0.0
+    assert found.probability == pytest.approx(old)
+    alone = evidence.deflated_sharpe_ratio(returns, form="2014", trial_sharpes=[1.0])
+    assert math.isnan(alone.probability)
+    with pytest.raises(SweepError, match="number of trials"):
+        evidence.deflated_sharpe_ratio(returns)
 
 
-def test_trials_of_other_lengths_are_made_comparable() -> None:
-    """Chosen n = 16: ratios of 64 and 16 observations scale by 2 and 1; one of 4 is left out."""
-    chosen = evidence.Moments(16, 1.0, 0.0, 3.0)
-    found = evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 9.0], trial_counts=[64, 16, 4])
-    assert (found.n_trials, found.variance) == (3, 0.5)
-    same = evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0], trial_counts=[16] * 3)
-    assert same == evidence.deflated_sharpe_ratio(chosen, [0.5, 0.0, 1.0])
+def test_deflated_sharpe_under_the_null() -> None:
+    """16 trials of 101 observations: luck shows E[max]/10, and the ratio varies as the largest of 16 does."""
+    mean, variance = evidence.maximum_moments(16)
+    assert (mean, variance) == (pytest.approx(1.7660, abs=1e-4), pytest.approx(0.2951, abs=2e-4))
+    found = evidence.deflated_sharpe_ratio(evidence.Moments(101, 0.3, 0.0, 3.0), 16)
+    assert found.threshold == pytest.approx(mean / 10)
+    spread = math.sqrt((1 + found.threshold**2 / 2) * variance / 101)
+    assert found.probability == pytest.approx(norm.cdf((0.3 - found.threshold) / spread))
+
+
+def test_a_row_of_four_trades_is_not_called_skill() -> None:
+    """Luck must show more than 0.000 however large the ratio is and however few trades the other rows have."""
+    found = evidence.deflated_sharpe_ratio(evidence.Moments(4, 3518.0, 0.0, 3.0), 36)
+    assert found.threshold > 1.0
 
 
 def test_noise_of_many_lengths_is_not_called_skill() -> None:
-    """The best of 300 worthless trials with 10 to 200 trades each is below the 95 % level nearly always."""
+    """The best of 100 independent worthless trials is above the 95 % level in about one case of twenty."""
     rng = np.random.default_rng(8)
     called = 0
-    for _ in range(60):
-        trials = [rng.normal(size=int(count)) for count in rng.integers(10, 200, 300)]
-        shapes = [evidence.moments(trial) for trial in trials]
-        ratios, counts = [s.sharpe for s in shapes], [s.count for s in shapes]
-        best = int(np.argmax([trial.sum() for trial in trials]))
-        called += (
-            evidence.deflated_sharpe_ratio(trials[best], ratios, trial_counts=counts).probability >= 0.95
-        )
-    assert called <= 4
+    for _ in range(200):
+        trials = rng.normal(size=(100, 120))
+        best = trials[int(np.argmax(trials.mean(axis=1) / trials.std(axis=1)))]
+        called += evidence.deflated_sharpe_ratio(best, 100).probability >= 0.95
+    assert called <= 20
+
+
+def test_effective_trials_of_known_correlations() -> None:
+    """Copies are one trial, independent series as many as there are, and ρ between all gives 1/ρ² in the limit."""
+    rng = np.random.default_rng(2)
+    assert evidence.effective_trials(np.repeat(rng.normal(size=(200, 1)), 30, axis=1)) == pytest.approx(1.0)
+    assert evidence.effective_trials(rng.normal(size=(96, 400))) == pytest.approx(400, rel=0.25)
+    common = math.sqrt(0.5) * rng.normal(size=(2_000, 1)) + math.sqrt(0.5) * rng.normal(size=(2_000, 500))
+    assert evidence.effective_trials(common) == pytest.approx(4.0, rel=0.1)
+    flat = np.column_stack([rng.normal(size=50), np.zeros(50)])
+    assert evidence.effective_trials(flat) == 1.0
+
+
+def test_spa_equals_that_of_arch() -> None:
+    """arch compares plain means: with columns scaled to the same long-run variance both are one test."""
+    from arch.bootstrap import SPA
+
+    rng = np.random.default_rng(4)
+    for shift in (-0.1, 0.0, 0.1):
+        matrix = rng.normal(size=(120, 15)) * rng.uniform(0.5, 2.0, 15) + shift
+        found = evidence.superior_predictive_ability(matrix, block=4, reps=500, seed=3)
+        scale = np.sqrt(evidence._long_run_variance(matrix - matrix.mean(axis=0), 4))
+        theirs = SPA(np.zeros(120), -matrix / scale, block_size=4, reps=500, seed=3)
+        theirs.compute()
+        wanted = [theirs.pvalues[name] for name in ("consistent", "lower", "upper")]
+        assert [found.p_value, found.lower, found.upper] == pytest.approx(wanted, abs=0.005)
+
+
+def test_spa_of_noise_and_of_skill() -> None:
+    rng = np.random.default_rng(6)
+    noise = [
+        evidence.superior_predictive_ability(rng.normal(size=(96, 40)), reps=300).p_value for _ in range(60)
+    ]
+    assert np.mean(np.array(noise) <= 0.05) <= 0.15
+    skill = rng.normal(size=(96, 40)) + np.where(np.arange(40) == 7, 0.6, 0.0)
+    assert evidence.superior_predictive_ability(skill).p_value <= 0.01
+    assert math.isnan(evidence.superior_predictive_ability(np.zeros((96, 3))).p_value)
+
+
+def test_bootstrap_intervals_hold_the_truth() -> None:
+    """Of independent values: total ± 1.96·σ·√n, as the normal distribution has it."""
+    values = np.random.default_rng(9).normal(0.2, 1.0, 400)
+    found = evidence.bootstrap_intervals(values, reps=4_000)
+    width = 1.96 * values.std() * 20
+    assert found.total == (
+        pytest.approx(values.sum() - width, rel=0.25),
+        pytest.approx(values.sum() + width, rel=0.25),
+    )
+    assert found.sharpe[0] < values.mean() / values.std() < found.sharpe[1]
 
 
 def test_expected_maximum_is_that_of_simulated_noise() -> None:
@@ -108,6 +174,9 @@ def test_expected_maximum_is_that_of_simulated_noise() -> None:
 def test_min_track_record_is_the_length_that_reaches_the_confidence() -> None:
     length = evidence.min_track_record(0.1, skew=-0.5, kurtosis=5.0)
     assert evidence.probabilistic_sharpe_ratio(0.1, round(length), -0.5, 5.0) == pytest.approx(0.95, abs=1e-3)
+    old = evidence.min_track_record(0.1, skew=-0.5, kurtosis=5.0, form="2012")
+    reached = evidence.probabilistic_sharpe_ratio(0.1, round(old), -0.5, 5.0, form="2012")
+    assert reached == pytest.approx(0.95, abs=1e-3)
     assert evidence.min_track_record(0.1, benchmark=0.1) == math.inf
 
 
@@ -308,4 +377,4 @@ def test_a_misspelt_column_is_named() -> None:
 
 def test_too_many_periods_are_refused() -> None:
     with pytest.raises(SweepError, match="too many"):
-        evidence.period_edges((0, 10**18), 10**9)
+        evidence.period_clock((0, 10**18), 10**9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep import SweepResult, backtest, sweep
-from replaylab.sweep.evidence import deflated_sharpe_ratio, moments, plateaus
+from replaylab.sweep.evidence import deflated_sharpe_ratio, effective_trials, plateaus
 from tests.ml.sessions import FakeSession, random_rows, session
 
 GRID = {"entry_threshold": [0.3, 0.6], "tp2_pct": [0.2, 0.4], "sl_pct": [0.1, 0.2, 0.3]}
@@ -41,19 +41,32 @@ def test_best_and_trades_belong_to_the_same_row(events: FakeSession, result: Swe
 
 
 def test_deflated_sharpe_counts_all_rows_and_what_was_tried_before(result: SweepResult) -> None:
+    """2026: as many trials as the rows amount to; 2014: the rows and the variance of their ratios."""
     row = result.best_row("sharpe_per_trade")
     found = result.deflated_sharpe(row)
-    wanted = deflated_sharpe_ratio(
-        result.trades(row)["realized_pnl"].to_numpy(),
-        result.frame["sharpe_per_trade"],
-        trial_counts=result.frame["n_trades"],
-    )
-    assert found == wanted
-    assert found.n_trials == 12
-    more = sweep(session(random_rows(11, 500)), GRID, BASE, progress=False)
-    more.earlier_trials = 1000
-    assert more.deflated_sharpe().threshold > 0
+    _, pnl = result.pnl_by_period()
+    own = result.trades(row)["realized_pnl"].to_numpy()
+    assert found == deflated_sharpe_ratio(own, effective_trials(pnl))
+    enough = result.frame.filter(pl.col("n_trades") >= 30)["sharpe_per_trade"].to_numpy()
+    old = result.deflated_sharpe(row, form="2014")
+    assert old == deflated_sharpe_ratio(own, 12, form="2014", trial_sharpes=enough)
+    more = replace(result, earlier_trials=1000)
+    assert more.deflated_sharpe(row).threshold > found.threshold
     assert more.n_trials == 1012
+
+
+def test_pnl_by_period_is_that_of_the_trades(result: SweepResult) -> None:
+    """Every row's PnL by the exits of its trades; the best row takes part however few rows do."""
+    rows, pnl = result.pnl_by_period(20)
+    assert pnl.shape == (20, 12)
+    edges = result.clock(20).edges
+    for row in rows:
+        trades = result.trades(row)
+        place = np.searchsorted(edges, trades["exit_time"].dt.timestamp("ns").to_numpy(), side="right") - 1
+        wanted = np.bincount(place, trades["realized_pnl"].to_numpy(), minlength=20)
+        np.testing.assert_allclose(pnl[:, row], wanted, atol=1e-9)
+    few, _ = result.pnl_by_period(20, max_trials=2)
+    assert result.best_row() in few
 
 
 def test_returns_add_up_to_the_pnl(result: SweepResult) -> None:
@@ -103,7 +116,7 @@ def test_robustness_ranks_plateaus(result: SweepResult) -> None:
 
 
 def test_saved_and_loaded_is_the_same(result: SweepResult, tmp_path: Path) -> None:
-    """Metrics, parameters, digest, trial count and the best row's deflated Sharpe ratio survive; trades do not."""
+    """Metrics, parameters, digest, trial count and the verdict survive; trades do not."""
     result.save(tmp_path / "deep" / "sweep.parquet")
     back = SweepResult.load(tmp_path / "deep" / "sweep.parquet")
     assert back.frame.equals(result.frame)
@@ -114,11 +127,11 @@ def test_saved_and_loaded_is_the_same(result: SweepResult, tmp_path: Path) -> No
         result.digest,
         result.span,
     )
-    assert back.deflated_sharpe() == result.deflated_sharpe()
+    assert back.verdict().to_dict() == result.verdict().to_dict()
     with pytest.raises(SweepError, match="metrics alone"):
         back.trades(0)
-    other = (result.best_row() + 1) % 12
-    assert back.deflated_sharpe(other).moments.kurtosis == 3.0
+    with pytest.raises(SweepError, match="metrics alone"):
+        back.overfitting()
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["sweep.parquet"]
 
 
@@ -130,20 +143,43 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             SweepResult.load(tmp_path / name)
 
 
-def test_the_cell_shows_best_rows_trials_and_the_judgement(result: SweepResult) -> None:
+def test_every_repr_shows_the_verdict(result: SweepResult) -> None:
+    verdict = result.verdict()
     html = result._repr_html_()
     assert "Sweep of 12 combinations" in html
-    assert "12 trials" in html
-    assert "deflated Sharpe ratio" in html
     assert html.count("<tr>") == 6
     assert "12 combinations" in repr(result)
+    for shown in (html, repr(result)):
+        assert verdict.title in shown
+        assert verdict.reasons[0].split(":")[0] in shown
 
 
 def test_a_result_without_trades_says_so(events: FakeSession) -> None:
     none = sweep(events, {"entry_threshold": [5.0, 6.0]}, BASE, progress=False)
-    assert "too few trades (0)" in none._repr_html_()
-    assert math.isnan(none.deflated_sharpe().probability)
+    assert none.verdict().level == "insufficient"
+    assert "the most is 0" in none._repr_html_()
     assert none.robustness()["robustness"].to_list() == [0.0, 0.0]
+
+
+def test_rows_with_few_trades_come_last_and_are_marked(result: SweepResult) -> None:
+    """A lucky row of one trade is not first, and a row without trades does not beat rows that lose."""
+    counts = [1, 0, 40, 50, 29, 31, 0, 2, 3, 4, 5, 6]
+    pnl = [99.0, 0.0, -5.0, -4.0, 50.0, -9.0, 0.0, 1.0, -1.0, 1.0, 1.0, 1.0]
+    frame = result.frame.with_columns(
+        n_trades=pl.Series(counts, dtype=pl.Int32),
+        net_pnl=pl.Series(pnl),
+        sharpe_per_trade=pl.Series(pnl),
+    )
+    other = replace(result, frame=frame)
+    top = other.best(12)
+    assert top["row"].to_list()[:5] == [3, 2, 5, 0, 4]
+    assert set(top["row"].to_list()[-2:]) == {1, 6}
+    assert top["enough_trades"].to_list() == [True] * 3 + [False] * 9
+    assert top.columns[:7] == ["row", "net_pnl", "n_trades", "enough_trades", *GRID]
+    assert other.best(3, "sharpe_per_trade").columns[:3] == ["row", "sharpe_per_trade", "net_pnl"]
+    assert other.best_row() == 3
+    assert other.best(1, min_trades=1)["row"][0] == 0
+    assert other.robustness(12)["enough_trades"].to_list() == [True] * 3 + [False] * 9
 
 
 def test_plots_hold_other_axes_where_they_are_fixed(result: SweepResult) -> None:
@@ -155,19 +191,18 @@ def test_plots_hold_other_axes_where_they_are_fixed(result: SweepResult) -> None
     ):
         assert isinstance(figure, Figure)
         assert figure._repr_png_()
-    fixed = result.heatmap("tp2_pct", "sl_pct", fixed={"entry_threshold": 0.3}).axes[0].images[0].get_array()
+    fixed = (
+        result.heatmap("tp2_pct", "sl_pct", fixed={"entry_threshold": 0.3}, min_trades=0)
+        .axes[0]
+        .images[0]
+        .get_array()
+    )
     mine = result.frame.filter(pl.col("entry_threshold") == 0.3).sort("sl_pct", "tp2_pct")["net_pnl"]
     np.testing.assert_array_equal(fixed.ravel(), mine.to_numpy())
     with pytest.raises(SweepError, match=r"there are \[0.3, 0.6\]"):
         result.heatmap("tp2_pct", "sl_pct", fixed={"entry_threshold": 9.0})
     with pytest.raises(SweepError, match="Did you mean 'sl_pct'"):
         result.heatmap("tp2_pct", "sl_pc")
-
-
-def test_moments_of_a_row_are_those_of_its_trades(result: SweepResult) -> None:
-    row = result.best_row()
-    shape = moments(result.trades(row)["realized_pnl"].to_numpy())
-    assert shape.sharpe == pytest.approx(result.frame["sharpe_per_trade"][row])
 
 
 def test_a_session_runs_its_recorded_parameters(events: FakeSession) -> None:

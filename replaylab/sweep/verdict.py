@@ -1,0 +1,271 @@
+"""The verdict on a sweep: is its best combination more than luck, and does it hold out of sample?
+
+::
+
+    verdict = result.verdict()
+    verdict.level            # "insufficient", "luck", "fails_out_of_sample" or "supported"
+    verdict.reasons          # sentences, with the numbers
+    verdict.plot()           # one page
+
+The order of the questions, the tests and their measured rates are in ``docs/statistics.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.stats import norm
+
+from replaylab.errors import SweepError
+from replaylab.sweep.evidence import (
+    Deflated,
+    Overfitting,
+    bootstrap_intervals,
+    deflated_sharpe_ratio,
+    effective_trials,
+    maximum_moments,
+    min_track_record,
+    moments,
+    overfitting_probability,
+    probabilistic_sharpe_ratio,
+    superior_predictive_ability,
+    walk_forward_steps,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Level = Literal["insufficient", "luck", "fails_out_of_sample", "supported"]
+MIN_TRADES = 30
+CONFIDENCE = 0.95
+# Periods of the verdict: six for each of 16 blocks, four later stretches of 12 for the walk-forward.
+PERIODS = 96
+_BLOCKS = 8
+_TITLES = {
+    "insufficient": "Insufficient: too little to judge",
+    "luck": "Luck: not distinguishable from the best of that many worthless trials",
+    "fails_out_of_sample": "Fails out of sample: what is chosen on one part loses on the other",
+    "supported": "Supported: more than luck shows, and it holds out of sample",
+}
+
+
+@dataclass(repr=False)
+class Verdict:
+    """What the evidence allows to say about the best combination of a sweep.
+
+    ``level``: "insufficient", "luck", "fails_out_of_sample" or "supported". ``reasons``: sentences. ``caveats``: what
+    the reasons rest on: assumptions, findings of ``session.check()``. ``metrics``: the numbers by name (``dsr``,
+    ``spa_p_value``, ``pbo``, ``loss_probability``, ...). ``arrays``: what ``plot`` draws; empty in a loaded result.
+    """
+
+    level: Level
+    reasons: list[str]
+    caveats: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The level in words."""
+        return _TITLES[self.level]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"<Verdict: {self.title}>", *(f"  {line}" for line in self.reasons)])
+
+    def _repr_html_(self) -> str:
+        listed = "".join(f"<li>{escape(line)}</li>" for line in self.reasons)
+        notes = "".join(f"<li>{escape(line)}</li>" for line in self.caveats)
+        below = f"<small>It rests on:<ul>{notes}</ul></small>" if notes else ""
+        return f"<div><b>{escape(self.title)}</b><ul>{listed}</ul>{below}</div>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return level, reasons, caveats and metrics as plain data."""
+        return {
+            "level": self.level,
+            "reasons": self.reasons,
+            "caveats": self.caveats,
+            "metrics": {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in self.metrics.items()
+            },
+        }
+
+    def plot(self) -> Figure:
+        """Draw one page: the sentences, Sharpe ratios against luck, PnL over time, in against out of sample."""
+        from replaylab import plots
+
+        return plots.verdict(self.title, self.reasons, self.arrays)
+
+
+def judge(result: Any, min_trades: int = MIN_TRADES) -> Verdict:
+    """Return the verdict on a ``SweepResult``; see its ``verdict``."""
+    caveats = _caveats(result)
+    try:
+        row, count = _candidate(result, min_trades)
+        found = _Evidence.of(result, row)
+    except SweepError as error:
+        metrics = {"n_trials": result.n_trials, "min_trades": min_trades}
+        return Verdict("insufficient", [f"{str(error)[0].upper()}{str(error)[1:]}."], caveats, metrics)
+    metrics = {"row": row, "n_trades": count, "min_trades": min_trades, **found.metrics}
+    level: Level = "supported"
+    if not found.net > 0 or not found.deflated.probability >= CONFIDENCE or not found.spa <= 1 - CONFIDENCE:
+        level = "luck"
+    elif found.loses_later:
+        level = "fails_out_of_sample"
+    return Verdict(level, found.reasons(row, count), caveats, metrics, found.arrays)
+
+
+def _candidate(result: Any, min_trades: int) -> tuple[int, int]:
+    """Return the best row with enough trades and how many it has; raises SweepError where there is none."""
+    top = result.best(1, min_trades=min_trades)
+    most = int(result.frame["n_trades"].max() or 0)  # type: ignore[arg-type]
+    if not top.height or not top["enough_trades"][0]:
+        raise SweepError(
+            f"no combination has {min_trades} trades: the most is {most}; take a longer session or a lower threshold"
+        )
+    return int(top["row"][0]), int(top["n_trades"][0])
+
+
+@dataclass
+class _Evidence:
+    """The tests of one row among the others of its sweep."""
+
+    net: float
+    deflated: Deflated
+    spa: float
+    overfitting: Overfitting
+    later: list[float]
+    metrics: dict[str, Any]
+    arrays: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: Any, row: int) -> _Evidence:
+        rows, pnl = result.pnl_by_period(PERIODS)
+        place = rows.index(row)
+        own = result.trades(row)["realized_pnl"].to_numpy()
+        shape = moments(np.append(own, _one_more_stop(result, row)))
+        if not math.isfinite(shape.sharpe):
+            raise SweepError(
+                f"the best combination (row {row}) made the same in every trade: it has no Sharpe ratio"
+            )
+        independent = effective_trials(pnl)
+        # Earlier sweeps on this tape are taken to repeat each other as much as this one does.
+        trials = independent * result.n_trials / max(result.frame.height, 1)
+        deflated = deflated_sharpe_ratio(shape, trials)
+        spa = superior_predictive_ability(pnl)
+        if pnl.shape[1] > 1:
+            split = overfitting_probability(pnl, _BLOCKS)
+        else:
+            split = overfitting_probability(np.column_stack([pnl, np.zeros(len(pnl))]), _BLOCKS, "mean")
+        steps = walk_forward_steps(pnl, PERIODS // 2, PERIODS // 8, expanding=True)
+        later = [step.out_of_sample for step in steps]
+        spread = bootstrap_intervals(pnl[:, place])
+        metrics = {
+            "net_pnl": float(own.sum()),
+            "net_pnl_interval": list(spread.total),
+            "sharpe_per_trade": moments(own).sharpe,
+            "sharpe_per_period_interval": list(spread.sharpe),
+            "psr": probabilistic_sharpe_ratio(shape.sharpe, shape.count, shape.skew, shape.kurtosis),
+            "dsr": deflated.probability,
+            "luck_sharpe": deflated.threshold,
+            "min_track_record": min_track_record(shape.sharpe, shape.skew, shape.kurtosis),
+            "trades_needed": _trades_needed(shape.sharpe, trials),
+            "n_trials": result.n_trials,
+            "effective_trials": trials,
+            "spa_p_value": spa.p_value,
+            "pbo": split.probability,
+            "loss_probability": split.loss_probability,
+            "walk_forward_pnl": float(sum(later)),
+            "walk_forward_won": sum(one > 0 for one in later),
+            "walk_forward_steps": len(later),
+        }
+        ratios = result.frame.filter(result.frame["n_trades"] >= MIN_TRADES)["sharpe_per_trade"].drop_nulls()
+        arrays = {
+            "pnl": pnl[:, place],
+            "edges": result.clock().edges,
+            "sharpes": ratios.to_numpy(),
+            "luck": deflated.threshold,
+            "best": metrics["sharpe_per_trade"],
+            "in_sample": split.in_sample,
+            "out_of_sample": split.out_of_sample,
+            "loss_probability": split.loss_probability,
+            "later": later,
+        }
+        return cls(float(own.sum()), deflated, spa.p_value, split, later, metrics, arrays)
+
+    @property
+    def loses_later(self) -> bool:
+        return sum(self.later) <= 0 or self.overfitting.loss_probability > 0.5
+
+    def reasons(self, row: int, count: int) -> list[str]:
+        m = self.metrics
+        low, high = m["net_pnl_interval"]
+        lines = [
+            f"Best combination (row {row}): net PnL {m['net_pnl']:+,.2f} USD from {count:,} trades (95 % interval "
+            f"{low:+,.2f} to {high:+,.2f}), Sharpe ratio per trade {m['sharpe_per_trade']:.3f}."
+        ]
+        if not self.net > 0:
+            lines.append("It loses money: there is nothing to support.")
+        above = self.deflated.probability >= CONFIDENCE
+        needed = m["trades_needed"]
+        lines += [
+            f"{m['n_trials']:,} trials amount to {m['effective_trials']:.3g} independent ones; the luckiest of those "
+            f"shows a Sharpe ratio of {m['luck_sharpe']:.3f}: deflated Sharpe ratio {m['dsr']:.2f}, "
+            f"{'above' if above else 'below'} 0.95."
+            + (
+                f" At this rate it takes {needed:,.0f} trades." if not above and math.isfinite(needed) else ""
+            ),
+            f"The best of worthless combinations does as well with p = {m['spa_p_value']:.3f} (SPA test), "
+            f"{'at most' if self.spa <= 1 - CONFIDENCE else 'above'} 0.05.",
+            f"Chosen on half of the time, the best combination loses on the other half in "
+            f"{m['loss_probability']:.0%} of {len(self.overfitting.logits)} splits (PBO {m['pbo']:.2f}).",
+            f"Walk-forward: chosen on what came before, it made {m['walk_forward_pnl']:+,.2f} USD later, with a "
+            f"profit in {m['walk_forward_won']} of {m['walk_forward_steps']} stretches.",
+        ]
+        return lines
+
+
+def _trades_needed(ratio: float, trials: float) -> float:
+    """Return how many trades of this Sharpe ratio are above luck: what luck shows falls with √T, too."""
+    if not ratio > 0:
+        return math.inf
+    mean, variance = maximum_moments(trials)
+    return ((mean + float(norm.ppf(CONFIDENCE)) * math.sqrt(variance)) / ratio) ** 2
+
+
+def _one_more_stop(result: Any, row: int) -> float:
+    """PnL of a trade that is stopped out in full, for the loss that a short record may not hold yet.
+
+    Small targets with a wide stop win nearly always; until the first stop is hit their Sharpe ratio explodes.
+    """
+    trades, params = result.trades(row), result.params_of(row)
+    notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)  # type: ignore[arg-type]
+    stop = -notional * params.sl_pct / 100 - float(trades["fees"].median() or 0.0)  # type: ignore[arg-type]
+    stopped = trades.filter(trades["reason"] == "STOP_LOSS")["realized_pnl"].median()
+    return min(stop, float(stopped)) if stopped is not None else stop  # type: ignore[arg-type]
+
+
+def _caveats(result: Any) -> list[str]:
+    """Return the assumptions, doubtful settings among those tried, and what the session's checks found."""
+
+    def tried(name: str) -> Sequence[Any]:
+        return result.axes.get(name, [getattr(result.params, name)])
+
+    lines = [line for line in (result.assumptions,) if line]
+    free = [name for name in ("taker_fee_bps", "slippage_bps") if 0 in tried(name)]
+    if free:
+        lines.append(
+            f"The parameters tried include costs of 0 ({', '.join(free)}): a strategy pays them when it trades."
+        )
+    checked = result.checks()
+    thin = [] if checked is None else [one for one in checked if one.kind == "thin_book"]
+    if thin and "print" in tried("market_fill"):
+        lines.append(f'The parameters tried include market_fill="print" on a thin book: {thin[0].message}')
+    if checked is not None:
+        lines += [one.message for one in checked if one.level == "warning"]
+    return lines
