@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -198,17 +198,17 @@ def run_on(
     ref: TapeRef | None,
     grid: Grid,
     base: TradingParams,
-    method: str = "auto",
-    memory: float = 1e9,
+    options: Mapping[str, Any],
+    *,
     done: Callable[[int], Any] = lambda rows: None,
-    clock: Clock | None = None,
 ) -> tuple[Array, str]:
     """Return what ``run_rows`` returns, computed by the workers of ``executor``.
 
-    ``ref``: what ``open_tape`` returned with the tape; where there is no file, tasks name the tape by its contents.
+    ``options``: its ``method``, ``memory`` and ``clock``. ``ref``: what ``open_tape`` returned with the tape; where
+    there is no file, tasks name the tape by its contents.
     """
     named = ref or _by_contents(tape)
-    raw = _sums(grid.rows, clock)
+    raw = _sums(grid.rows, options.get("clock"))
     step = min(_MOST, max(_FEWEST, -(-grid.rows // _TASKS)))
     todo = [(a, min(a + step, grid.rows)) for a in range(0, grid.rows, step)][::-1]
     running: dict[Future[Any], tuple[int, int]] = {}
@@ -217,12 +217,12 @@ def run_on(
 
     def submit(rows: tuple[int, int], shipped: Tape | None) -> None:
         part = grid.part(*rows)
-        running[executor.submit(_work, named, shipped, part, base, method, memory, clock)] = rows
+        running[executor.submit(_work, named, shipped, part, base, options)] = rows
 
     def here(rows: tuple[int, int], error: BaseException) -> None:
         # An error of the sweep itself is raised by doing it again.
         lost.append(error)
-        keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory, clock=clock))
+        keep(rows, run_rows(tape, grid.part(*rows), base, **options))
 
     def keep(rows: tuple[int, int], result: tuple[Array, str]) -> None:
         raw[rows[0] : rows[1]] = result[0]
@@ -244,7 +244,7 @@ def run_on(
                 # No worker is left.
                 while todo:
                     rows = todo.pop()
-                    keep(rows, run_rows(tape, grid.part(*rows), base, method, memory=memory, clock=clock))
+                    keep(rows, run_rows(tape, grid.part(*rows), base, **options))
                 break
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -278,13 +278,7 @@ def _by_contents(tape: Tape) -> TapeRef:
 
 
 def _work(
-    ref: TapeRef,
-    shipped: Tape | None,
-    grid: Grid,
-    base: TradingParams,
-    method: str,
-    memory: float,
-    clock: Clock | None = None,
+    ref: TapeRef, shipped: Tape | None, grid: Grid, base: TradingParams, options: Mapping[str, Any]
 ) -> tuple[Array, str] | None:
     """Run some rows in a worker; None: this worker has no such tape."""
     tape = _tapes.get(ref.key) or shipped or read_tape(ref)
@@ -294,7 +288,7 @@ def _work(
         while len(_tapes) >= 4:
             _tapes.pop(next(iter(_tapes)))
         _tapes[ref.key] = tape
-    return run_rows(tape, grid, base, method, memory=memory, clock=clock)
+    return run_rows(tape, grid, base, **options)
 
 
 def _sums(rows: int, clock: Clock | None) -> Array:

@@ -77,18 +77,12 @@ def sweep(
 
     def run(number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
         _, tape, ref = opened(number)
+        options = {"method": method, "memory": table_memory, "clock": clock}
         if executor is not None:
-            return run_on(executor, tape, ref, part, base, method, table_memory, bar.update, clock)
+            return run_on(executor, tape, ref, part, base, options, done=bar.update)
+        workers = threads or os.cpu_count() or 1
         return run_rows(
-            tape,
-            part,
-            base,
-            method,
-            threads=threads or os.cpu_count() or 1,
-            memory=table_memory,
-            done=bar.update,
-            say=bar.set_description,
-            clock=clock,
+            tape, part, base, threads=workers, done=bar.update, say=bar.set_description, **options
         )
 
     frames, used = [], set()

@@ -82,7 +82,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing() -> None:
         for _ in range(2):
             executor.submit(time.sleep, 1)
         with pytest.warns(RuntimeWarning, match="a worker was lost"):
-            found, _ = run_on(executor, tape, None, grid, base)
+            found, _ = run_on(executor, tape, None, grid, base, {})
     assert np.array_equal(found, expected)
 
 
