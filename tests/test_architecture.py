@@ -62,13 +62,7 @@ OPEN = {
     "replaylab.importers.synthetic",
 }
 # What is not there yet: these lists only become shorter.
-PENDING_CROWDED = {
-<<<<<<< HEAD
-    *("sweep/run.py:run_on",),
-=======
-    "ml/export.py:_rows",
->>>>>>> d449a67 (Options of a sweep's tasks travel together; the architecture page names check, verdict and trials)
-}
+PENDING_CROWDED: set[str] = set()
 PENDING_FACES: set[tuple[str, str]] = set()
 
 
