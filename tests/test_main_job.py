@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from replaylab import Lab, TradingParams
-from replaylab.trading.formulas import entry_price
+from replaylab.trading.formulas import market_price
 
 
 def replaylab(*arguments: object, data: Path | None = None, check: bool = True) -> str:
@@ -103,7 +103,7 @@ def test_the_main_job_on_a_recorded_futures_capture(real_data: Path, tmp_path: P
     # Checked against the tape itself: the entry is the next print's price after slippage.
     price = json.loads(run.events["payload"][first["entry_index"]])["price"]
     direction = 1 if first["side"] == "LONG" else -1
-    assert first["entry_price"] == entry_price(price, direction, 1.0)
+    assert first["entry_price"] == market_price(price, direction, 1.0)
 
 
 @pytest.mark.timeout(600)

@@ -384,7 +384,7 @@ def touch_barriers(
 
 def filled_entry(price: Floats, side: Floats, slippage_bps: float) -> Floats:
     """Return entry prices after slippage: the trading model's formula on arrays."""
-    filled: Floats = formulas.entry_price(price, side, slippage_bps)  # type: ignore[arg-type,assignment]
+    filled: Floats = formulas.market_price(price, side, slippage_bps)  # type: ignore[arg-type,assignment]
     return filled
 
 

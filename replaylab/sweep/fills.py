@@ -91,6 +91,7 @@ tp1_qty = inlined(formulas.tp1_qty)
 remaining_qty = inlined(formulas.remaining_qty)
 gross_pnl = inlined(formulas.gross_pnl)
 realized_pnl = inlined(formulas.realized_pnl)
+weighted_price = inlined(formulas.weighted_price)
 excursion = inlined(formulas.excursion)
 daily_loss_reached = inlined(formulas.daily_loss_reached)
 

@@ -207,7 +207,7 @@ def _record(
     t.entry_price = s.entry
     t.close_price = price
     if s.tp1_filled == 1 and reason != fills.TP1:
-        t.close_price = (s.tp1 * s.tp1_qty + price * s.left) / s.qty
+        t.close_price = fills.weighted_price(s.tp1, s.tp1_qty, price, s.left)
     t.qty = s.qty
     t.fees = s.fees
     t.funding = s.funding

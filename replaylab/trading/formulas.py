@@ -1,7 +1,7 @@
 """The arithmetic of the trading model: one function per formula of ``docs/model.md``, in exactly its order.
 
 >>> from replaylab.trading import formulas
->>> formulas.entry_price(50_000.0, 1, 1.0)
+>>> formulas.market_price(50_000.0, 1, 1.0)
 50005.0
 
 The event-driven system calls these functions and a sweep compiles the same ones. So they take and return plain
@@ -87,16 +87,6 @@ def traded_through(price: float, limit: float, direction: float) -> bool:
 def funding_cash(left: float, mark: float, funding_rate: float, direction: float) -> float:
     """Cash of one funding settlement on the open quantity: ``−dir·left·mark·fundingRate``."""
     return -direction * left * mark * funding_rate
-
-
-def entry_price(price: float, direction: float, slippage_bps: float) -> float:
-    """Fill price of a market entry: ``p · (1 + dir·slippage_bps/10000)``."""
-    return price * (1.0 + direction * slippage_bps / 10000.0)
-
-
-def market_exit_price(price: float, direction: float, slippage_bps: float) -> float:
-    """Fill price of a stop or market exit: ``p · (1 − dir·slippage_bps/10000)``."""
-    return price * (1.0 - direction * slippage_bps / 10000.0)
 
 
 def fee(price: float, qty: float, fee_bps: float) -> float:
