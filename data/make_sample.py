@@ -73,8 +73,8 @@ def main(folder: Path) -> None:
     index = lab.root.replay_sessions_index
     content = orjson.loads(index.read_bytes()) | {"timestamp": LOGGED_UNTIL}
     index.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
-    for left in ("history/.lock", "system/.instruments.lock"):
-        (folder / left).unlink(missing_ok=True)
+    for left in folder.rglob("*.lock"):
+        left.unlink()
     shutil.rmtree(folder / "history" / ".staging", ignore_errors=True)
 
 
