@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 
 from replaylab import Lab, TradingParams
-from replaylab.trading.formulas import market_price
 
 
 def replaylab(*arguments: object, data: Path | None = None, check: bool = True) -> str:
@@ -100,10 +99,10 @@ def test_the_main_job_on_a_recorded_futures_capture(real_data: Path, tmp_path: P
     assert logged.height == again.height > 0
     assert logged["realized_pnl"].to_list() == pytest.approx(again["realized_pnl"].to_list(), abs=0)
     first = again.row(0, named=True)
-    # Checked against the tape itself: the entry is the next print's price after slippage.
+    # Checked against the tape itself: the entry pays the book, at most a few ticks away and never better than the print.
     price = json.loads(run.events["payload"][first["entry_index"]])["price"]
     direction = 1 if first["side"] == "LONG" else -1
-    assert first["entry_price"] == market_price(price, direction, 1.0)
+    assert 0 <= direction * (first["entry_price"] - price) < 0.001 * price
 
 
 @pytest.mark.timeout(600)
