@@ -99,7 +99,7 @@ def test_the_main_job_on_a_recorded_futures_capture(real_data: Path, tmp_path: P
     assert logged.height == again.height > 0
     assert logged["realized_pnl"].to_list() == pytest.approx(again["realized_pnl"].to_list(), abs=0)
     first = again.row(0, named=True)
-    # Checked against the tape itself: the entry pays the book, at most a few ticks away and never better than the print.
+    # Checked against the tape itself: the entry pays the book, near the next print and never better than it.
     price = json.loads(run.events["payload"][first["entry_index"]])["price"]
     direction = 1 if first["side"] == "LONG" else -1
     assert 0 <= direction * (first["entry_price"] - price) < 0.001 * price
