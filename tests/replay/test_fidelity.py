@@ -345,7 +345,7 @@ def test_a_planted_change_is_found_and_named(whole: Session, tmp_path: Path, nam
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "daily loss": {"max_daily_loss_usd": 3.0, "latency_ms": 200, "tp1_fraction": 0.3},
+    "daily loss": {"max_daily_loss_usd": 8.0, "latency_ms": 200, "tp1_fraction": 0.3},
     "daily trades": {"max_trades_per_day": 12},
     "latency": {"latency_ms": 400, "stop_latency_ms": 300, "cooldown_s": 8, "max_open_positions": 1},
     "limit entries": {"entry_order": "LIMIT", "entry_ttl_s": 10.0},
