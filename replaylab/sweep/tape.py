@@ -28,7 +28,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from replaylab.barriers import build_levels
 from replaylab.compiled import compiled
@@ -43,7 +42,7 @@ from replaylab.features import (
     usable_number,
     usable_price,
 )
-from replaylab.fsio import atomic_path
+from replaylab.sweep.tape_file import check_ranges, is_checked, read_arrays, set_checked, write_arrays
 from replaylab.trading import Instrument, ResolvedPrices, resolve_prices
 
 Array = npt.NDArray[Any]
@@ -52,7 +51,7 @@ PriceSource = str | Mapping[str, str]
 PRICE, SCORE, FORCE, FUNDING = 0, 1, 2, 3
 KINDS = 4
 # Counts changes of what is packed.
-_FORMAT = 3
+_FORMAT = 4
 # A cached tape that was not used for this long is deleted.
 _KEPT_S = 30 * 86_400
 # Later than every event.
@@ -135,7 +134,12 @@ class TapeArrays(NamedTuple):
     book_from: Array
 
 
-_DTYPES = {
+_DTYPES: dict[str, Any] = {
+    **dict.fromkeys(("price", "score", "book_levels"), np.float64),
+    **dict.fromkeys(("price_ts", "score_ts", "force_ts"), np.int64),
+    **dict.fromkeys(("price_from", "score_from", "force_from", "funding_from", "book_from"), np.int64),
+    **dict.fromkeys(("price_index", "score_index", "force_index", "score_regime", "order"), np.int32),
+    "score_blocked": np.uint8,
     "quote": QUOTE,
     "flow": FLOW,
     "score_quote": QUOTE,
@@ -203,7 +207,7 @@ class TapeRef:
     def book_path(self) -> Path:
         """The file of the book's levels."""
         assert self.path is not None
-        return self.path.with_suffix(".book.arrow")
+        return self.path.with_suffix(".book.tape")
 
 
 def open_tape(
@@ -213,7 +217,7 @@ def open_tape(
 ) -> tuple[Tape, TapeRef | None]:
     """Return the tape of a session and the reference of its file, None where there is no file.
 
-    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.arrow`` into memory
+    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.tape`` into memory
     as long as the digest of its events, its initial state, its instruments and the price source are the same. An events
     frame is packed at every call, as everything is with ``cache_dir=None``. Raises what ``pack`` raises.
     """
@@ -225,7 +229,7 @@ def open_tape(
     key = hashlib.sha256(msgspec.json.encode(about, order="sorted")).hexdigest()
     # One file for each session and price source: a session that changed replaces its own.
     name = hashlib.sha256(repr((os.fspath(path), source)).encode()).hexdigest()[:20]
-    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.arrow")
+    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.tape")
     tape = read_tape(ref)
     if tape is None:
         tape = pack(session, price_source)
@@ -244,19 +248,17 @@ def read_tape(ref: TapeRef) -> Tape | None:
     if ref.path is None:
         return None
     arrays: dict[str, Array] = {}
+    paths = (ref.path, ref.book_path)
     try:
-        for path in (ref.path, ref.book_path):
-            batch = pa.ipc.open_file(pa.memory_map(os.fspath(path))).get_batch(0)
-            header = msgspec.json.decode(batch.schema.metadata[b"tape"], type=_Header)
+        checked = all(is_checked(path) for path in paths)
+        for path in paths:
+            encoded, some = read_arrays(path, _DTYPES)
+            header = msgspec.json.decode(encoded, type=_Header)
             if header.key != ref.key:
                 return None
-            for name in batch.schema.names:
-                values = batch.column(name).values.to_numpy(zero_copy_only=True)
-                arrays[name] = values.view(_DTYPES[name]) if name in _DTYPES else values
-            os.utime(path)
-        chosen = header.chosen
-        prices = ResolvedPrices(header.sources, frozenset(header.books), chosen)
-        return Tape(
+            arrays |= some
+        prices = ResolvedPrices(header.sources, frozenset(header.books), header.chosen)
+        tape = Tape(
             header.symbols,
             header.regimes,
             prices,
@@ -265,7 +267,22 @@ def read_tape(ref: TapeRef) -> Tape | None:
             header.unusable,
             TapeArrays(**arrays),
         )
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, msgspec.MsgspecError):
+        if not checked:
+            if len(tape.symbols) != len(tape.arrays.symbol) or not 0 <= tape.n_events < 2**31:
+                return None
+            with_flow = "trade" in tape.sources
+            check_ranges(tape.arrays, KINDS, tape.n_events, len(tape.regimes), with_flow=with_flow)
+        for path in paths:
+            # Written at most once a day: what is remembered of a checked file holds while its times do.
+            if time.time() - path.stat().st_mtime > 86_400:
+                os.utime(path)
+                checked = False
+            if not checked:
+                set_checked(path)
+        return tape
+    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        if not isinstance(error, FileNotFoundError):
+            _log.info("%s: the packed session is made again: %s", ref.path, error)
         return None
 
 
@@ -282,10 +299,7 @@ class _Header(msgspec.Struct):
 
 
 def _write(ref: TapeRef, tape: Tape) -> None:
-    """Write a tape as Arrow IPC files of one row with a list column per array; the book's levels have their own file.
-
-    No reader sees a part of a file. Raises OSError.
-    """
+    """Write a tape; the levels of books have a file of their own. Raises OSError."""
     assert ref.path is not None
     prices = tape.prices
     header = _Header(
@@ -301,27 +315,14 @@ def _write(ref: TapeRef, tape: Tape) -> None:
     )
     folder = ref.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.arrow"):
+    for old in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _KEPT_S:
                 old.unlink()
     arrays = tape.arrays._asdict()
     levels = {"book_levels": arrays.pop("book_levels")}
     for path, some in ((ref.book_path, levels), (ref.path, arrays)):
-        columns = {}
-        for name, array in some.items():
-            plain = array.view(np.uint8) if name in _DTYPES else array
-            values = pa.Array.from_buffers(
-                pa.from_numpy_dtype(plain.dtype), len(plain), [None, pa.py_buffer(plain)]
-            )
-            columns[name] = pa.LargeListArray.from_arrays(pa.array([0, len(plain)], pa.int64()), values)
-        batch = pa.record_batch(columns).replace_schema_metadata({"tape": msgspec.json.encode(header)})
-        with (
-            atomic_path(path) as part,
-            pa.OSFile(os.fspath(part), "wb") as file,
-            pa.ipc.new_file(file, batch.schema) as writer,
-        ):
-            writer.write_batch(batch)
+        write_arrays(path, msgspec.json.encode(header), some)
 
 
 def pack(
