@@ -93,6 +93,7 @@ gross_pnl = inlined(formulas.gross_pnl)
 realized_pnl = inlined(formulas.realized_pnl)
 weighted_price = inlined(formulas.weighted_price)
 excursion = inlined(formulas.excursion)
+weighted_price = inlined(formulas.weighted_price)
 daily_loss_reached = inlined(formulas.daily_loss_reached)
 
 
@@ -279,7 +280,7 @@ def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
 def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
     """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
 
-    One number, so that threads that share the table can never see a half of it; and the chain goes on to the next
+    One number, so that threads that share the table can never see a half of it; and the chain continues at the next
     entry without waiting for what lies at ``x``. ``last``: the symbol's end.
     """
     follower = np.int64(cand_at[ticks[x].next_score]) if x < last else np.int64(0)

@@ -48,7 +48,7 @@ CANDIDATE = layout(i8="ts", f8="direction", i4="index after score symbol")
 
 class Plan(NamedTuple):
     """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``cell`` returns: a position,
-    and the candidate at which a chain goes on from there. ``entries`` is [row, candidate].
+    and the candidate at which a chain continues from there. ``entries`` is [row, candidate].
 
     ``next_entry`` is [entry set, candidate]: the first candidate from there on that passes. ``cand_at``: per score the
     first candidate at or after it. ``strength``: [filter, candidate] |score|, −1 where the filter forbids. ``holes``:
@@ -357,7 +357,7 @@ def funding_of(plan: Any, s: Any, f: Any) -> Any:
 def find_funding(plan: Any, s: Any, k: Any) -> None:
     """Find the settlements of the trade: after the entry's event, and before that of the exit or of the hole."""
     last = plan.funding_from[k + 1]
-    until = np.int64(plan.ticks[s.x].index)
+    until: Any = np.int64(plan.ticks[s.x].index)
     if s.reason == fills.SESSION_END:
         until = NEVER
     elif s.reason == fills.DATA_GAP:

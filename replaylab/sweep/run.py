@@ -69,9 +69,9 @@ def run_rows(
     say: Callable[[str], Any] = lambda text: None,
     clock: Clock | None = None,
 ) -> tuple[Array, str]:
-    """Return the raw figures of every row of a grid, and the method that was used.
+    """Return the raw sums of every row of a grid, and the method that was used.
 
-    ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the figures are the same to the
+    ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the sums are the same to the
     bit. ``memory``: bytes that first-touch tables may take. ``done`` is called with counts of finished rows, ``say``
     with what is being waited for. ``clock``: rows also hold the PnL of its periods, behind ``RAW + CLOCK`` sums.
     """

@@ -388,7 +388,7 @@ class _Packing:
         rows = self.rows["SCORING_UPDATE"]
         score, score_price = scores(self.payloads(rows))
         usable = np.isfinite(score)
-        self._count("SCORING_UPDATE", int((~usable & ~(score_price > 0)).sum()))
+        self._count("SCORING_UPDATE", int((~usable).sum()))
         kept = np.unique(self.symbol[rows[usable]]).tolist()
         self.prices.require(self.names[s] for s in kept)
         score_rows, score = rows[usable], score[usable]
@@ -396,7 +396,7 @@ class _Packing:
         at_scores = [score_rows[part] for part in by_symbol]
         found = [self._prices(s, rows, score_price) for s in kept]
         books = _Books()
-        quotes = [self._book(s, *at, books) for s, *at in zip(kept, found, at_scores, strict=True)]
+        quotes = [self._book(*each, books) for each in zip(kept, found, at_scores, strict=True)]
         at_prices = [part.rows for part in found]
         regimes, regime = self._regimes(kept, at_scores)
         blocked, force = self._risk(kept, at_scores)
@@ -458,7 +458,7 @@ class _Packing:
             return _Prices(self._mine("MARKET_BOOK", s), None)
         rows = self._mine("MARKET_TRADE", s)
         trades = trade_columns(self.payloads(rows))
-        self._count("MARKET_TRADE", int((~(trades.price > 0)).sum()))
+        self._count("MARKET_TRADE", int((~(trades.price > 0) & ~trades.off_market).sum()))
         good = (trades.price > 0) & ~trades.off_market
         qty = np.where(trades.qty > 0.0, trades.qty, 0.0)[good]
         flow = np.empty(len(qty), dtype=FLOW)
@@ -520,8 +520,7 @@ class _Packing:
 
     def _risk(self, kept: list[int], score_rows: list[Array]) -> tuple[list[Array], list[Array]]:
         rows = self.rows["RISK_UPDATE"]
-        blocked, force, bad = risk_flags(self.payloads(rows))
-        self._count("RISK_UPDATE", bad)
+        blocked, force, _ = risk_flags(self.payloads(rows))
         blocked_parts, force_parts = [], []
         for s, at in zip(kept, score_rows, strict=True):
             # A row for every symbol (code −1) is one for this symbol too: the later of both counts.
@@ -544,7 +543,8 @@ class _Packing:
         settled["rate"] = np.array(rates, dtype=np.float64)
         last = _last_before(rows, found.rows, found.price, np.nan)
         settled["mark"] = [own or price for own, price in zip(marks, last.tolist(), strict=True)]
-        return settled[good]
+        usable: Array = settled[good]
+        return usable
 
     def _symbol(self, s: int) -> Array:
         name = self.names[s]
@@ -658,7 +658,7 @@ def _codes(column: pl.Series, names: list[str]) -> Array:
     return codes.fill_null(-1).to_numpy()
 
 
-def _last_before(at: Array, rows: Array, values: Array, start: int) -> Array:
+def _last_before(at: Array, rows: Array, values: Array, start: float) -> Array:
     """The last value at a row before each of ``at``; ``start`` where there is none yet."""
     with_start = np.concatenate(([start], values))
     picked: Array = with_start[np.searchsorted(rows, at)]
