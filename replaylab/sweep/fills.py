@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from replaylab.barriers import BRANCH, SHIFT, first_ge, first_le, range_max, range_min
-from replaylab.compiled import inlined
+from replaylab.compiled import inlined, merged
 from replaylab.params import TradingParams
 from replaylab.sweep.tape import NEVER, layout
 from replaylab.trading import formulas
@@ -169,7 +169,7 @@ def walk(levels: Any, start: Any, end: Any, qty: Any) -> Any:
     return cost + levels[2 * end - 2] * left, True
 
 
-@inlined
+@merged
 def book_fill(
     quote: Any, levels: Any, book_from: Any, price: Any, qty: Any, side: Any, slip: Any, model: Any
 ) -> Any:
@@ -190,7 +190,7 @@ def book_fill(
     return worse_price(book_price(cost, qty, side, slip), printed, side), thin
 
 
-@inlined
+@merged
 def queue_ahead(quote: Any, levels: Any, book_from: Any, limit: Any, side: Any, share: Any) -> Any:
     """Quantity ahead of a limit order that arrives at a usable book; −1: not visible, only a trade-through fills it.
 
@@ -205,7 +205,7 @@ def queue_ahead(quote: Any, levels: Any, book_from: Any, limit: Any, side: Any, 
     return -1.0
 
 
-@inlined
+@merged
 def add_trade(
     raw: Any,
     gross: Any,
@@ -256,7 +256,7 @@ def wide_row(start: int, length: int, count: int) -> Any:
 # ---- Searches ----------------------------------------------------------------------------------------------
 
 
-@inlined
+@merged
 def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
     """First i in [start, end) with values[i] ≥ wanted, else end; values ascend. Fast when near the start."""
     step = 1
@@ -276,7 +276,7 @@ def first_at_least(values: Any, start: Any, end: Any, wanted: Any) -> Any:
     return low
 
 
-@inlined
+@merged
 def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
     """A table's cell: ``touch`` + 1, and below it the first candidate at or after the price event ``x``.
 
@@ -287,7 +287,7 @@ def cell(ticks: Any, cand_at: Any, touch: Any, x: Any, last: Any) -> Any:
     return (touch + 1) << 32 | follower
 
 
-@inlined
+@merged
 def towards(
     price: Any, high: Any, low: Any, offsets: Any, start: Any, end: Any, level: Any, direction: Any
 ) -> Any:
@@ -307,7 +307,7 @@ def first_beyond(
     return first_ge(score, high, offsets, start, end, np.nextafter(-threshold, np.inf))
 
 
-@inlined
+@merged
 def first_fill(plan: Any, p: Any, at: Any, end: Any, limit: Any, side: Any, qty: Any) -> Any:
     """First price event in (at, end) that fills a limit order which arrived at ``at``, else end; ``side``: +1 sells."""
     price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
@@ -331,7 +331,7 @@ def first_fill(plan: Any, p: Any, at: Any, end: Any, limit: Any, side: Any, qty:
             return x
 
 
-@inlined
+@merged
 def first_trailing(plan: Any, p: Any, s: Any) -> Any:
     """Return the first i in (s.q, s.end) whose price hits the stop that the prices from ``s.q`` to i − 1 raised.
 
@@ -386,7 +386,7 @@ def trailed(best: Any, direction: Any, distance_pct: Any, tick_num: Any, tick_de
     return rounded_price(trailing_price(best, direction, distance_pct), -direction, tick_num, tick_den)
 
 
-@inlined
+@merged
 def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
     """The trailing stop that the prices from the entry up to ``until`` raised; NaN while it is not active."""
     q, direction = s.q, s.direction

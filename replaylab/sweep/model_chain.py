@@ -4,23 +4,16 @@ A combination is a chain: next entry, its exit, next entry after that. Where a t
 account, so it is the earliest of separate first touches: of the targets, of the stop, of the trailing stop, of the
 market exits, of the hole that ends it. Each is read from a table or searched through block minima and maxima. With
 limits, the chains of all symbols are merged in the order of events. Results equal those of ``model_loop`` to the bit.
-
-A *candidate* is a scoring event at which some combination may enter. All that a trade's outcome needs is found by
-candidate: a table's row belongs to a level (a parameter value), its column to a candidate, and a cell holds where the
-price first touches that level after the candidate's entry. A cell is filled when first needed, so that a level
-is searched once per candidate and not once per combination; threads that fill the same cell write the same number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from replaylab.barriers import build_levels, first_ge
-from replaylab.compiled import compiled, inlined
+from replaylab.barriers import first_ge
+from replaylab.compiled import compiled, merged
 from replaylab.sweep import fills
 from replaylab.sweep.fills import (
     cell,
@@ -32,242 +25,9 @@ from replaylab.sweep.fills import (
     towards,
     trailing_stop,
 )
-from replaylab.sweep.grid import Codes, Rows
 from replaylab.sweep.model_loop import ACCOUNT, entry_decided, realise, refused, start_account
-from replaylab.sweep.tape import NEVER, Tape, layout
+from replaylab.sweep.tape import NEVER, layout
 from replaylab.timestamps import NS_PER_DAY
-
-Array = npt.NDArray[Any]
-
-# The table rows that a combination uses; −1: no table, search instead. ``entry_set`` without tables: a row of
-# ``strength``. ``gap``: a row of ``hole_from``.
-TABLES = ("entry_set", "gap", "entry", "tp1", "tp2", "stop", "trail", "hold", "leave", "even")
-KEYS = np.dtype([(name, "i4") for name in TABLES])
-CANDIDATE = layout(i8="ts", f8="direction", i4="index after score symbol")
-
-
-class Plan(NamedTuple):
-    """Arrays for the kernel. ``table`` is [row, candidate]: 0 = not yet known, else what ``cell`` returns: a position,
-    and the candidate at which a chain continues from there. ``entries`` is [row, candidate].
-
-    ``next_entry`` is [entry set, candidate]: the first candidate from there on that passes. ``cand_at``: per score the
-    first candidate at or after it. ``strength``: [filter, candidate] |score|, −1 where the filter forbids. ``holes``:
-    positions of price events after a hole, then the symbol's end; those of symbol ``k`` begin at ``hole_from[gap, k]``.
-    """
-
-    ticks: Array
-    price: Array
-    price_ts: Array
-    price_index: Array
-    price_from: Array
-    price_high: Array
-    price_low: Array
-    price_offsets: Array
-    quote: Array
-    flow: Array
-    book_levels: Array
-    book_from: Array
-    score: Array
-    score_ts: Array
-    score_index: Array
-    score_from: Array
-    score_high: Array
-    score_low: Array
-    score_offsets: Array
-    score_quote: Array
-    all_ts: Array
-    all_index: Array
-    force_ts: Array
-    force_index: Array
-    force_from: Array
-    funding: Array
-    funding_from: Array
-    symbol: Array
-    carried: Array
-    start: Array
-    holes: Array
-    hole_from: Array
-    cands: Array
-    cand_at: Array
-    cand_ts: Array
-    cand_index: Array
-    cand_from: Array
-    strength: Array
-    strength_high: Array
-    strength_offsets: Array
-    next_entry: Array
-    entries: Array
-    table: Array
-
-
-# ---- Numbering and preparation -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Each combination's table rows, how many rows there are, and how many entry sets and entry rows."""
-
-    keys: Array
-    rows: int
-    sets: int
-    entries: int
-
-    def nbytes(self, candidates: int) -> int:
-        """Bytes of all tables."""
-        return candidates * (8 * self.rows + 4 * self.sets + fills.ENTRY.itemsize * self.entries)
-
-
-def number_tables(tape: Tape, rows: Rows) -> Numbered:
-    """Number the distinct levels of some combinations: a table's row for each."""
-    params = rows.params
-    keys = np.full(len(params), -1, dtype=KEYS)
-    with_book = bool((tape.arrays.symbol["has_book"] == 1).any())
-    limit = bool((params["entry_order"] == fills.LIMIT).any())
-    queue = bool((params["limit_fill"] == fills.QUEUE).any())
-    arrival = rows.number("latency_ns", "max_gap_ns", "entry_order")
-    sizing = rows.number("notional_usd", "risk_per_trade_usd", "leverage")
-    if not np.isnan(params["risk_per_trade_usd"]).all():
-        sizing = rows.number(sizing, "sl_pct")
-    fill = rows.number(arrival, "slippage_bps", "rounding")
-    if with_book:
-        fill = rows.number(fill, "market_fill", "max_book_age_ns")
-        if not ((params["market_fill"] == fills.PRINT) | (params["market_fill"] == fills.QUOTE)).all():
-            fill = rows.number(fill, sizing)
-    if limit:
-        fill = rows.number(fill, "entry_offset_bps", "entry_ttl_ns", "limit_fill")
-        if queue:
-            fill = rows.number(fill, sizing, "queue_share")
-        arrival = fill
-    entry = rows.number(fill, sizing)
-    tp1, tp2 = rows.number(fill, "tp1_pct", "limit_fill"), rows.number(fill, "tp2_pct", "limit_fill")
-    if queue:
-        tp1, tp2 = (
-            rows.number(tp1, entry, "queue_share", "tp1_fraction"),
-            rows.number(tp2, entry, "queue_share"),
-        )
-    sets = rows.number("filter", "entry_threshold")
-    keys["entry_set"], keys["entry"], keys["gap"] = sets[0], entry[0], rows.number("max_gap_ns")[0]
-    total = 0
-    for key, (codes, count), on in (
-        ("stop", rows.number(fill, "sl_pct"), None),
-        (
-            "trail",
-            rows.number(fill, "trailing_activation_pct", "trailing_distance_pct"),
-            ~np.isnan(params["trailing_activation_pct"]),
-        ),
-        ("hold", rows.number(arrival, "max_hold_ns"), params["max_hold_ns"] >= 0),
-        ("leave", rows.number(arrival, "exit_threshold"), None),
-        ("even", rows.number(tp1, "break_even_offset_pct"), ~np.isnan(params["break_even_offset_pct"])),
-        ("tp1", tp1, params["tp1_fraction"] > 0.0),
-        ("tp2", tp2, params["tp1_fraction"] < 1.0),
-    ):
-        if on is None or on.any():
-            keys[key] = codes + total
-            total += count
-    return Numbered(keys, total, sets[1], entry[1])
-
-
-def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -> tuple[Plan, Array]:
-    """Return the plan for some combinations and their keys; with tables if ``numbered``, else with searches only."""
-    params, arrays, lookup = rows.params, tape.arrays, tape.lookup
-    filters, first_row = np.unique(params["filter"], return_index=True)
-    eligible = np.stack([_strength(tape, allowed, params[row]) for row in first_row])
-    passes = (eligible >= params["entry_threshold"].min()).any(axis=0)
-    at = np.flatnonzero(passes)
-    strength = np.ascontiguousarray(eligible[:, at])
-    cand_at = np.concatenate(([0], np.cumsum(passes))).astype(np.int32)
-    cand_from = cand_at[arrays.score_from].astype(np.int64)
-    cands = np.empty(len(at), dtype=CANDIDATE)
-    cands["ts"], cands["index"] = arrays.score_ts[at], arrays.score_index[at]
-    cands["direction"], cands["after"], cands["score"] = np.sign(arrays.score[at]), lookup.score_after[at], at
-    cands["symbol"] = np.searchsorted(arrays.score_from, at, side="right") - 1
-    gaps = rows.number("max_gap_ns")
-    holes, hole_from = _holes(tape, params, gaps)
-    keys = np.full(len(params), -1, dtype=KEYS) if numbered is None else numbered.keys
-    parts = [build_levels(row) for row in strength]
-    sizes = (0, 0, 0) if numbered is None else (numbered.sets, numbered.entries, numbered.rows)
-    names = [name for name in Plan._fields if name in arrays._fields or name in lookup._fields]
-    shared = {name: getattr(arrays if name in arrays._fields else lookup, name) for name in names}
-    plan = Plan(
-        **shared,
-        holes=holes,
-        hole_from=hole_from,
-        cands=cands,
-        cand_at=cand_at,
-        cand_ts=arrays.score_ts[at],
-        cand_index=arrays.score_index[at],
-        cand_from=cand_from,
-        strength=strength,
-        strength_high=np.stack([part[0] for part in parts]),
-        strength_offsets=parts[0][2],
-        next_entry=np.empty((sizes[0], len(at)), dtype=np.int32),
-        entries=np.empty((sizes[1], len(at)), dtype=fills.ENTRY),
-        # Pages of zeros take memory only once they are written to.
-        table=np.zeros((sizes[2], len(at)), dtype=np.int64),
-    )
-    keys["gap"] = gaps[0]
-    if numbered is None:
-        keys["entry_set"] = np.searchsorted(filters, params["filter"])
-    else:
-        first = np.unique(keys["entry_set"], return_index=True)[1]
-        threshold = np.ascontiguousarray(params["entry_threshold"][first])
-        filter_row = np.searchsorted(filters, params["filter"][first])
-        _fill_next(strength, filter_row, threshold, cand_from, plan.next_entry)
-        first = np.unique(keys["entry"], return_index=True)[1]
-        _fill_entries(plan, params[first], keys[first])
-    return plan, keys
-
-
-def _holes(tape: Tape, params: Array, gaps: Codes) -> tuple[Array, Array]:
-    """Positions of the price events after a hole, by distinct ``max_gap_s`` and symbol, each list ended by the end."""
-    ts, starts = tape.arrays.price_ts, tape.arrays.price_from
-    pauses = np.diff(ts, prepend=ts[:1])
-    pauses[starts[:-1][starts[:-1] < len(ts)]] = 0
-    codes, count = gaps
-    lists, hole_from, total = [], np.zeros((count, len(starts)), dtype=np.int64), 0
-    for code in range(count):
-        gap = params["max_gap_ns"][np.argmax(codes == code)]
-        after = np.flatnonzero(pauses > gap) if gap >= 0 else np.empty(0, np.int64)
-        for k in range(len(starts) - 1):
-            hole_from[code, k] = total
-            mine = after[np.searchsorted(after, starts[k]) : np.searchsorted(after, starts[k + 1])]
-            lists += [mine, starts[k + 1 : k + 2]]
-            total += len(mine) + 1
-        hole_from[code, -1] = total
-    return np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64), hole_from
-
-
-def _strength(tape: Tape, allowed: Array, row: Any) -> Array:
-    """|score| where the filter lets an entry through, else −1: below every threshold."""
-    score = tape.arrays.score
-    good = (score > 0) & bool(row["allow_long"]) | (score < 0) & bool(row["allow_short"])
-    good &= tape.arrays.score_blocked == 0
-    if row["allowed_regimes_set"] >= 0:
-        good &= allowed[row["allowed_regimes_set"]][tape.arrays.score_regime + 1]
-    strength: Array = np.where(good, np.abs(score), -1.0)
-    return strength
-
-
-@compiled
-def _fill_next(strength: Any, filter_row: Any, threshold: Any, cand_from: Any, next_entry: Any) -> None:
-    """Per entry set and candidate the first candidate from there on that passes; its symbol's end where none does."""
-    for row in range(len(threshold)):
-        f = filter_row[row]
-        for k in range(len(cand_from) - 1):
-            found = cand_from[k + 1]
-            for c in range(cand_from[k + 1] - 1, cand_from[k] - 1, -1):
-                if strength[f, c] >= threshold[row]:
-                    found = c
-                next_entry[row, c] = found
-
-
-@compiled
-def _fill_entries(plan: Any, params: Any, keys: Any) -> None:
-    """Fill the rows of ``entries`` that belong to some combinations."""
-    for row in range(len(params)):
-        for c in range(len(plan.cands)):
-            find_entry(plan, params[row], keys[row].gap, c, plan.entries[keys[row].entry, c])
-
 
 # ---- Accounting --------------------------------------------------------------------------------------------
 
@@ -286,7 +46,7 @@ CHAIN = layout(
 )
 
 
-@inlined
+@merged
 def start_symbol(plan: Any, s: Any, p: Any, k: Any) -> None:
     """Set a symbol to what it is before the first event of a row."""
     symbol = plan.symbol[k]
@@ -315,7 +75,7 @@ def start_symbol(plan: Any, s: Any, p: Any, k: Any) -> None:
     s.tick_den = symbol.tick_den
 
 
-@inlined
+@merged
 def settle(plan: Any, s: Any, p: Any, losses: Any, account: Any, raw: Any) -> None:
     """Count the trade that exits now, and its last fill on its day."""
     direction, entry, qty = s.direction, s.entry, s.qty
@@ -344,7 +104,7 @@ def settle(plan: Any, s: Any, p: Any, losses: Any, account: Any, raw: Any) -> No
     fills.add_trade(raw, gross, fees, funding, s.ts, plan.ticks[s.x].ts, s.reason, s.thin, gap_pnl)
 
 
-@inlined
+@merged
 def funding_of(plan: Any, s: Any, f: Any) -> Any:
     """Cash of one funding settlement of the trade."""
     left = s.qty
@@ -353,7 +113,7 @@ def funding_of(plan: Any, s: Any, f: Any) -> Any:
     return fills.funding_cash(left, plan.funding[f].mark, plan.funding[f].rate, s.direction)
 
 
-@inlined
+@merged
 def find_funding(plan: Any, s: Any, k: Any) -> None:
     """Find the settlements of the trade: after the entry's event, and before that of the exit or of the hole."""
     last = plan.funding_from[k + 1]
@@ -372,7 +132,7 @@ def find_funding(plan: Any, s: Any, k: Any) -> None:
     s.fund_end = f
 
 
-@inlined
+@merged
 def set_action(plan: Any, s: Any, losses: Any) -> None:
     """Set the phase of a trade and its action, from what of it is still to come."""
     if s.exited == 1:
@@ -393,7 +153,7 @@ def set_action(plan: Any, s: Any, losses: Any) -> None:
         s.action = 2 * plan.funding[s.settled].index
 
 
-@inlined
+@merged
 def advance(plan: Any, s: Any, p: Any, account: Any) -> None:
     """Realise the entry's fee, TP1's part or a funding settlement on the day of its event, for the daily loss."""
     if s.phase == FILL:
@@ -411,7 +171,7 @@ def advance(plan: Any, s: Any, p: Any, account: Any) -> None:
     set_action(plan, s, True)
 
 
-@inlined
+@merged
 def first_free(plan: Any, state: Any, account: Any) -> Any:
     """Index of the event by which the first of the open, pending and carried positions is gone."""
     free = NEVER
@@ -426,7 +186,7 @@ def first_free(plan: Any, state: Any, account: Any) -> Any:
     return free >> 1
 
 
-@inlined
+@merged
 def carry(plan: Any, account: Any, p: Any, index: Any) -> None:
     """Apply what happened to carried positions before the event at ``index``."""
     while account.carried < len(plan.carried) and plan.carried[account.carried].index <= index:
@@ -438,7 +198,7 @@ def carry(plan: Any, account: Any, p: Any, index: Any) -> None:
             realise(account, p, change.ts, change.pnl)
 
 
-@inlined
+@merged
 def end_of_order(plan: Any, e: Any, last: Any) -> Any:
     """The action by which an entry order that does not fill is gone."""
     if e.kind == fills.EXPIRED:
@@ -791,3 +551,136 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                 s.action = UNKNOWN
             else:
                 advance(plan, s, p, account)
+
+
+# ---- Targets and stops alone ---------------------------------------------------------------------------------
+
+
+@compiled
+def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
+    """``run_chain`` for one symbol with print fills and nothing but one target and one stop, by tables.
+
+    In a dense regime, with thousands of trades per combination, memory decides: all rows go through one stretch of
+    candidates before the next stretch, so that its tables stay in the processor's cache. Sums stay in registers.
+    """
+    ticks, next_entry, cand_at, table, cand_ts = (
+        plan.ticks,
+        plan.next_entry,
+        plan.cand_at,
+        plan.table,
+        plan.cand_ts,
+    )
+    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
+    last, n, symbol = len(ticks), len(plan.cands), plan.symbol[0]
+    at = np.zeros(len(params), dtype=np.int64)
+    done = 0
+    stretch: Any = n
+    first_row, rows = 0, min(1, len(params))
+    while done < n or first_row == 0:
+        until = min(done + stretch, n)
+        for row in range(first_row, rows):
+            c = at[row]
+            if c >= until:
+                continue
+            p = params[row]
+            key = keys[row]
+            sums = raw[row]
+            tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
+            market_long = fills.market_price(1.0, -1.0, fills.slippage(p, fills.PRINT))
+            market_short = fills.market_price(1.0, 1.0, fills.slippage(p, fills.PRINT))
+            stop_long = fills.stop_price(1.0, 1.0, p.sl_pct)
+            stop_short = fills.stop_price(1.0, -1.0, p.sl_pct)
+            target_long = fills.target_price(1.0, 1.0, p.tp2_pct)
+            target_short = fills.target_price(1.0, -1.0, p.tp2_pct)
+            count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
+            gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
+            loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
+            first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
+            exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
+            while True:
+                c = np.int64(next_entry[key.entry_set, c]) if c < n else c
+                if c >= until:
+                    break
+                e = plan.entries[key.entry, c]
+                if e.kind != fills.FILLED:
+                    sums[e.kind] += 1.0
+                    c = np.int64(e.next)
+                    continue
+                direction = 1.0 if e.qty > 0.0 else -1.0
+                rising = direction > 0.0
+                entry, qty, end = e.price, abs(e.qty), np.int64(e.end)
+                level = entry * (target_long if rising else target_short)
+                level = fills.rounded_price(level, direction, tick_num, tick_den)
+                stopped = table[key.stop, c]
+                if stopped == 0:
+                    stop = fills.rounded_price(
+                        entry * (stop_long if rising else stop_short), -direction, tick_num, tick_den
+                    )
+                    x = towards(price, high, low, offsets, e.at + 1, end, stop, -direction)
+                    stopped = cell(ticks, cand_at, x, x, last)
+                    table[key.stop, c] = stopped
+                reached = table[key.tp2, c]
+                if reached == 0:
+                    x = first_fill(plan, p, np.int64(e.at), end, level, direction, qty)
+                    reached = cell(ticks, cand_at, x, x, last)
+                    table[key.tp2, c] = reached
+                # At one event the stop comes first. Cells of one event are equal, also those of the segment's end.
+                hit = reached < stopped
+                then = reached if hit else stopped
+                x = (then >> 32) - 1
+                c = then & 0xFFFFFFFF
+                over = x >= end
+                if over:
+                    x = end - 1
+                market = ticks[x].price * (market_long if rising else market_short)
+                fill = level if hit else market
+                fees = fills.fee(entry, qty, p.taker_fee_bps)
+                cost = fills.fee(fill, qty, p.maker_fee_bps if hit else p.taker_fee_bps)
+                gross = fills.gross_pnl(fill, entry, qty, direction)
+                pnl = fills.realized_pnl(gross, fees + cost)
+                if count == 0.0:
+                    first = pnl
+                count += 1.0
+                gross_sum += gross
+                fees_sum += fees + cost
+                net += pnl
+                wins += pnl > 0.0
+                profit += max(pnl, 0.0)
+                loss += max(-pnl, 0.0)
+                peak = max(peak, net)
+                drawdown = min(drawdown, net - peak)
+                deviation = pnl - first
+                deviations += deviation
+                squares += deviation * deviation
+                exposure += ticks[x].ts - e.ts
+                targets += hit
+                if over:
+                    if end == last:
+                        sums[fills.BY_REASON + fills.SESSION_END] += 1.0
+                        after_gaps += pnl
+                        c = n
+                    else:
+                        sums[fills.BY_REASON + fills.DATA_GAP] += 1.0
+                        fill = ticks[end].price * (market_long if rising else market_short)
+                        gross = fills.gross_pnl(fill, entry, qty, direction)
+                        cost = fills.fee(fill, qty, p.taker_fee_bps)
+                        after_gaps += fills.realized_pnl(gross, fees + cost)
+                else:
+                    after_gaps += pnl
+                    if p.cooldown_ns > 0:
+                        c = first_at_least(cand_ts, c, n, ticks[x].ts + p.cooldown_ns)
+            at[row] = c
+            ended = sums[fills.BY_REASON + fills.SESSION_END] + sums[fills.BY_REASON + fills.DATA_GAP]
+            sums[fills.BY_REASON + fills.TP2] += targets
+            sums[fills.BY_REASON + fills.STOP_LOSS] = count - ended - sums[fills.BY_REASON + fills.TP2]
+            sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
+            sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
+            sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
+            sums[fills.FIRST] = first
+            sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
+            sums[fills.AFTER_GAPS] = after_gaps
+        done = until
+        if first_row == 0:
+            # The first row says how dense the others are: some sixty trades of a row in each stretch.
+            first_row, rows, done = 1, len(params), 0
+            stretch = max(256, np.int64(64.0 * n / max(64.0, raw[0, fills.N]))) if len(params) > 0 else 1

@@ -26,9 +26,10 @@ from replaylab.params import TradingParams
 from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
-from replaylab.sweep.model_chain import Numbered, Plan, number_tables, prepare, run_chain
+from replaylab.sweep.model_chain import run_chain, run_plain
 from replaylab.sweep.model_loop import TRADE, run_loop
 from replaylab.sweep.result import metrics
+from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
 
 Array = npt.NDArray[Any]
@@ -97,19 +98,24 @@ def run_rows(
         used.add("tables" if tables else "index")
         some = rows.part(slice(start, stop))
         plan, keys = prepare(tape, allowed, some, tables)
-        _share(raw[start:stop], threads, done, _Chain(plan, some.params, keys, raw[start:stop]))
+        kernel = run_chain
+        if tables and is_plain(tape, some.params):
+            kernel = run_plain
+            _compile("the sweep of targets and stops", run_plain, _warm_chain, say)
+        _share(raw[start:stop], threads, done, _Chain(kernel, plan, some.params, keys, raw[start:stop]))
     return raw, "+".join(sorted(used, reverse=True))
 
 
 @dataclass(frozen=True)
 class _Chain:
+    kernel: Callable[..., None]
     plan: Plan
     params: Array
     keys: Array
     raw: Array
 
     def __call__(self, a: int, b: int) -> None:
-        run_chain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
+        self.kernel(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
 
 
 def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any]) -> None:
@@ -376,7 +382,8 @@ def _warm_chain() -> None:
     tape, params = _tiny_tape(), TradingParams()
     rows = Grid({}, {}, 1, {}).pack(params)
     plan, keys = prepare(tape, _allowed_table(tape, [None]), rows, number_tables(tape, rows))
-    run_chain(plan, rows.params, keys, np.zeros((1, RAW)))
+    for kernel in (run_chain, run_plain):
+        kernel(plan, rows.params, keys, np.zeros((1, RAW)))
 
 
 def _tiny_tape() -> Tape:

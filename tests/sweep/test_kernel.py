@@ -16,6 +16,7 @@ from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid, make_grid
 from replaylab.sweep.result import COUNTS, metrics
 from replaylab.sweep.run import run_rows, trades_of
+from replaylab.sweep.tables import is_plain
 from replaylab.sweep.tape import Tape, pack
 from tests.strategies import RandomSession, allow, cases, make_session, random_params
 
@@ -98,27 +99,35 @@ def test_a_product_of_fills_shares_tables_too(seed: int) -> None:
 @pytest.mark.parametrize("latency_ms", [0, 200])
 @pytest.mark.parametrize("cooldown_s", [0, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_targets_and_stops_alone(seed: int, cooldown_s: float, latency_ms: float) -> None:
-    """One symbol, no forced exits, on two threads that fill the same tables."""
+def test_targets_and_stops_have_a_kernel_of_their_own(
+    seed: int, cooldown_s: float, latency_ms: float
+) -> None:
+    """One symbol and print fills, over holes, on two threads that fill the same tables: the sums of the loop."""
     session = make_session(seed, 4000, 1)
-    session.raw = [event for event in session.raw if event[1] != "RISK_UPDATE"]
-    tape = pack(session)
-    base = TradingParams(tp1_fraction=0.0, tp1_pct=0.0, cooldown_s=cooldown_s, latency_ms=latency_ms)
+    kept = ("MARKET_TRADE", "SCORING_UPDATE", "REGIME_UPDATE")
+    session.raw = [event for event in session.raw if event[1] in kept and event[2]]
+    tape = pack(RandomSession(session.raw, {}, "auto", session.instruments))
+    base = TradingParams(
+        tp1_fraction=0.0, tp1_pct=0.0, notional_usd=2000.0, cooldown_s=cooldown_s, latency_ms=latency_ms
+    )
     grid = make_grid(
         {
             "entry_threshold": [0.2, 0.7],
-            "tp2_pct": np.linspace(0.0, 1.0, 7),
-            "sl_pct": np.linspace(0.0, 1.0, 7),
-            "slippage_bps": [0.0, 3.0],
+            "max_gap_s": [None, 5.0],
+            "limit_fill": ["touch", "through"],
+            "tp2_pct": np.linspace(0.0, 1.0, 5),
+            "sl_pct": np.linspace(0.0, 1.0, 5),
             "risk_per_trade_usd": [None, 3.0],
         },
         base,
     )
 
+    assert is_plain(tape, grid.pack(base).params)
     loop = run_rows(tape, grid, base, "loop")[0]
     assert loop[:, 0].sum() > 1000
     for threads in (1, 2):
-        assert np.array_equal(loop, run_rows(tape, grid, base, "tables", threads=threads)[0])
+        tables = run_rows(tape, grid, base, "tables", threads=threads)[0]
+        assert np.array_equal(loop, tables, equal_nan=True)
 
 
 def test_threads_that_share_tables_see_whole_cells() -> None:
@@ -221,5 +230,5 @@ def test_processes_that_start_on_a_cold_cache_compile_once(tmp_path: Path) -> No
     folders = {process.communicate(timeout=280)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(folders) == 1
-    for kernel in ("run_chain", "run_loop"):
+    for kernel in ("run_chain", "run_loop", "run_plain"):
         assert len(list(Path(next(iter(folders))).rglob(f"*.{kernel}-*.nbc"))) == 1
