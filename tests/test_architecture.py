@@ -251,6 +251,7 @@ def test_functions_take_few_positional_arguments() -> None:
             compiled = {ast.unparse(one).split("(")[0] for one in node.decorator_list} & {
                 "compiled",
                 "inlined",
+                "merged",
             }
             names = [
                 one.arg for one in [*node.args.posonlyargs, *node.args.args] if one.arg not in ("self", "cls")

@@ -241,9 +241,15 @@ def add_trade(
     raw[EXPOSURE] += exit_ts - entry_ts
     raw[BY_REASON + reason] += 1.0
     if len(raw) > RAW:
-        start = np.int64(raw[RAW]) * _HALF + np.int64(raw[RAW + 1])
-        period = (np.int64(exit_ts) - start) // np.int64(raw[RAW + 2])
-        raw[RAW + CLOCK + min(max(period, 0), len(raw) - RAW - CLOCK - 1)] += pnl
+        add_period(raw, exit_ts, pnl)
+
+
+@merged
+def add_period(raw: Any, exit_ts: Any, pnl: Any) -> None:
+    """Add the PnL of a trade to the period of its exit, in a wide row of raw sums."""
+    start = np.int64(raw[RAW]) * _HALF + np.int64(raw[RAW + 1])
+    period = (np.int64(exit_ts) - start) // np.int64(raw[RAW + 2])
+    raw[RAW + CLOCK + min(max(period, 0), len(raw) - RAW - CLOCK - 1)] += pnl
 
 
 def wide_row(start: int, length: int, count: int) -> Any:

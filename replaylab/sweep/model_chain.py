@@ -654,6 +654,8 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                 squares += deviation * deviation
                 exposure += ticks[x].ts - e.ts
                 targets += hit
+                if len(sums) > fills.RAW:
+                    fills.add_period(sums, ticks[x].ts, pnl)
                 if over:
                     if end == last:
                         sums[fills.BY_REASON + fills.SESSION_END] += 1.0
