@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         manifest = lab.build_replay_session(*SESSION, symbols, created_by="TEST", notes="four minutes of the sample")
-    # The only texts that would differ from one making to the next.
+    # The only strings that would differ between two runs of this script.
     manifest.created_at = LOGGED_UNTIL
     lab.sessions.save_session(manifest)
     health = lab.health()
