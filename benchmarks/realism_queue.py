@@ -147,8 +147,10 @@ def compare(market: Seen, orders: list[Order], ours: list[bool], peer: str) -> N
         subprocess.run([peer, __file__, *files], check=True)
         theirs = np.load(files[2]).astype(bool).tolist()
     print(f"\nLimit orders at the best quote of BTCUSDT, {len(orders):,} orders, beside hftbacktest\n")
+    again = [slow_fill(market, order, []) for order in orders]
+    print(f"The plain form of our rules decides like the model in {share(ours, again)} of the orders.")
     print(
-        f"filled: {sum(ours):,} by replaylab's queue, {sum(theirs):,} by the risk-averse queue of hftbacktest\n"
+        f"Filled: {sum(ours):,} by replaylab's queue, {sum(theirs):,} by the risk-averse queue of hftbacktest\n"
     )
     print(
         "| rule of hftbacktest taken on, one after the other | equal decisions | became equal | became different |"
@@ -158,11 +160,6 @@ def compare(market: Seen, orders: list[Order], ours: list[bool], peer: str) -> N
     for name, meaning in {"": "none: replaylab's model", **STEPS}.items():
         steps += [name]
         now = ours if not name else [slow_fill(market, order, steps) for order in orders]
-        if not name:
-            again = [slow_fill(market, order, []) for order in orders]
-            print(
-                f"\n(the plain form of our rules equals the model in {share(ours, again)})\n", file=sys.stderr
-            )
         better = sum(b != t and n == t for b, n, t in zip(before, now, theirs, strict=True))
         worse = sum(b == t and n != t for b, n, t in zip(before, now, theirs, strict=True))
         print(f"| {meaning} | {share(now, theirs)} | {better} | {worse} |")
