@@ -40,6 +40,7 @@ def describe(session: Session) -> Detail:
         *(f"<br>{error(text)}" for text in session.warnings),
         _counts(events),
         _first_rows(events),
+        _findings(session),
         _gaps(events),
         _rejects(session.rejects),
         _provenance(session.meta),
@@ -102,6 +103,11 @@ def _gaps(events: pl.DataFrame) -> str:
     )
     rows = [f"{cells((_time(start),))}<td class='num'>{seconds:,.3f}</td>" for start, seconds in gaps.rows()]
     return '<div class="rl-heading">Longest gaps</div>' + table(("after (UTC)", "#seconds"), rows)
+
+
+def _findings(session: Session) -> str:
+    rows = [cells((one.level, one.kind, one.message)) for one in session.check()]
+    return '<div class="rl-heading">Findings</div>' + table(("level", "kind", "finding"), rows, empty="none")
 
 
 def _rejects(rejects: pl.DataFrame) -> str:

@@ -24,10 +24,11 @@ import polars as pl
 from msgspec import UNSET
 
 import replaylab
-from replaylab import history
+from replaylab import frames, history
 from replaylab.errors import LogReadError, SessionError, SessionExistsError
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
+from replaylab.sessions.check import check_events
 from replaylab.sessions.guard import build_folder, publish_folder, remove_session_folder, unused
 from replaylab.sessions.initial import StateBefore, recorded_params
 from replaylab.sessions.options import BuildOptions, generated_id, moment_ns, option_arguments
@@ -38,6 +39,8 @@ from replaylab.timestamps import NS_PER_DAY, iso, now_ns
 
 _LINES_AT_A_TIME = 50_000
 _TRIES = 4
+# Sessions of at most so many events are checked when they are built.
+_CHECKED = 300_000
 _ROW_GROUP = 16_384
 IfExists = Literal["error", "reuse", "replace"]
 CreatedBy = Literal["MANUAL", "AUTO", "TEST"]
@@ -202,6 +205,7 @@ def _build(
     _require_logs(root, options)
     with build_folder(root) as folder:
         meta = _fill_from_whole_logs(root, options, folder, progress)
+        meta["warnings"] += _doubts(folder, meta)
         manifest.total_events = meta["totalEvents"]
         manifest.event_types = sorted(meta["eventCounts"])
         manifest.warnings = meta["warnings"] or UNSET
@@ -289,6 +293,14 @@ def _fill_from_whole_logs(
             shutil.rmtree(folder)
             folder.mkdir()
     return _fill(root, options, folder, progress)
+
+
+def _doubts(folder: Path, meta: Mapping[str, Any]) -> list[str]:
+    """Return findings that distort results. A long session is checked when asked: memory stays bounded here."""
+    if meta["totalEvents"] > _CHECKED:
+        return []
+    found = check_events(frames.load_replay_events(folder / "events.jsonl").frame)
+    return [one.message for one in found if one.level == "warning" and one.kind != "no_prices"]
 
 
 def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""Verdicts: what each level takes, what is stated with it, and how often it is wrong (a short run of the benchmark)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.figure import Figure
+
+from benchmarks import evidence as benchmark
+from replaylab import plots
+from replaylab.sweep import SweepResult, sweep
+from replaylab.sweep import verdict as module
+
+
+def swept(seed: int, edge: float = 0.0, kind: str = "edge", **base: object) -> SweepResult:
+    grid, more = benchmark.KINDS.get(kind, benchmark.EDGE)
+    events = benchmark.tape(np.random.default_rng([seed, 2]), edge)
+    params = benchmark.base(**{**more, **benchmark.FREE, **base})
+    return sweep(events, grid, params, progress=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def planted() -> SweepResult:
+    return swept(1, 0.4)
+
+
+def test_a_planted_edge_is_supported(planted: SweepResult) -> None:
+    """And its page, sentences and numbers are there; n stands with the ratio."""
+    verdict = planted.verdict()
+    assert verdict.level == "supported"
+    assert verdict.metrics["dsr"] >= 0.95
+    assert verdict.metrics["spa_p_value"] <= 0.05
+    assert f"{verdict.metrics['n_trades']:,} trades" in verdict.reasons[0]
+    assert isinstance(verdict.plot(), Figure)
+    assert planted.verdict() is verdict
+
+
+def test_noise_is_luck() -> None:
+    verdict = swept(3).verdict()
+    assert verdict.level == "luck"
+    assert verdict.metrics["dsr"] < 0.95 or verdict.metrics["spa_p_value"] > 0.05
+
+
+def test_too_few_trades_are_insufficient(planted: SweepResult) -> None:
+    verdict = planted.verdict(min_trades=100_000)
+    assert verdict.level == "insufficient"
+    assert "No combination has 100000 trades" in verdict.reasons[0]
+    assert isinstance(verdict.plot(), Figure)
+
+
+def test_an_edge_of_the_first_half_fails_out_of_sample() -> None:
+    """The best row earns in the first half what it loses, less of it, in the second."""
+    early, late = (
+        benchmark.tape(np.random.default_rng(5), 0.4),
+        benchmark.tape(np.random.default_rng(6), -0.1),
+    )
+    later = late.with_columns(pl.col("timestamp") + pl.duration(seconds=benchmark.TICKS, time_unit="ns"))
+    events = pl.concat([early, later])
+    grid, more = benchmark.EDGE
+    result = sweep(events, grid, benchmark.base(**more, **benchmark.FREE), progress=False, threads=1)
+    assert result.verdict().level == "fails_out_of_sample"
+
+
+def test_small_wins_without_a_stop_are_not_skill(planted: SweepResult) -> None:
+    """A row that won 40 times the same, whose stop has not been hit yet, has a Sharpe ratio without bound."""
+
+    def lucky(row: int, chosen: object) -> pl.DataFrame:
+        real = planted.trades(row).head(40)
+        win = pl.Series(np.where(np.arange(40) % 2, 0.011, 0.010))
+        return real.with_columns(realized_pnl=win, reason=pl.lit("TP2"))
+
+    assert planted.params_of(0).sl_pct * 1_000 / 100 > 0.1
+    shape = module._one_more_stop(replace(planted, trades_of=lucky), 0)
+    assert shape < -0.1
+
+
+def test_costs_of_nothing_are_named(planted: SweepResult) -> None:
+    assert any("costs of 0" in line for line in planted.verdict().caveats)
+    assert planted.assumptions in planted.verdict().caveats
+
+
+def test_noise_with_costs_has_a_small_pbo_and_loses_in_every_split() -> None:
+    """Rows differ by what they pay, so their order repeats itself: the headline must not be PBO alone."""
+    result = swept(4, kind="symmetric", **benchmark.COSTS)
+    found = result.overfitting(8)
+    assert found.loss_probability > 0.9
+    assert result.verdict().level == "luck"
+    titles = [axes.get_title() for axes in plots.overfitting(found).axes]
+    assert any("loses out of sample" in title for title in titles)
+
+
+def test_few_verdicts_on_noise_are_supported() -> None:
+    """A few sweeps of each kind; `benchmarks/evidence.py` runs a thousand."""
+    for kind in benchmark.KINDS:
+        found = benchmark.false_alarms(kind, benchmark.FREE, 3)
+        assert found.get("supported", 0) <= benchmark.most_allowed(3), kind
+
+
+def test_planted_edges_are_found() -> None:
+    assert benchmark.power(0.2, 3).get("supported", 0) >= 2
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize("kind", benchmark.KINDS)
+def test_at_most_one_verdict_of_twenty_on_noise_is_supported(kind: str) -> None:
+    for costs in (benchmark.FREE, benchmark.COSTS):
+        assert benchmark.false_alarms(kind, costs, 1_000).get("supported", 0) <= 50
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize(("edge", "share"), benchmark.EDGES.items())
+def test_planted_edges_are_found_as_often_as_stated(edge: float, share: float) -> None:
+    assert benchmark.power(edge, 1_000).get("supported", 0) >= 1_000 * share
