@@ -272,9 +272,10 @@ class SweepResult(Outcome):
     def verdict(self, min_trades: int = MIN_TRADES) -> Verdict:
         """Return whether the best combination is more than luck and holds out of sample: ``level`` and ``reasons``.
 
-        Asked in this order: has it ``min_trades`` trades (else "insufficient"); does it earn, is its deflated Sharpe
-        ratio at least 0.95 and the p-value of the SPA test at most 0.05 (else "luck"); does what is chosen on a part of
-        the time earn on the rest (else "fails_out_of_sample"); then "supported". See ``docs/statistics.md``.
+        Asked in this order: has it ``min_trades`` trades (else "insufficient"); does it earn, with a deflated Sharpe
+        ratio of 0.95 (else "luck"); does what is chosen on a part of the time earn on the rest (else
+        "fails_out_of_sample"); is the p-value of the SPA test at most 0.05 (else "luck"); then "supported". See
+        ``docs/statistics.md``.
         """
         if self.pnl_of is None:
             return self.saved_verdict or Verdict("insufficient", ["The saved result holds no verdict."])

@@ -113,10 +113,13 @@ def judge(result: Any, min_trades: int = MIN_TRADES) -> Verdict:
         return Verdict("insufficient", [f"{str(error)[0].upper()}{str(error)[1:]}."], caveats, metrics)
     metrics = {"row": row, "n_trades": count, "min_trades": min_trades, **found.metrics}
     level: Level = "supported"
-    if not found.net > 0 or not found.deflated.probability >= CONFIDENCE or not found.spa <= 1 - CONFIDENCE:
+    if not found.net > 0 or not found.deflated.probability >= CONFIDENCE:
         level = "luck"
     elif found.loses_later:
+        # Before the SPA test: its blocks of time see an edge that came and went as a large variance.
         level = "fails_out_of_sample"
+    elif not found.spa <= 1 - CONFIDENCE:
+        level = "luck"
     return Verdict(level, found.reasons(row, count), caveats, metrics, found.arrays)
 
 
