@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, cast
 
@@ -100,8 +101,8 @@ class Lab:
         symbols = ", ".join(list_symbols(self.root)) or "none yet"
         sessions = len(self.sessions.list_sessions())
         return (
-            f"<b>Lab</b> <code>{self.root}</code> · run mode {self.config.run_mode}<br>"
-            f"symbols: {symbols} · replay sessions: {sessions}"
+            f"<b>Lab</b> <code>{escape(str(self.root))}</code> · run mode {escape(self.config.run_mode)}<br>"
+            f"symbols: {escape(symbols)} · replay sessions: {sessions}"
         )
 
     def __enter__(self) -> Self:

@@ -175,6 +175,9 @@ def serve(
         ),
     ] = None,
     ip: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="No authentication; on 127.0.0.1 only.")
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -194,9 +197,11 @@ def serve(
     command += [f"--ServerApp.port={port}", f"--ServerApp.ip={ip}"]
     if config is not None:
         command.append(f"--Replaylab.config_path={config.absolute()}")
-    if token is not None:
+    if insecure_no_auth:
+        command.append("--ApiServer.insecure_no_auth=True")
+    if token is not None or insecure_no_auth:
         # In the environment and not in the arguments, which every user of the machine can read.
-        os.environ["JUPYTER_TOKEN"] = token
+        os.environ["REPLAYLAB_TOKEN"] = token or ""
     sys.stdout.flush()
     # The server takes the place of this process, so that signals reach it and its exit code is ours.
     os.execv(sys.executable, command)

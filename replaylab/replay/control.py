@@ -173,12 +173,16 @@ def error_of(plain: dict[str, Any]) -> ReplaylabError:
     found: ReplaylabError = (kind if known else ReplayError)(str(plain.get("message")))
     if isinstance(found, ConfigError | RecordError):
         found.field = plain.get("field")
+    # Of a disk that is full or may not be written.
+    found.errno = plain.get("errno")  # type: ignore[attr-defined]
     return found
 
 
 def plain_error(error: BaseException) -> dict[str, Any]:
     """Return an error as plain data, for ``error_of`` in another process."""
-    return {"kind": type(error).__name__, "message": str(error), "field": getattr(error, "field", None)}
+    number = getattr(error, "errno", None) or getattr(error.__cause__, "errno", None)
+    field = getattr(error, "field", None)
+    return {"kind": type(error).__name__, "message": str(error), "field": field, "errno": number}
 
 
 class ReplayLock:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -61,6 +62,7 @@ class _Tail:
         self._inode: int | None = None
 
     def lines(self) -> list[bytes]:
+        """Return new lines, about a megabyte at a time; a longer line comes whole."""
         try:
             with self.path.open("rb") as file:
                 about = os.fstat(file.fileno())
@@ -68,6 +70,8 @@ class _Tail:
                     self._inode, self._offset = about.st_ino, 0
                 file.seek(self._offset)
                 chunk = file.read(_MOST_BYTES)
+                if len(chunk) == _MOST_BYTES and b"\n" not in chunk:
+                    chunk += file.readline()
         except FileNotFoundError:
             return []
         # A line that is being written has no newline yet: it is read next time.
@@ -136,7 +140,9 @@ class RunFollower:
             if self._index < keep_from:
                 news.skipped += 1
             else:
-                news.events.append(orjson.loads(line))
+                # The loader has counted a line that is no event among the rejects: it has no index.
+                with suppress(orjson.JSONDecodeError):
+                    news.events.append(orjson.loads(line))
             self._index += 1
         self._index = position
 
@@ -151,4 +157,8 @@ class RunFollower:
                 for path in sorted(folder.glob("*.jsonl")):
                     self._tails.setdefault(path, (kind, _Tail(path)))
         for kind, tail in self._tails.values():
-            news.records += [(kind, orjson.loads(line)) for line in tail.lines() if line.strip()]
+            for line in tail.lines():
+                with suppress(orjson.JSONDecodeError):
+                    record = orjson.loads(line)
+                    if isinstance(record, dict):
+                        news.records.append((kind, record))

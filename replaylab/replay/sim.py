@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from typing import Any, Literal
 
 import orjson
@@ -58,7 +59,7 @@ class SimRun:
 
     def _repr_html_(self) -> str:
         return (
-            f"<b>SIM</b> {', '.join(self.symbols)} · {self.start} to {self.end}<br>"
+            f"<b>SIM</b> {escape(', '.join(self.symbols))} · {escape(str(self.start))} to {escape(str(self.end))}<br>"
             f"{self.n_market_events:,} market events → {len(self.events):,} state events, "
             f"{len(self.orders):,} order lines, {len(self.trades):,} trades"
         )

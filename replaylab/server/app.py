@@ -7,12 +7,39 @@ import os
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Float, Int, Unicode, default
+from jupyter_server.serverapp import ServerApp
+from traitlets import Bool, Float, Int, Unicode, default
 
 from replaylab.archive import RetentionScheduler
 from replaylab.config import Config
-from replaylab.server.handlers import ROUTES
+from replaylab.server.handlers import MAX_BODY, ROUTES
 from replaylab.server.service import Service
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ApiServer(ServerApp):
+    """The server of ``replaylab serve``: this API and the login; it does not start without authentication."""
+
+    # No kernels, files, contents or terminals.
+    default_services = ("auth", "security")
+    insecure_no_auth = Bool(False, help="Serve without authentication, on a loopback address only.").tag(
+        config=True
+    )
+
+    def init_configurables(self) -> None:
+        super().init_configurables()
+        # An explicit token wins over the configuration files of the user, also over an empty one there.
+        token = os.environ.pop("REPLAYLAB_TOKEN", None)
+        if token is not None:
+            self.identity_provider.token = token
+        if self.identity_provider.auth_enabled or (self.insecure_no_auth and self.ip in _LOOPBACK):
+            return
+        self.log.critical(
+            "refused to start without authentication: give a token (replaylab serve --token), or remove the empty one "
+            "from Jupyter's configuration; --insecure-no-auth allows it on 127.0.0.1 only"
+        )
+        self.exit(1)
 
 
 class Replaylab(ExtensionApp):
@@ -22,10 +49,18 @@ class Replaylab(ExtensionApp):
     description = "Replay sessions over HTTP, under /api/replay."
     extension_url = "/api/replay/status"
     open_browser = False
-    # On its own it serves the API and nothing else: no terminals, no file browser.
+    # On its own it serves the API and nothing else.
     load_other_extensions = False
-    # In a container the user often is root. Ctrl-C ends the server without a question.
-    serverapp_config: dict[str, Any] = {"open_browser": False, "allow_root": True, "answer_yes": True}  # noqa: RUF012  (as in the base)
+    serverapp_class = ApiServer
+    # In a container the user often is root. Ctrl-C ends the server without a question. A body is buffered before the
+    # token is checked, so a large one is refused by its length. A port that is taken is an error.
+    serverapp_config: dict[str, Any] = {  # noqa: RUF012  (as in the base)
+        "open_browser": False,
+        "allow_root": True,
+        "answer_yes": True,
+        "max_body_size": 2 * MAX_BODY,
+        "port_retries": 0,
+    }
 
     data_root = Unicode(help="Data root. Without it: REPLAYLAB_DATA in the environment, else ./data.").tag(
         config=True

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 import orjson
 from msgspec import field
 
-from replaylab.errors import RecordError, ReplaylabError, did_you_mean
+from replaylab.errors import RecordError, ReplaylabError, TimeError, did_you_mean
+from replaylab.params import TradingParams
 from replaylab.paths import safe_name, safe_symbol
 from replaylab.records import Record, decode_record
 from replaylab.timestamps import parse_ns
@@ -41,8 +42,8 @@ class BuildRequest(Request, kw_only=True):
     notes: str | None = None
 
     def check(self) -> None:
-        _try("from", parse_ns, self.from_)
-        _try("to", parse_ns, self.to)
+        _try("from", _moment, self.from_)
+        _try("to", _moment, self.to)
         if not self.symbols:
             raise _wrong("symbols", "at least one symbol", self.symbols)
         for symbol in self.symbols:
@@ -74,6 +75,11 @@ class RunRequest(Request, kw_only=True):
     def check(self) -> None:
         if self.speed_factor is not None:
             _check_speed(self.speed_factor)
+        names = TradingParams.__struct_encode_fields__
+        for name in self.params or ():
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise RecordError(f"params.{name}: there is no such parameter.{hint}", field=name)
 
 
 class SeekRequest(Request, kw_only=True):
@@ -83,7 +89,7 @@ class SeekRequest(Request, kw_only=True):
 
     def check(self) -> None:
         if isinstance(self.to, str):
-            _try("to", parse_ns, self.to)
+            _try("to", _moment, self.to)
             return
         index = _whole(self.to)
         if index is None:
@@ -125,6 +131,12 @@ def _check_speed(value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise _wrong("speedFactor", 'a number above 0, or "inf"', value)
+
+
+def _moment(text: str) -> None:
+    parse_ns(text)
+    if not "1700" <= text[:4] < "2200":
+        raise TimeError(f"expected a year from 1700 to 2199, found {text!r}")
 
 
 def _wrong(name: str, expected: str, found: Any) -> RecordError:

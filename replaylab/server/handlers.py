@@ -14,6 +14,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from replaylab.errors import ReplaylabError
+from replaylab.params import TradingParams
 from replaylab.records import Record
 from replaylab.server.bodies import (
     BuildRequest,
@@ -29,8 +30,9 @@ from replaylab.server.service import Service, status_of
 
 R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.
-_MAX_BODY = 1 << 20
+MAX_BODY = 1 << 20
 _HEARTBEAT_S = 10.0
+_PARAMS = dict(zip(TradingParams.__struct_fields__, TradingParams.__struct_encode_fields__, strict=True))
 _VERBS = ("get", "post", "delete")
 
 
@@ -48,8 +50,8 @@ class ReplayHandler(APIHandler):
 
     def body(self, cls: type[R]) -> R:
         raw: bytes = self.request.body
-        if len(raw) > _MAX_BODY:
-            raise web.HTTPError(413, f"the body is larger than {_MAX_BODY:,} bytes")
+        if len(raw) > MAX_BODY:
+            raise web.HTTPError(413, f"the body is larger than {MAX_BODY:,} bytes")
         if cls is EmptyRequest and not raw.strip():
             return cls()
         return read_body(cls, raw)
@@ -62,9 +64,11 @@ class ReplayHandler(APIHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         field = None
-        if isinstance(error, ReplaylabError):
+        if isinstance(error, ReplaylabError | OSError):
             status_code, message = status_of(error), str(error)
             field = getattr(error, "field", None)
+            # A parameter is named as the body names it.
+            field = _PARAMS.get(field, field)
         elif isinstance(error, web.HTTPError):
             text = error.log_message
             message = text % error.args if text else HTTPStatus(status_code).phrase
@@ -82,7 +86,7 @@ class ReplayHandler(APIHandler):
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         # A refused request is no fault of the server: a traceback in the log would hide real ones.
-        if isinstance(value, ReplaylabError):
+        if isinstance(value, ReplaylabError) or (isinstance(value, OSError) and status_of(value) < 500):
             self.log.info("%s %s: %s", self.request.method, self.request.path, value)
         else:
             super().log_exception(typ, value, tb)

@@ -6,8 +6,11 @@ Nothing here blocks the event loop: files are read in threads, builds and replay
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -40,15 +43,21 @@ _STREAM_PERIOD_S = 0.2
 _STOP_TIMEOUT_S = 10.0
 
 
-def status_of(error: ReplaylabError) -> int:
-    """Return the HTTP status of an error that replaylab raises on purpose."""
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status of an error: one that replaylab raises on purpose, or one of the system."""
+    for one in (error, error.__cause__):
+        number = getattr(one, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return 507
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return 403
     if isinstance(error, SessionNotFoundError):
         return 404
     if isinstance(error, SessionExistsError | ReplayRunningError | InterlockError | ReplayError):
         return 409
     if isinstance(error, LogWriteError):
         return 507
-    return 400
+    return 400 if isinstance(error, ReplaylabError) else 500
 
 
 class Service:
@@ -111,8 +120,8 @@ class Service:
             raise SessionNotFoundError(f"session {session_id!r} has no run {run_id!r}") from None
 
     async def delete(self, session_id: str) -> dict[str, Any]:
-        """Delete a session and its runs; 409 for one that is being replayed or pinned."""
-        await self.session(session_id)
+        """Delete a session and its runs, also a damaged one; 409 for one that is being replayed or pinned."""
+        safe_name(session_id, "session id")
         try:
             await asyncio.to_thread(self._lab.sessions.delete_session, session_id)
         except SessionNotFoundError:
@@ -165,9 +174,7 @@ class Service:
         if self._builders is None:
             # Spawned, not forked: a forked copy of a server with threads may hang.
             context = multiprocessing.get_context("spawn")
-            self._builders = ProcessPoolExecutor(
-                max_workers=1, mp_context=context, initializer=_ignore_interrupts
-            )
+            self._builders = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_begin_worker)
         job = (str(self.root), request.from_, request.to, request.symbols, options)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._builders, _build, *job)
@@ -275,9 +282,17 @@ class Service:
         self._lab.close()
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C in a terminal reaches the worker too; a build that has begun is finished, and then it ends."""
+def _begin_worker() -> None:
+    """End with the server, also where it is killed, and not at Ctrl-C: a build that has begun is finished first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_server, daemon=True).start()
+
+
+def _end_with_server() -> None:
+    server = multiprocessing.parent_process()
+    if server is not None:
+        server.join()
+        os._exit(1)
 
 
 def _build(root: str, start: str, end: str, symbols: list[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class BuildOptions:
             end_text=_range_text(end, end_ns),
             symbols=tuple(dict.fromkeys(names)),
             include_types=None if include_types is None else _checked_types(include_types),
-            max_events=max_events,
+            # Beyond any session all limits are alike, and this one fits into 64 bits.
+            max_events=None if max_events is None else min(max_events, 1 << 62),
         )
 
     @property

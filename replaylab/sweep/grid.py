@@ -12,6 +12,7 @@ between them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from replaylab.sweep.fills import PARAMS
 
 Array = npt.NDArray[Any]
 Codes = tuple[Array, int]
+# Its results alone are about 15 GB of memory.
+MOST_COMBINATIONS = 50_000_000
 FIELDS = TradingParams.__struct_fields__
 DECLARED = {declared.name: declared for declared in TradingParams.declarations()}
 _WHOLE = [name for name in FIELDS if DECLARED[name].kind == "whole"]
@@ -142,8 +145,13 @@ def make_grid(grid: Any, base: TradingParams | None = None) -> Grid:
         return grid
     if isinstance(grid, Mapping):
         axes = {name: _values(name, values) for name, values in _named(grid).items()}
+        rows = math.prod(len(values) for values in axes.values())
+        if rows > MOST_COMBINATIONS:
+            raise SweepError(
+                f"the grid has {rows:,} combinations, of {len(axes)} axes; a sweep runs at most "
+                f"{MOST_COMBINATIONS:,}: take fewer values, or draw from ranges with replaylab.sweep.sample"
+            )
         codes = _product({name: len(values) for name, values in axes.items()})
-        rows = int(np.prod([len(values) for values in axes.values()], dtype=np.int64))
     else:
         if isinstance(grid, pl.LazyFrame):
             grid = grid.collect()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from replaylab.paths import DataRoot
@@ -157,7 +160,7 @@ def test_steering(client: httpx.Client) -> None:
         ("/seek", {"to": None}, "to"),
         ("/run", {"sessionId": SESSION, "speedFactor": -1}, "speedFactor"),
         ("/run", {"sessionId": SESSION, "injectMode": "BOTH"}, "injectMode"),
-        ("/run", {"sessionId": SESSION, "params": {"slPct": -1}}, "sl_pct"),
+        ("/run", {"sessionId": SESSION, "params": {"slPct": -1}}, "slPct"),
         ("/run", {"sessionId": SESSION, "params": {"slPc": 1}}, "slPc"),
     ],
 )
@@ -329,6 +332,128 @@ def test_serve_on_the_command_line(root: DataRoot, tmp_path: Path) -> None:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
+
+
+@contextmanager
+def serve(
+    root: DataRoot, log: Path, *options: str, config: str = "", port: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`replaylab serve` with a user's Jupyter configuration; yields the process and its address."""
+    settings = log.parent / "jupyter"
+    settings.mkdir(exist_ok=True)
+    (settings / "jupyter_server_config.py").write_text(config)
+    chosen = port or free_port()
+    command = [sys.executable, "-c", "from replaylab.cli import main; main()", "serve", "--data", str(root)]
+    command += ["--port", str(chosen), *options]
+    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(settings)}
+    environment.pop("JUPYTER_TOKEN", None)
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        try:
+            yield process, f"http://127.0.0.1:{chosen}"
+        finally:
+            process.kill()
+            process.wait(20)
+
+
+def up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/api/replay/status").status_code in (200, 403)
+    except httpx.TransportError:
+        return False
+
+
+EMPTY_TOKEN = "c.IdentityProvider.token = ''\nc.ServerApp.token = ''\n"
+
+
+def test_a_served_api_is_alone_guarded_and_bounded(root: DataRoot, tmp_path: Path) -> None:
+    """An explicit token wins over an empty one in the user's configuration; no kernels, files or terminals; a large
+    body is refused unread; and a second server on the port is an error."""
+    with serve(root, tmp_path / "log", "--token", "word", config=EMPTY_TOKEN) as (_, url):
+        wait_for(lambda: up(url), "the server")
+        auth = {"Authorization": "token word"}
+        assert httpx.get(f"{url}/api/replay/status").status_code == 403
+        assert httpx.get(f"{url}/api/replay/status", headers=auth).status_code == 200
+        for path in (
+            "contents",
+            "kernels",
+            "kernelspecs",
+            "sessions",
+            "terminals",
+            "config/x",
+            "events/subscribe",
+        ):
+            assert httpx.get(f"{url}/api/{path}", headers=auth).status_code == 404, path
+        for path in ("files/x", "nbconvert/html/x", "view/x"):
+            assert httpx.get(f"{url}/{path}", headers=auth).status_code == 404, path
+        assert httpx.post(f"{url}/api/kernels", headers=auth, json={}).status_code == 404
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
+            raw.sendall(
+                b"POST /api/replay/run HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 500000000\r\n\r\n"
+            )
+            raw.settimeout(10)
+            # Closed at once, before the body and without reading it.
+            assert raw.recv(100).startswith(b"HTTP/1.1 400") or raw.recv(1) == b""
+        taken = tmp_path / "second"
+        taken.mkdir()
+        port = int(url.rpartition(":")[2])
+        with serve(root, taken / "log", "--token", "word", port=port) as (second, _):
+            assert second.wait(60) == 1
+        assert f"port {port} is not available" in (taken / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--token", ""), ("--insecure-no-auth", "--ip", "0.0.0.0")],
+    ids=["config", "option", "remote"],
+)
+def test_a_server_without_authentication_does_not_start(
+    root: DataRoot, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with serve(root, tmp_path / "log", *options, config=EMPTY_TOKEN) as (process, _):
+        assert process.wait(60) == 1
+    assert "refused to start without authentication" in (tmp_path / "log").read_text()
+
+
+def test_without_authentication_on_request_and_on_loopback_only(root: DataRoot, tmp_path: Path) -> None:
+    with serve(root, tmp_path / "log", "--insecure-no-auth") as (_, url):
+        wait_for(lambda: up(url), "the server")
+        assert httpx.get(f"{url}/api/replay/status").status_code == 200
+
+
+def test_a_killed_server_leaves_no_build_worker(root: DataRoot, tmp_path: Path) -> None:
+    with serve(root, tmp_path / "log", "--token", "word") as (process, url):
+        wait_for(lambda: up(url), "the server")
+        body = {"from": START, "to": END, "symbols": ["BTCUSDT"], "sessionId": "by-worker"}
+        answer = httpx.post(
+            f"{url}/api/replay/sessions", headers={"Authorization": "token word"}, json=body, timeout=60
+        )
+        assert answer.status_code == 200, answer.text
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.kill()
+        process.wait()
+        gone, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+        assert len(gone) == len(children)
+    SessionStore(root).delete_session("by-worker")
+
+
+def test_a_stopped_replay_is_still_a_replay(client: httpx.Client, root: DataRoot) -> None:
+    """A status request does not end a replay whose process is stopped (SIGSTOP) for a while."""
+    run(client, speedFactor=1)
+    pid = json.loads(root.replay_status.read_bytes())["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(6):
+            assert status(client)["running"] is True
+            time.sleep(1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    at = status(client)["currentEventIndex"]
+    wait_for(lambda: status(client)["currentEventIndex"] > at, "the replay to continue")
+    assert client.delete(f"/sessions/{SESSION}").status_code == 409
+    client.post("/stop")
 
 
 def test_two_builds_and_a_replay_at_once(client: httpx.Client, root: DataRoot) -> None:
