@@ -81,7 +81,7 @@ _FORMS = {
     "symbol": "[^/]+",
     "day": r"\d{4}-\d\d-\d\d",
     "part": r"(?:\.\d+)?",
-    "tape": "trades|book|funding",
+    "tape": "trades|book|funding|gaps",
     "snapshot": "|".join(SNAPSHOTS),
 }
 
@@ -381,7 +381,7 @@ class DataRoot:
 
     # Additions to the specification's tree.
     def history_dir(self, tape: str, symbol: str) -> Path:
-        """``tape`` is "trades", "book" or "funding"; one Parquet file per UTC day inside."""
+        """``tape`` is "trades", "book", "funding" or "gaps"; one Parquet file per UTC day inside."""
         written = _written({"tape": tape, "symbol": symbol})
         return self.path / "history" / written["tape"] / written["symbol"]
 

@@ -36,7 +36,8 @@ End = Annotated[str | None, typer.Option("--to", help="End, ISO; itself not incl
 def import_(
     fmt: Annotated[str, typer.Argument(metavar="FORMAT", help="One of the formats below.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files; .gz, .zip, .zst as they are.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Files, folders, patterns; .gz, .zip, .zst as they are."),
     ],
     data: Data = None,
     symbol: Annotated[
@@ -44,6 +45,9 @@ def import_(
     ] = None,
     timestamp: Annotated[str | None, typer.Option(help="Column of the time (csv, parquet).")] = None,
     timestamp_unit: Annotated[str | None, typer.Option(help="Unit of the time: s, ms, us or ns.")] = None,
+    time_zone: Annotated[
+        str | None, typer.Option(help="Zone of times without an offset, such as Europe/Berlin.")
+    ] = None,
     price: Annotated[str | None, typer.Option(help="Column of the price (csv, parquet).")] = None,
     qty: Annotated[str | None, typer.Option(help="Column of the quantity (csv, parquet).")] = None,
     side: Annotated[str | None, typer.Option(help="Column of the taker's side (csv, parquet).")] = None,
@@ -52,10 +56,20 @@ def import_(
     ] = None,
     trade_id: Annotated[str | None, typer.Option(help="Column of the trade id (csv, parquet).")] = None,
     received_at: Annotated[str | None, typer.Option(help="Column of the local time (csv, parquet).")] = None,
+    buy_word: Annotated[str | None, typer.Option(help="Word of the side column for a buy.")] = None,
+    sell_word: Annotated[str | None, typer.Option(help="Word of the side column for a sell.")] = None,
     market: Annotated[str | None, typer.Option(help="linear or spot (bybit-capture).")] = None,
     funding_rate: Annotated[str | None, typer.Option(help="Column of the rate (funding).")] = None,
     mark_price: Annotated[str | None, typer.Option(help="Column of the mark price (funding).")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Character between columns (csv).")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Character between columns (csv), found if not given.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the columns in order, with commas, where there is no header.")
+    ] = None,
+    max_rejects: Annotated[
+        float, typer.Option(help="Share of lines that may be rejected for one reason.")
+    ] = 0.01,
     contract_size: Annotated[
         float | None, typer.Option(help="Quote currency of one contract, where quantities are contracts.")
     ] = None,
@@ -69,7 +83,8 @@ def import_(
     """Bring exchange history in as market data of this data root.
 
     Formats: bybit-trades, bybit-book, bybit-capture, binance-trades, binance-agg-trades, binance-capture,
-    tardis-trades, tardis-book, csv, parquet, funding, instruments. Importing a file again changes nothing.
+    tardis-trades, tardis-book, csv, json, parquet, book-table, funding, instruments. Importing a file again changes
+    nothing. Folders are read whole; NAME.CHECKSUM next to a file is verified.
 
     [bold]Examples[/bold]
 
@@ -86,16 +101,21 @@ def import_(
         save_as=save_as,
         gap_s=gap_s,
         contract_size=contract_size,
+        max_rejects=max_rejects,
         market=market,
         timestamp=timestamp,
         timestamp_unit=timestamp_unit,
+        time_zone=time_zone,
         price=price,
         qty=qty,
         side=side,
         buyer_maker=buyer_maker,
         trade_id=trade_id,
         received_at=received_at,
+        buy_word=buy_word,
+        sell_word=sell_word,
         delimiter=delimiter,
+        columns=columns,
         funding_rate=funding_rate,
         mark_price=mark_price,
     )

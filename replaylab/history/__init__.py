@@ -13,6 +13,7 @@ from replaylab.history.instruments import decimals_of, load_instruments, normali
 from replaylab.history.tapes import (
     BOOK_SCHEMA,
     FUNDING_SCHEMA,
+    GAPS_SCHEMA,
     TRADES_SCHEMA,
     Coverage,
     Kind,
@@ -23,15 +24,18 @@ from replaylab.history.tapes import (
     scan,
     scan_book,
     scan_funding,
+    scan_gaps,
     scan_trades,
     symbols,
 )
-from replaylab.history.writing import Staging, Written, write_book, write_funding, write_trades
+from replaylab.history.writing import Conflicts, Staging, Written, write_book, write_funding, write_trades
 
 __all__ = [
     "BOOK_SCHEMA",
     "FUNDING_SCHEMA",
+    "GAPS_SCHEMA",
     "TRADES_SCHEMA",
+    "Conflicts",
     "Coverage",
     "Kind",
     "Staging",
@@ -47,6 +51,7 @@ __all__ = [
     "scan",
     "scan_book",
     "scan_funding",
+    "scan_gaps",
     "scan_trades",
     "step_of",
     "symbols",

@@ -17,7 +17,7 @@ from replaylab.errors import HistoryError
 from replaylab.paths import DataRoot
 from replaylab.timestamps import date_key, to_ns
 
-Kind = Literal["trades", "book", "funding"]
+Kind = Literal["trades", "book", "funding", "gaps"]
 Time = str | datetime | date | int | None
 
 _TIME = pl.Datetime("ns", "UTC")
@@ -52,13 +52,21 @@ _FUNDING: dict[str, _Type] = {
     "seq": pl.Int64,
     "exchange_at": _TIME,
 }
+_GAPS: dict[str, _Type] = {
+    "timestamp": _TIME,  # begin of an interval in which the book is doubtful
+    "end": _TIME,  # the next snapshot, or the update that uncrossed the book
+    "what": pl.String,  # "missing" messages, or a best bid at or above the best ask: "crossed"
+    "seq": pl.Int64,
+}
 TRADES_SCHEMA = pl.Schema(_TRADES)
 BOOK_SCHEMA = pl.Schema(_BOOK)
 FUNDING_SCHEMA = pl.Schema(_FUNDING)
+GAPS_SCHEMA = pl.Schema(_GAPS)
 SCHEMAS: dict[Kind, pl.Schema] = {
     "trades": TRADES_SCHEMA,
     "book": BOOK_SCHEMA,
     "funding": FUNDING_SCHEMA,
+    "gaps": GAPS_SCHEMA,
 }
 KINDS: tuple[Kind, ...] = ("trades", "book", "funding")
 
@@ -102,6 +110,16 @@ def scan_funding(
     Columns: :data:`FUNDING_SCHEMA`.
     """
     return scan(DataRoot(root), "funding", symbol, start, end)
+
+
+def scan_gaps(
+    root: str | os.PathLike[str] | DataRoot, symbol: str, start: Time = None, end: Time = None
+) -> pl.LazyFrame:
+    """Return the intervals in which the book of ``symbol`` is doubtful, of those that begin in ``start <= t < end``.
+
+    Columns: :data:`GAPS_SCHEMA`. Imports find them; one that fills a gap does not delete its row.
+    """
+    return scan(DataRoot(root), "gaps", symbol, start, end)
 
 
 def symbols(root: str | os.PathLike[str] | DataRoot, kind: Kind | None = None) -> list[str]:
@@ -195,6 +213,8 @@ def _require_values(frame: pl.DataFrame, kind: Kind) -> None:
             "a finite funding rate": ~pl.col("funding_rate").is_finite().fill_null(False),
             "a finite mark price above 0, or null": ~(mark.is_finite() & (mark > 0)).fill_null(True),
         }
+    elif kind == "gaps":
+        bad = {"a begin before the end": (pl.col("timestamp") <= pl.col("end")).fill_null(False).not_()}
     else:
         bad = {
             "a timestamp": pl.col("timestamp").is_null(),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.history import Staging
+from replaylab.importers.files import find_files
 from replaylab.importers.intake import (
     ClockName,
     FileReport,
@@ -41,6 +42,9 @@ __all__ = [
     "TapeReport",
     "import_history",
 ]
+
+
+_MAX_MESSAGE = 2_000  # characters; what a file says may be as long as the file
 
 
 class Format(NamedTuple):
@@ -71,6 +75,7 @@ FORMATS: dict[str, Format] = {
         "Bybit v5 websocket messages with local time and connection", "bybit", "read_capture"
     ),
     "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit", "read_table"),
+    "book-table": Format("tables of book levels, in columns or a row each", "book_table", "read_book_table"),
     "csv": Format("any delimited text with named columns", "columns", "read_csv"),
     "funding": Format(
         "funding settlements: Binance and Bybit files, Tardis derivative_ticker, any table",
@@ -80,6 +85,7 @@ FORMATS: dict[str, Format] = {
     "instruments": Format(
         "exchangeInfo of Binance, instruments-info of Bybit (JSON)", "funding", "read_instruments"
     ),
+    "json": Format("trades as JSON: ccxt, freqtrade, Kraken, an object a line", "columns", "read_json"),
     "parquet": Format("any Parquet file with named columns", "columns", "read_parquet"),
     "tardis-book": Format("Tardis incremental_book_L2 files", "tardis", "read_book"),
     "tardis-trades": Format("Tardis trades files", "tardis", "read_single"),
@@ -97,16 +103,21 @@ def import_history(
     save_as: str | None = None,
     gap_s: float = 60.0,
     contract_size: float | None = None,
+    max_rejects: float = 0.01,
     market: str | None = None,
     timestamp: str | None = None,
     timestamp_unit: str | None = None,
+    time_zone: str | None = None,
     price: str | None = None,
     qty: str | None = None,
     side: str | None = None,
     buyer_maker: str | None = None,
     trade_id: str | None = None,
     received_at: str | None = None,
+    buy_word: str | None = None,
+    sell_word: str | None = None,
     delimiter: str | None = None,
+    columns: str | list[str] | None = None,
     funding_rate: str | None = None,
     mark_price: str | None = None,
 ) -> ImportReport:
@@ -115,15 +126,18 @@ def import_history(
     >>> import_history("data", "binance-trades", "BTCUSDT-trades-2025-01-01.zip")          # doctest: +SKIP
     >>> import_history("data", "parquet", ["a.parquet"], symbol="BTCUSDT", qty="quantity")  # doctest: +SKIP
 
-    ``fmt``: one of :data:`FORMATS`. Files may be plain, gz, zst or zip. ``symbol`` picks one symbol, or names it
+    ``fmt``: one of :data:`FORMATS`. Files may be plain, gz, zst or zip, folders, or patterns such as
+    ``"*.zip"``; ``NAME.CHECKSUM`` next to a file is verified. ``symbol`` picks one symbol, or names it
     where the file does not; ``save_as`` stores it under another name. ``clock`` chooses which time becomes
     ``timestamp``: the exchange's or that of receipt; both are kept. A pause of more than ``gap_s`` seconds is reported
     as a gap. ``contract_size``: quantities are contracts of so much quote currency, and are stored in base currency
     (known by itself for Binance COIN-M and Bybit inverse). Ticks and lots go to ``system/instruments.json``.
+    ``max_rejects``: a file is refused where a larger share of its lines (default 1 %, one line at least) is rejected
+    for one reason.
 
-    The options from ``market`` on belong to some formats (``FORMATS[fmt].options``); for csv, parquet and funding they
-    name columns. Raises HistoryError for an unknown format, an option of another format, and files that contradict
-    themselves or the format, with file and line; the history is then as it was before.
+    The options from ``market`` on belong to some formats (``FORMATS[fmt].options``); for csv, json, parquet, book-table
+    and funding they name columns. Raises HistoryError for an unknown format, an option of another format, and files
+    that contradict themselves or the format, with file and line; the history is then as it was before.
     """
     options = {
         name: value
@@ -131,13 +145,17 @@ def import_history(
             "market": market,
             "timestamp": timestamp,
             "timestamp_unit": timestamp_unit,
+            "time_zone": time_zone,
             "price": price,
             "qty": qty,
             "side": side,
             "buyer_maker": buyer_maker,
             "trade_id": trade_id,
             "received_at": received_at,
+            "buy_word": buy_word,
+            "sell_word": sell_word,
             "delimiter": delimiter,
+            "columns": columns,
             "funding_rate": funding_rate,
             "mark_price": mark_price,
         }.items()
@@ -148,13 +166,15 @@ def import_history(
         raise HistoryError(f"no format {fmt!r}: there are {', '.join(FORMATS)}.{did_you_mean(fmt, FORMATS)}")
     for name in options:
         if name not in chosen.options:
-            known = (*chosen.options, "symbol", "clock", "save_as", "gap_s", "contract_size")
+            known = (*chosen.options, "symbol", "clock", "save_as", "gap_s", "contract_size", "max_rejects")
             raise HistoryError(f"{fmt} has no option {name!r}: there are {', '.join(known)}")
     if clock not in ("exchange", "receive"):
         raise HistoryError(f'clock is "exchange" or "receive", found {clock!r}')
     if contract_size is not None and not 0 < contract_size < float("inf"):
         raise HistoryError(f"contract_size is a number above 0, found {contract_size!r}")
-    paths = [Path(files)] if isinstance(files, str | os.PathLike) else [Path(file) for file in files]
+    if not 0 <= max_rejects <= 1:
+        raise HistoryError(f"max_rejects is a share of the lines from 0 to 1, found {max_rejects!r}")
+    paths = find_files([files] if isinstance(files, str | os.PathLike) else files)
     if not paths:
         raise HistoryError("no files to import")
     report = ImportReport(fmt, clock)
@@ -170,10 +190,15 @@ def import_history(
                 save_as=save_as,
                 gap_s=gap_s,
                 contract_size=contract_size,
+                max_rejects=max_rejects,
                 progress=advance,
             )
             chosen.read(paths, intake, **options)
             intake.finish()
+    except HistoryError as error:
+        if len(str(error)) <= _MAX_MESSAGE:
+            raise
+        raise HistoryError(f"{str(error)[: _MAX_MESSAGE - 4]} ...") from None
     finally:
         if bar is not None:
             bar.close()

@@ -1,9 +1,9 @@
 """Binance: downloads of trades and aggregated trades, and websocket captures.
 
 A capture has lines of local time, a space, the raw JSON; as recorders of hftbacktest and others write them. Read are
-``trade``, ``depthUpdate`` and REST snapshots (``lastUpdateId``), of spot and of USD-M or COIN-M futures, as raw
-messages or under ``{"stream", "data"}``. A ``bookTicker`` makes no row; where it names an update that ends a depth
-message, it is compared with the book that the depth messages make.
+``trade`` or ``aggTrade`` (the one that comes first), ``depthUpdate`` and REST snapshots (``lastUpdateId``), of spot and
+of USD-M or COIN-M futures, as raw messages or under ``{"stream", "data"}``. A ``bookTicker`` makes no row; where it
+names an update that ends a depth message, it is compared with the book that the depth messages make.
 
 **Continuity.** Futures: each ``pu`` is the ``u`` before it. Spot: each ``U`` is the ``u`` before it plus one. Where
 not, messages are missing: a gap of the book.
@@ -129,6 +129,7 @@ class _Symbol(SymbolRows):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.last_exchange: int | None = None
+        self.trades: str | None = None  # the stream that trades are taken from: trade or aggTrade
         self.recent: deque[tuple[int, Levels, Levels]] = deque(maxlen=_REMEMBERED)
         self.snapshot_id: int | None = None  # lastUpdateId of the last snapshot
         self.waiting: tuple[int, int, Levels, Levels] | None = None  # a snapshot without an exchange time
@@ -145,6 +146,7 @@ class _Capture:
         self.symbols: dict[str, _Symbol] = {}
         self.handlers = {
             "trade": self._trade,
+            "aggTrade": self._trade,
             "depthUpdate": self._depth,
             "snapshot": self._snapshot,
             "bookTicker": self._ticker,
@@ -156,7 +158,7 @@ class _Capture:
         stamp, _, rest = line.partition(b" ")
         if not stamp.isdigit():
             raise ValueError("expected a local time and a space before the JSON")
-        received = self.local.ns(int(stamp), intake.file.name, number)
+        received = self.local.ns(int(stamp))
         try:
             message = orjson.loads(rest)
             stream = message.get("stream", "")
@@ -204,13 +206,18 @@ class _Capture:
         name = self.intake.file.name.partition("_")[0].partition(".")[0].upper()
         return self.intake.symbol or (name if not self.symbols and name.isalnum() else None)
 
-    def _exchange(self, value: Any, number: int) -> int:
-        return self.clock.ns(value, self.intake.file.name, number)
-
     def _trade(self, one: _Symbol, data: dict[str, Any], number: int, received: int) -> bool:
+        kind = data.get("e", "trade")
+        if one.trades is None:
+            one.trades = kind
+        elif one.trades != kind:
+            self.intake.note(
+                f"{one.name}: {kind} left out, as {one.trades} came first: each is the whole market"
+            )
+            return False
         price, qty = positive(data["p"], "p"), positive(data["q"], "q")
-        exchange = self._exchange(data["T"], number)
-        identity = int(data["t"])
+        exchange = self.clock.ns(data["T"])
+        identity = int(data["t" if kind == "trade" else "a"])
         if not isinstance(data["m"], bool):
             raise ValueError(f"m must be true or false, found {data['m']!r}")
         one.trade(
@@ -227,12 +234,12 @@ class _Capture:
     def _depth(self, one: _Symbol, data: dict[str, Any], number: int, received: int) -> bool:
         first, last = int(data["U"]), int(data["u"])
         bids, asks = levels(data["b"]), levels(data["a"])
-        exchange = self._exchange(data.get("T", data["E"]), number)
+        exchange = self.clock.ns(data.get("T", data["E"]))
         before = int(data["pu"]) if "pu" in data else first - 1
         if one.last_update is not None and before != one.last_update:
-            self.intake.gap("book", one.name, "id", one.last_update, first, number)
+            one.gap(self.intake, one.last_update, first, number)
         elif one.last_update is None and one.snapshot_id is not None and before > one.snapshot_id:
-            self.intake.gap("book", one.name, "id", one.snapshot_id, first, number)
+            one.gap(self.intake, one.snapshot_id, first, number)
         one.last_update = last
         if one.snapshot_id is not None and last <= one.snapshot_id:
             one.stale += 1
@@ -247,7 +254,7 @@ class _Capture:
         last = int(data["lastUpdateId"])
         bids, asks = levels(data["bids"]), levels(data["asks"])
         moment = data.get("T") or data.get("E")
-        exchange = None if moment is None else self._exchange(moment, number)
+        exchange = None if moment is None else self.clock.ns(moment)
         if one.known and one.last_update == last:
             one.compare(bids, asks, self.intake)
         newest = one.last_update if one.last_update is not None and one.last_update > last else None

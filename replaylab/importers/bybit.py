@@ -33,6 +33,7 @@ _TRADES = TradeTable(
     },
     required=("time", "price", "qty", "side"),
     units=("s", "ms"),
+    short_header=True,
     file_symbol=lambda name: _symbol_before_date(name),
 )
 
@@ -68,6 +69,9 @@ def read_book(files: Iterable[Path], intake: Intake) -> None:
 def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = None) -> None:
     """Read captures, JSON Lines of ``{"t", "conn", "ts", "data": "<raw message>"}``, as cryptofeed records them.
 
+    Read are older captures of cryptofeed too: lines of local time, ``: `` and the message, ``ADDRESS <-> time`` where a
+    connection begins.
+
     ``ts`` is local time in decimal seconds. The address of a connection (in its ``connect`` line) names the market.
     Linear and inverse contracts keep their symbol; the same symbol on the spot market is another one and gets
     ``@spot`` after it. ``market`` ("linear", "inverse", "spot") takes one market only.
@@ -81,7 +85,7 @@ def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = 
 
     def take(line: bytes, number: int) -> bool:
         try:
-            envelope = orjson.loads(line)
+            envelope = _older_envelope(line) if line[:1] != b"{" else orjson.loads(line)
             kind, connection = envelope["t"], envelope.get("conn", "")
             if kind == "connect":
                 markets[connection] = str(envelope.get("addr", "")).rstrip("/").rpartition("/")[2]
@@ -93,6 +97,8 @@ def read_capture(files: Iterable[Path], intake: Intake, *, market: str | None = 
         topic = str(message.get("topic", ""))
         place = markets.get(connection, "linear")
         if not topic or (market is not None and place != market):
+            if topic:
+                intake.leave_out()
             return False
         name = topic.rpartition(".")[2]
         if place == "inverse":
@@ -137,6 +143,18 @@ def bybit_instruments(answer: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _older_envelope(line: bytes) -> dict[str, Any]:
+    """Return a line of an older cryptofeed capture in the form of newer ones. Raises ValueError."""
+    text = line.decode()
+    address, connects, _ = text.partition(" <-> ")
+    if connects:
+        return {"t": "connect", "addr": address}
+    if text.startswith("configuration: ") or " <- " in text[:200] or " -> " in text[:200]:
+        return {"t": "other"}
+    stamp, _, message = text.partition(": ")
+    return {"t": "recv", "ts": float(stamp), "data": message}
+
+
 def _inner(envelope: dict[str, Any]) -> dict[str, Any]:
     """Return the message inside, or nothing where the line is a header, a request or an answer to one."""
     if envelope["t"] not in ("recv", "ws") or not isinstance(envelope.get("data"), str):
@@ -166,15 +184,15 @@ class _Stream:
         for one in self.symbols.values():
             one.finish(self.intake)
 
-    def _ns(self, value: Any, number: int) -> int:
-        return self.clock.ns(int(value), self.intake.file.name, number)
+    def _ns(self, value: Any) -> int:
+        return self.clock.ns(int(value))
 
     def _trades(self, one: SymbolRows, message: dict[str, Any], number: int, received: int | None) -> bool:
         rows = []
         for index, trade in enumerate(message["data"]):
             if trade["S"] not in _SIDES:
                 raise ValueError(f"S must be Buy or Sell, found {trade['S']!r}")
-            at = Arrival(number, self._ns(trade["T"], number), received)
+            at = Arrival(number, self._ns(trade["T"]), received)
             price, qty = positive(trade["p"], "p"), positive(trade["v"], "v")
             flags: dict[str, Any] = {
                 "trade_id": str(trade["i"]),
@@ -190,7 +208,7 @@ class _Stream:
         data = message["data"]
         kind, update = message["type"], int(data["u"])
         bids, asks = levels(data["b"]), levels(data["a"])
-        at = Arrival(number, self._ns(message.get("cts") or message["ts"], number), received)
+        at = Arrival(number, self._ns(message.get("cts") or message["ts"]), received)
         seq = int(data.get("seq", update))
         if kind == "snapshot" or update == 1:
             if one.known and update == one.last_update:
@@ -198,7 +216,7 @@ class _Stream:
             one.snapshot(at, bids, asks, seq)
         elif kind == "delta":
             if one.last_update is not None and update != one.last_update + 1:
-                self.intake.gap("book", one.name, "id", one.last_update, update, number)
+                one.gap(self.intake, one.last_update, update, number)
             one.delta(self.intake.file, at, bids, asks, seq)
         else:
             raise ValueError(f"type must be snapshot or delta, found {kind!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import orjson
 import polars as pl
@@ -17,7 +16,9 @@ import polars as pl
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.importers.binance import binance_instruments, symbol_before
 from replaylab.importers.bybit import bybit_instruments
-from replaylab.importers.intake import Intake, LineFile
+from replaylab.importers.columns import json_table
+from replaylab.importers.files import LineFile
+from replaylab.importers.intake import NO_TEXT, Intake
 from replaylab.importers.text_tables import Clock, folded, parse_times
 
 _NAMES = {
@@ -62,7 +63,7 @@ def read_funding(
 def read_instruments(files: Iterable[Path], intake: Intake) -> None:
     """Read ``exchangeInfo`` answers of Binance and ``instruments-info`` answers of Bybit, as JSON files."""
     for file in intake.open(files):
-        data = _content(file)
+        data = file.whole()
         intake.file.lines = intake.file.other = data.count(b"\n") + 1
         try:
             answer = orjson.loads(data)
@@ -74,38 +75,21 @@ def read_instruments(files: Iterable[Path], intake: Intake) -> None:
         intake.store_instruments(found)
 
 
-def _content(file: LineFile) -> bytes:
-    return b"".join(block.data for block in file.blocks())
-
-
 def _table(file: LineFile) -> tuple[pl.DataFrame, int]:
     """Return the rows with every value as a string, and the line of the first of them."""
-    data = _content(file)
+    data = file.whole()
     try:
         if data.startswith(b"PAR1"):
             table, first = pl.read_parquet(io.BytesIO(data)), 1
             moments = [name for name, kind in table.schema.items() if isinstance(kind, pl.Datetime)]
             table = table.with_columns(pl.col(moments).dt.timestamp("ns"))
         elif data.lstrip()[:1] in (b"[", b"{"):
-            table, first = pl.DataFrame(_json_rows(data), infer_schema_length=None, strict=False), 1
+            table, first = json_table(data, file.name), 1
         else:
             table, first = pl.read_csv(io.BytesIO(data), infer_schema=False, raise_if_empty=False), 2
-    except (pl.exceptions.PolarsError, orjson.JSONDecodeError, ValueError) as error:
+    except pl.exceptions.PolarsError as error:
         raise HistoryError(f"{file.name}: not readable as a table: {error}") from None
     return table.select(pl.all().cast(pl.String)), first
-
-
-def _json_rows(data: bytes) -> list[Any]:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return [orjson.loads(line) for line in data.splitlines() if line.strip()]
-    if isinstance(found, dict):
-        result = found.get("result", found)
-        found = result.get("list", [result]) if isinstance(result, dict) else None
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise ValueError("expected an array of objects")
-    return found
 
 
 def _columns(table: pl.DataFrame, given: Mapping[str, str | None], file: LineFile) -> dict[str, str]:
@@ -129,7 +113,10 @@ def _columns(table: pl.DataFrame, given: Mapping[str, str | None], file: LineFil
 
 def _settled(table: pl.DataFrame, intake: Intake) -> pl.DataFrame:
     """Return a row per settlement of Tardis' derivative_ticker rows."""
-    time, due = pl.col("timestamp").cast(pl.Int64), pl.col("funding_timestamp").cast(pl.Int64, strict=False)
+    time, due = (
+        pl.col("timestamp").cast(pl.Int64, strict=False),
+        pl.col("funding_timestamp").cast(pl.Int64, strict=False),
+    )
     rows = table.filter(due.is_not_null() & (time <= due)).sort(time, maintain_order=True)
     last = rows.group_by("symbol", "funding_timestamp", maintain_order=True).last()
     happened = table.group_by("symbol").agg(time.max().alias("_until"))
@@ -142,11 +129,7 @@ def _settled(table: pl.DataFrame, intake: Intake) -> pl.DataFrame:
 
 def _take(table: pl.DataFrame, names: dict[str, str], clock: Clock, file: LineFile, intake: Intake) -> None:
     rate = table[names["rate"]].cast(pl.Float64, strict=False)
-    whole = table[names["time"]].str.contains(r"^\d+$").fill_null(False)
-    times = table[names["time"]]
-    exchange = parse_times(
-        times.cast(pl.Int64) if bool(whole.all()) else times, clock, table["line"], file.name
-    )
+    exchange = parse_times(table[names["time"]], clock)
     mark = (
         table[names["mark"]].cast(pl.Float64, strict=False)
         if "mark" in names
@@ -171,8 +154,11 @@ def _take(table: pl.DataFrame, names: dict[str, str], clock: Clock, file: LineFi
         & rows["funding_rate"].is_finite().fill_null(False)
         & rows["symbol"].is_not_null()
     )
-    for line in rows.filter(~good)["line"]:
-        intake.reject(line, "expected a time, a finite funding rate and a symbol")
+    intake.reject_all(
+        rows.filter(~good)["line"],
+        lambda line: "expected a time, a finite funding rate and a symbol",
+        NO_TEXT,
+    )
     for (symbol,), part in rows.filter(good).group_by("symbol", maintain_order=True):
         if intake.wants(str(symbol)):
             intake.file.rows_in_lines += part.height

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.history import (
     BOOK_SCHEMA,
     FUNDING_SCHEMA,
     TRADES_SCHEMA,
+    Conflicts,
     Kind,
     Staging,
     decimals_of,
@@ -28,12 +27,14 @@ from replaylab.history import (
     save_instruments,
     step_of,
 )
+from replaylab.importers.files import LineFile, open_files
 from replaylab.paths import safe_symbol
 from replaylab.timestamps import iso
 
 ClockName = Literal["exchange", "receive"]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+NO_TEXT: Callable[[int], bytes] = lambda line: b""  # noqa: E731  (a default of several functions)
 _SKEW_SAMPLE = 65_536  # per block; small files are measured whole
 
 
@@ -81,13 +82,19 @@ class Intake:
         save_as: str | None = None,
         gap_s: float = 60.0,
         contract_size: float | None = None,
+        max_rejects: float = 0.01,
         progress: Callable[[int], Any] | None = None,
     ) -> None:
         self.staging, self.report, self.clock = staging, report, clock
         self.symbol = None if symbol is None else safe_symbol(symbol)
         self.save_as = None if save_as is None else safe_symbol(save_as)
         self.gap_ns = round(gap_s * 1e9)
+        self.max_rejects = max_rejects
         self.file = FileReport("")
+        # By number of the file and kind of reason: how many, and the first.
+        self._rejected: dict[tuple[int, str], tuple[int, Reject]] = {}
+        self._number = 0  # of the file, from 1
+        self._left_out = False  # this file has rows that the caller's choice of symbol or market leaves out
         self.seen_symbols: set[str] = set()
         # What the exchange's own information in the files says, by symbol.
         self.instruments: dict[str, dict[str, Any]] = {}
@@ -111,18 +118,43 @@ class Intake:
     def begin(self, name: str) -> None:
         """Begin the next file."""
         self._judge_file()
+        self._left_out = False
         self.file = FileReport(name)
+        self._number += 1
         self.report.files.append(self.file)
 
     def wants(self, symbol: str) -> bool:
         """Whether rows of ``symbol`` are asked for."""
         self.seen_symbols.add(symbol)
-        return self.symbol is None or symbol == self.symbol
+        wanted = self.symbol is None or symbol == self.symbol
+        self._left_out |= not wanted
+        return wanted
 
-    def reject(self, line: int, reason: str, text: str | bytes = "") -> None:
+    def leave_out(self) -> None:
+        """Say that a row of this file belongs to what the caller did not choose."""
+        self._left_out = True
+
+    def reject(self, line: int, reason: str, text: bytes = b"") -> None:
         """Count a line that is not imported."""
-        shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        self.report.reject(self.file, line, reason, shown)
+        self.reject_all([line], lambda _: reason, lambda _: text)
+
+    def reject_all(
+        self, lines: Sequence[int] | pl.Series, reason: Callable[[int], str], text: Callable[[int], bytes]
+    ) -> None:
+        """Count lines that are not imported for one kind of reason; reason and text are asked for a few of them."""
+        if not len(lines):
+            return
+        self.file.rejects += len(lines)
+        kept = self.report.rejects
+        room = KEPT - len(kept)
+        shown = [
+            Reject(self.file.name, line, _cut(reason(line), 500), text(line)[:200].decode("utf-8", "replace"))
+            for line in lines[: max(room, 1)]
+        ]
+        kept += shown[:room]
+        key = (self._number, _kind_of(shown[0].reason))
+        count, first = self._rejected.get(key, (0, shown[0]))
+        self._rejected[key] = (count + len(lines), first)
 
     def refuse(self, line: int, message: str) -> HistoryError:
         """Return the error for a file that contradicts itself."""
@@ -142,6 +174,18 @@ class Intake:
         if len(tape.gaps) < KEPT:
             tape.gaps.append(Gap(what, start, end, self.file.name, line))
 
+    def doubtful(self, symbol: str, what: str, start: int, end: int) -> None:
+        """Keep an interval in which the book is doubtful: messages are "missing", or it is "crossed"."""
+        row = {"timestamp": [start], "end": [end], "what": [what], "seq": [0]}
+        self._stage("gaps", symbol, pl.DataFrame(row))
+        self.tape("book", symbol).doubtful_s += (end - start) / 1e9
+
+    def moment(self, exchange: int | None, received: int | None) -> int | None:
+        """Return the time on the chosen clock."""
+        if self.clock == "receive":
+            return received
+        return received if exchange is None else exchange
+
     def trades(
         self,
         symbol: str,
@@ -149,11 +193,12 @@ class Intake:
         *,
         backwards: bool = False,
         numbered: bool = False,
-        text: Callable[[int], str] = lambda line: "",
+        tick_rule: bool = False,
+        text: Callable[[int], bytes] = NO_TEXT,
     ) -> None:
-        """Take trades. ``numbered``: ``seq`` is the trade id and counts up by one without a gap."""
-        frame = self._on_clock(frame)
-        frame = self._without_bad_numbers(frame, text)
+        """Take trades. ``numbered``: ``seq`` is the trade id and counts up by one without a gap. ``tick_rule``: there
+        are no sides, the history finds them by the tick rule."""
+        frame = self._usable_trades(self._on_clock(frame), text)
         if frame.is_empty():
             return
         tape = self.tape("trades", symbol)
@@ -166,11 +211,11 @@ class Intake:
         size = self._contract(symbol)
         if size is not None:
             frame = frame.with_columns(qty=pl.col("qty") * size / pl.col("price"))
-        self._stage("trades", symbol, frame.select(list(TRADES_SCHEMA)))
+        self._stage("trades", symbol, frame.select("line", *TRADES_SCHEMA), tick_rule)
 
     def book(self, symbol: str, frame: pl.DataFrame) -> None:
         """Take book snapshots and deltas whose levels the importer has checked."""
-        frame = self._on_clock(frame)
+        frame = self._with_times(self._on_clock(frame))
         if frame.is_empty():
             return
         self._measure(self.tape("book", symbol), symbol, frame, False)
@@ -199,7 +244,9 @@ class Intake:
             if run.skews:
                 median = float(np.median(np.concatenate(run.skews)))
                 self.tape(kind, symbol).skew = Skew(run.least, median, run.most)
-        written = self.staging.commit()
+        written = self.staging.commit(self._reject_conflicts)
+        order = {file.name: number for number, file in enumerate(self.report.files)}
+        self.report.rejects.sort(key=lambda one: (order[one.file], one.line))
         for sentence in save_instruments(self.staging.root, self._found_instruments()):
             self.note(sentence)
         for tape in self.report.tapes:
@@ -211,7 +258,8 @@ class Intake:
         """Take funding settlements: line, exchange_at, funding_rate, mark_price."""
         tape = self.tape("funding", symbol)
         empty = pl.lit(None, dtype=pl.Int64)
-        frame = self._on_clock(frame.with_columns(empty.alias("received_at"), pl.col("line").alias("seq")))
+        frame = frame.with_columns(empty.alias("received_at"), pl.col("line").alias("seq"))
+        frame = self._with_times(self._on_clock(frame))
         if not frame.is_empty():
             self._measure(tape, symbol, frame, False, gaps=False)
             self._stage("funding", symbol, frame.select(list(FUNDING_SCHEMA)))
@@ -219,6 +267,7 @@ class Intake:
     def store_instruments(self, found: Mapping[str, Mapping[str, Any]]) -> None:
         """Store the exchange's information of every wanted symbol, also of symbols without a tape."""
         wanted = {symbol: entry for symbol, entry in found.items() if self.wants(symbol)}
+        self._left_out = True  # a file of instruments has no rows
         self._stored_instruments |= {self.save_as or symbol: dict(entry) for symbol, entry in wanted.items()}
         self.note(f"{self.file.name}: instruments of {len(wanted):,} symbols")
 
@@ -253,52 +302,73 @@ class Intake:
         return found
 
     def _judge_file(self) -> None:
-        """Refuse a file of which more was rejected than read: it is another format."""
-        if self.file.rejects > self.file.rows_in_lines:
-            first = next(one for one in self.report.rejects if one.file == self.file.name)
+        """Refuse a file of which too much was rejected for one reason, and one that stores nothing."""
+        file, number = self.file, self._number
+        most = max(self.max_rejects * (file.lines - file.blank), 1)
+        found = sorted(
+            (one for key, one in self._rejected.items() if key[0] == number), key=lambda one: -one[0]
+        )
+        if found and (found[0][0] > most or not file.rows_in_lines):
+            count, first = found[0]
             raise HistoryError(
-                f"{first.file}:{first.line}: {first.reason}. {self.file.rejects} of {self.file.lines} lines were "
-                f"rejected: this does not look like {self.report.format}"
+                f"{first.file}:{first.line}: {first.reason}. {count:,} of {file.lines:,} lines were rejected for this "
+                f"reason, allowed are {100 * self.max_rejects:.4g} % (max_rejects, --max-rejects). This file, or these "
+                f"options, do not suit {self.report.format}"
+            )
+        if number and not file.rows_in_lines and not self._left_out:
+            notes = " ".join(note for note in self.report.notes if note.startswith(file.name))
+            raise HistoryError(
+                f"{file.name}: nothing to store as {self.report.format} in {file.lines:,} lines, of which "
+                f"{file.blank:,} are blank and {file.other:,} hold no row. {_cut(notes, 500)}".rstrip()
             )
 
     def _on_clock(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Add ``timestamp`` from the chosen clock; ``exchange_at`` stays only where it says something else."""
-        chosen = "exchange_at" if self.clock == "exchange" else "received_at"
-        if frame[chosen].null_count():
-            if self.clock == "receive":
-                line = frame["line"][frame[chosen].is_null().arg_max() or 0]
-                raise self.refuse(line, 'there is no receive time here: use clock="exchange"')
-            self.note("where the exchange gives no time, the time of receipt is used")
-            frame = frame.with_columns(timestamp=pl.coalesce("exchange_at", "received_at"))
+        """Add ``timestamp`` from the chosen clock, null where there is none; ``exchange_at`` stays only where it says
+        something else."""
+        if self.clock == "receive":
+            chosen = pl.col("received_at")
         else:
-            frame = frame.with_columns(timestamp=pl.col(chosen))
+            chosen = pl.coalesce("exchange_at", "received_at")
+            if frame.select(
+                (pl.col("exchange_at").is_null() & pl.col("received_at").is_not_null()).any()
+            ).item():
+                self.note("where the exchange gives no time, the time of receipt is used")
         kept = pl.col("exchange_at") if self.clock == "receive" else pl.lit(None, dtype=pl.Int64)
-        return frame.with_columns(_skew=pl.col("received_at") - pl.col("exchange_at"), exchange_at=kept)
+        skew = pl.col("received_at") - pl.col("exchange_at")
+        return frame.with_columns(timestamp=chosen, _skew=skew, exchange_at=kept)
 
-    def _without_bad_numbers(self, frame: pl.DataFrame, text: Callable[[int], str]) -> pl.DataFrame:
+    def _no_time(self) -> str:
+        """Why a row has no ``timestamp``."""
+        if self.clock == "receive":
+            return 'there is no receive time here: use clock="exchange"'
+        return "no usable time"
+
+    def _with_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        if frame["timestamp"].null_count():
+            raise self.refuse(frame["line"][frame["timestamp"].is_null().arg_max() or 0], self._no_time())
+        return frame
+
+    def _usable_trades(self, frame: pl.DataFrame, text: Callable[[int], bytes]) -> pl.DataFrame:
         """Reject rows without a usable time, price or quantity."""
-        price, qty = pl.col("price"), pl.col("qty")
-        fine = (
-            pl.col("timestamp").is_not_null()
-            & price.is_finite().fill_null(False)
-            & (price > 0).fill_null(False)
-            & qty.is_finite().fill_null(False)
-            & (qty > 0).fill_null(False)
-        )
-        good = frame.select(fine.alias("fine"))["fine"]
-        rows = int(good.sum())
-        self.file.rows_in_lines += rows
-        if rows == frame.height:
-            return frame
-        for row in frame.filter(~good).iter_rows(named=True):
-            raw = text(row["line"])
-            if row["timestamp"] is None:
-                self.reject(row["line"], "no usable time", raw)
-            else:
-                wrong = "price" if not _above_zero(row["price"]) else "qty"
-                found = "nothing readable" if row[wrong] is None else f"{row[wrong]!r}"
-                self.reject(row["line"], f"{wrong} must be a number above 0, found {found}", raw)
-        return frame.filter(good)
+        for name in ("timestamp", "price", "qty"):
+            value = pl.col(name)
+            fine = value.is_not_null() if name == "timestamp" else value.is_finite() & (value > 0)
+            good = frame.select(fine.fill_null(False).alias("good"))["good"]
+            if not good.all():
+                bad = frame.filter(~good)
+                found = dict(zip(bad["line"].head(KEPT), bad[name].head(KEPT), strict=True))
+                self.reject_all(
+                    bad["line"],
+                    lambda line, name=name, found=found: (  # type: ignore[misc]
+                        self._no_time()
+                        if name == "timestamp"
+                        else f"{name} must be a number above 0, found {_shown(found[line])}"
+                    ),
+                    text,
+                )
+                frame = frame.filter(good)
+        self.file.rows_in_lines += frame.height
+        return frame
 
     def _measure(
         self, tape: TapeReport, symbol: str, frame: pl.DataFrame, backwards: bool, *, gaps: bool = True
@@ -355,18 +425,57 @@ class Intake:
             self.gap("trades", symbol, "id", before, int(ids[index]), int(frame["line"][index]))
         run.last_id = max(int(ids.max()), run.last_id or 0)
 
-    def _stage(self, kind: Kind, symbol: str, frame: pl.DataFrame) -> None:
+    def _stage(self, kind: Kind, symbol: str, frame: pl.DataFrame, tick_rule: bool = False) -> None:
         self._stored.add(symbol)
         times = (
             pl.col(name).cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")
-            for name in ("timestamp", "received_at", "exchange_at")
+            for name in frame.columns
+            if name in ("timestamp", "received_at", "exchange_at", "end")
         )
-        source = len(self.report.files)
-        self.staging.add(kind, self.save_as or symbol, frame.with_columns(times), source=source)
+        lines = frame["line"] if "line" in frame.columns else None
+        frame = frame.with_columns(times).drop("line", strict=False)
+        if tick_rule:
+            self.note(f"{self.file.name}: no side column, sides by the tick rule")
+        self.staging.add(
+            kind, self.save_as or symbol, frame, source=self._number, lines=lines, tick_rule=tick_rule
+        )
+
+    def _reject_conflicts(self, found: Conflicts) -> None:
+        """Reject rows whose trade id names another trade, in the files that they come from."""
+        for (symbol, source), rows in found.group_by("symbol", "source", maintain_order=True):
+            self._number, self.file = int(source), self.report.files[int(source) - 1]
+            self.tape("trades", str(symbol)).rows -= rows.height
+            self.file.rows -= rows.height
+            rows = rows.unique("line", keep="first", maintain_order=True)
+            self.file.rows_in_lines -= rows.height
+            first = {row["line"]: row for row in rows.head(KEPT).iter_rows(named=True)}
+
+            def reason(line: int, first: dict[int, dict[str, Any]] = first) -> str:
+                one = first[line]
+                was, now = (
+                    f"{one['price' + end]:g} × {one['qty' + end]:g} {one['side' + end]} {one['timestamp' + end]}"
+                    for end in ("_right", "")
+                )
+                return (
+                    f"the trade id {one['trade_id']!r} is that of another trade, found {now}, the other is {was}. "
+                    "Aggregated trades, or those of another market, belong under a name of their own (save_as)"
+                )
+
+            self.reject_all(rows["line"], reason, NO_TEXT)
+            self._judge_file()
 
 
-def _above_zero(value: float | None) -> bool:
-    return value is not None and 0 < value < float("inf")
+def _shown(value: float | None) -> str:
+    return "nothing readable" if value is None else repr(value)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def _kind_of(reason: str) -> str:
+    """Return a reason without the values that it names."""
+    return re.sub(r"'[^']*'?|\d[\d.]*", "…", reason.partition(", found")[0])[:80]
 
 
 # So many rejects and gaps are kept one by one; the rest is only counted.
@@ -413,7 +522,7 @@ class Skew:
 
 @dataclass
 class FileReport:
-    """One file (or one member of a zip): ``lines = rows + rejects + blank + other``.
+    """One file (or one member of a zip): ``lines = rows_in_lines + rejects + blank + other``.
 
     ``other`` are lines that hold no row of history: a header, a message of another kind. One line may
     hold several rows (``rows_in_lines`` counts the lines that did).
@@ -447,6 +556,7 @@ class TapeReport:
     skew: Skew | None = None
     checked: int = 0
     disagreed: int = 0
+    doubtful_s: float = 0.0  # seconds in which a book was crossed or lacked messages
 
     @property
     def time_gaps(self) -> list[Gap]:
@@ -470,6 +580,7 @@ class TapeReport:
             "gaps": self.gap_count,
             "missing ids": self.missing_ids,
             "off market": self.off_market,
+            "doubtful s": round(self.doubtful_s, 3) or None,
             "receive − exchange": None if self.skew is None else str(self.skew),
             "book checks": f"{self.checked - self.disagreed} of {self.checked} agree"
             if self.checked
@@ -531,14 +642,9 @@ class ImportReport:
 
     def note(self, text: str) -> None:
         """Keep a note, once."""
+        text = _cut(text, 500)
         if text not in self.notes:
             self.notes.append(text)
-
-    def reject(self, file: FileReport, line: int, reason: str, text: str = "") -> None:
-        """Count a line that is not imported."""
-        file.rejects += 1
-        if len(self.rejects) < KEPT:
-            self.rejects.append(Reject(file.name, line, reason, text[:200]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: numbers, strings, lists and dicts."""
@@ -601,135 +707,3 @@ class ImportReport:
             f"<p><b>{escape(self.format)}</b>: {self.rows:,} rows, {self.added:,} new, {self.rejected:,} rejected"
             f"</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
         )
-
-
-BLOCK_BYTES = 16 * 1024 * 1024
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-_BOM = b"\xef\xbb\xbf"
-
-
-class Block(NamedTuple):
-    """Whole lines; ``first_line`` is the number of the first of them, from 1."""
-
-    data: bytes
-    first_line: int
-
-
-class _Stream(Protocol):
-    def read(self, size: int) -> bytes: ...
-    def __enter__(self) -> _Stream: ...
-    def __exit__(self, *error: object) -> None: ...
-
-
-class LineFile:
-    """One file of lines, to be read once from its beginning."""
-
-    def __init__(self, path: Path, member: str | None, opened: Callable[[], _Stream]) -> None:
-        self.path = path
-        self.name = path.name if member is None else f"{path.name}!{member}"
-        self.hint = path.name if member is None else member  # the name that may tell a symbol
-        self._opened = opened
-
-    def blocks(self, size: int = BLOCK_BYTES) -> Iterator[Block]:
-        """Yield the file in blocks of whole lines of about ``size`` bytes. Raises HistoryError where it is damaged."""
-        line, rest, start = 1, b"", True
-        with self._opened() as stream:
-            while True:
-                try:
-                    data = stream.read(size)
-                except (OSError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-                    raise HistoryError(
-                        f"{self.name}: damaged or cut off after line {line + rest.count(10) - 1}: {error}"
-                    ) from None
-                if start:
-                    data, start = data.removeprefix(_BOM), False
-                if not data:
-                    break
-                cut = data.rfind(b"\n") + 1
-                if not cut:
-                    rest += data
-                    continue
-                block = rest + data[:cut]
-                rest = data[cut:]
-                yield Block(block, line)
-                line += int(np.count_nonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")))
-        if rest:
-            yield Block(rest, line)
-
-
-def open_files(path: Path, progress: Callable[[int], Any] | None = None) -> Iterator[LineFile]:
-    """Yield the files of lines in ``path``: one, or the members of a zip in the order of their names.
-
-    ``progress`` is called with the packed bytes read since the last call. Raises HistoryError for a file that
-    is missing, empty or not readable.
-    """
-    try:
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise HistoryError(f"{path}: cannot be read: {error.strerror or error}") from None
-    packing = next((name for mark, name in _MAGIC.items() if magic.startswith(mark)), None)
-    if packing == "zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = sorted(
-                    info.filename
-                    for info in archive.infolist()
-                    if not info.is_dir() and not info.filename.startswith("__MACOSX/")
-                )
-        except zipfile.BadZipFile as error:
-            raise HistoryError(f"{path}: damaged zip: {error}") from None
-        if not names:
-            raise HistoryError(f"{path}: the zip is empty")
-        for name in names:
-            yield LineFile(path, name, partial(_Member, path, name, progress))
-    else:
-        yield LineFile(path, None, partial(_Packed, path, packing, progress))
-
-
-class _Packed:
-    """A plain or compressed file that reports how far into the packed bytes it is."""
-
-    def __init__(self, path: Path, packing: str | None, progress: Callable[[int], Any] | None) -> None:
-        self._raw = pa.OSFile(str(path))
-        self._stream = self._raw if packing is None else pa.CompressedInputStream(self._raw, packing)
-        self._progress, self._told = progress, 0
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
-        if self._progress is not None:
-            at = self._raw.tell()
-            self._progress(at - self._told)
-            self._told = at
-        return data
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
-        self._raw.close()
-
-
-class _Member:
-    """A member of a zip."""
-
-    def __init__(self, path: Path, name: str, progress: Callable[[int], Any] | None) -> None:
-        self._archive = zipfile.ZipFile(path)
-        info = self._archive.getinfo(name)
-        self._ratio = info.compress_size / max(info.file_size, 1)
-        self._stream = self._archive.open(info)
-        self._progress = progress
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        if self._progress is not None:
-            self._progress(round(len(data) * self._ratio))
-        return data
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
-        self._archive.close()

@@ -91,7 +91,7 @@ def positive(found: Any, name: str) -> float:
     """Return a number above 0 from a number or string. Raises ValueError."""
     value = float(found)
     if not (isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a number above 0, found {found!r}")
+        raise ValueError(f"{name} must be a number above 0, found {found!r:.80}")
     return value
 
 
@@ -138,6 +138,54 @@ class _BookRows:
         )
 
 
+class Doubts:
+    """Finds the intervals of a stream in which its book is crossed, or lacks messages."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, Arrival, Arrival]] = []
+        self._since: dict[str, Arrival] = {}
+        self._last: Arrival | None = None
+
+    def see(self, book: OrderBook, at: Arrival, snapshot: bool) -> None:
+        """Take the book after an update."""
+        bid, ask = book.best_bid(), book.best_ask()
+        if bid is not None and ask is not None and bid[0] >= ask[0]:
+            self._since.setdefault("crossed", at)
+        else:
+            self._end("crossed", at)
+        if snapshot:
+            self._end("missing", at)
+        self._last = at
+
+    def miss(self) -> None:
+        """Begin an interval at the last update: messages are missing after it."""
+        if self._last is not None:
+            self._since.setdefault("missing", self._last)
+
+    def store(self, symbol: str, intake: Intake) -> None:
+        """End what is open at the last update, and give all intervals to the history."""
+        for what in [*self._since]:
+            self._end(what, self._last or self._since[what])
+        for what, start, end in self.found:
+            begin, until = intake.moment(*start[1:]), intake.moment(*end[1:])
+            if begin is not None and until is not None:
+                intake.doubtful(symbol, what, min(begin, until), until)
+
+    def _end(self, what: str, at: Arrival) -> None:
+        if what in self._since:
+            self.found.append((what, self._since.pop(what), at))
+
+
+def watch(frame: pl.DataFrame, book: OrderBook, doubts: Doubts) -> None:
+    """Apply rows of a book to ``book`` and watch whether it is crossed."""
+    columns = ("line", "exchange_at", "received_at", "kind", "bids", "asks")
+    for line, exchange, received, kind, bids, asks in frame.select(columns).iter_rows():
+        (book.reset if kind == "snapshot" else book.update)(
+            [(p, q) for p, q in bids], [(p, q) for p, q in asks]
+        )
+        doubts.see(book, Arrival(line, exchange, received), kind == "snapshot")
+
+
 class SymbolRows:
     """One symbol of a stream of messages: trades, book rows, and the book that they make.
 
@@ -158,6 +206,7 @@ class SymbolRows:
         self._early = _BookRows()
         self._early_files: list[FileReport] = []
         self._left_out = 0
+        self._doubts = Doubts()
         self._kept_early = 0
 
     def trade(
@@ -180,10 +229,13 @@ class SymbolRows:
             self._early_files.append(file)
         rows.add(at, "delta", bids, asks, seq)
         self.book.update(bids, asks)
+        if self.known:
+            self._doubts.see(self.book, at, False)
 
     def snapshot(self, at: Arrival, bids: Levels, asks: Levels, seq: int) -> None:
         """Add a snapshot; levels are put best first."""
         self.replace(bids, asks)
+        self._doubts.see(self.book, at, True)
         self._rows.add(at, "snapshot", sorted(bids, reverse=True), sorted(asks), seq)
 
     def replace(self, bids: Levels, asks: Levels) -> None:
@@ -195,6 +247,11 @@ class SymbolRows:
         self._early, self._early_files = _BookRows(), []
         self.book.reset(bids, asks)
         self.known = True
+
+    def gap(self, intake: Intake, before: int, after: int, number: int) -> None:
+        """Count missing updates: the ids before and after. The book is doubtful from its last row to a snapshot."""
+        intake.gap("book", self.name, "id", before, after, number)
+        self._doubts.miss()
 
     def compare(self, bids: Levels, asks: Levels, intake: Intake) -> None:
         """Count whether the kept book agrees with a snapshot, as deep as the shallower of the two."""
@@ -223,6 +280,7 @@ class SymbolRows:
         """Hand over everything, and say what became of the deltas before the first snapshot."""
         self._give_up_waiting()
         self.hand_over(intake)
+        self._doubts.store(self.name, intake)
         if self._left_out:
             intake.note(
                 f"{self.name}: {self._left_out} deltas before the first snapshot left out: it contains them"

@@ -8,15 +8,18 @@ row and deltas that complete it. Quantity 0 deletes a level.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from replaylab.errors import HistoryError
+from replaylab.features import OrderBook
 from replaylab.history import level_lists
-from replaylab.importers.intake import Block, Intake, LineFile
+from replaylab.importers.files import Block, LineFile
+from replaylab.importers.intake import Intake
+from replaylab.importers.messages import Doubts, watch
 from replaylab.importers.text_tables import Clock, TradeTable, read_trades
 
 _TRADES = TradeTable(
@@ -52,35 +55,110 @@ def read_single(files: Iterable[Path], intake: Intake) -> None:
 
 def read_book(files: Iterable[Path], intake: Intake) -> None:
     """Read ``incremental_book_L2`` files."""
+    watched: dict[str, tuple[OrderBook, Doubts]] = {}
     for file in intake.open(files):
-        state = _State()
+        state = _State(intake)
         for block in file.blocks():
             rows = _parse(block, file, intake, state)
             if rows is not None:
                 # The last message of a block may continue in the next one.
-                _take(rows, file, intake, state, last=False)
-        if state.rest is not None:
-            _take(state.rest.clear(), file, intake, state, last=True)
-        if state.skipped:
-            intake.note(f"{file.name}: {state.skipped} rows before the first snapshot left out")
+                _take(rows, intake, state, watched, last=False)
+        _take(None, intake, state, watched, last=True)
+        skipped = sum(one.skipped for one in state.symbols.values())
+        if skipped:
+            intake.note(f"{file.name}: {skipped} rows before the first snapshot left out")
+    for name, (_, doubts) in watched.items():
+        doubts.store(name, intake)
+
+
+class LevelRows:
+    """Joins rows of levels (line, timestamp, local_timestamp, is_snapshot, side, price, amount) to messages.
+
+    A message is the rows of one time in a row: of receipt where there is one. ``every_message``: each is a snapshot;
+    else one begins where ``is_snapshot`` turns true, and rows before the first are left out.
+    """
+
+    def __init__(self, intake: Intake, *, every_message: bool = False) -> None:
+        self.intake, self.every_message = intake, every_message
+        self.skipped = 0
+        self._rest: pl.DataFrame | None = None
+        self._in_snapshot: bool | None = None  # whether the last row was of a snapshot; None before the first
+        self._messages = 0
+
+    def take(self, rows: pl.DataFrame | None, *, last: bool) -> Iterator[pl.DataFrame]:
+        """Yield a frame of book rows. The last message waits for the next call unless this is the ``last``."""
+        if self._rest is not None:
+            rows = self._rest if rows is None else pl.concat([self._rest, rows])
+            self._rest = None
+        if rows is None or rows.is_empty():
+            return
+        if not last:
+            time = _time(rows)
+            same = time == time[-1]
+            keep = 0 if same.all() else len(same) - int((~same).reverse().arg_max() or 0)
+            self._rest, rows = rows[keep:], rows[:keep]
+        if not rows.is_empty() and self._in_snapshot is None and not self.every_message:
+            rows = self._from_first_snapshot(rows)
+        if not rows.is_empty():
+            yield self._joined(rows)
+
+    def _from_first_snapshot(self, rows: pl.DataFrame) -> pl.DataFrame:
+        first = rows["is_snapshot"].arg_max() or 0 if rows["is_snapshot"].any() else rows.height
+        self.skipped += first
+        self.intake.file.rows_in_lines -= first
+        self.intake.file.other += first
+        return rows[first:]
+
+    def _joined(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """A row per message, its levels as lists."""
+        time, snapshot = _time(rows).to_numpy(), rows["is_snapshot"].to_numpy()
+        starts = np.concatenate([[True], (np.diff(time) != 0) | (snapshot[1:] != snapshot[:-1])])
+        group = np.cumsum(starts) - 1
+        count = int(group[-1]) + 1
+        heads = np.flatnonzero(starts)
+        was = np.concatenate([[bool(self._in_snapshot)], snapshot[heads][:-1]])
+        self._in_snapshot = bool(snapshot[-1])
+        rows = rows.with_columns(pl.Series(group, dtype=pl.Int64).alias("group"))
+        sides = {}
+        for side, best_first in (("bid", True), ("ask", False)):
+            one = rows.filter(pl.col("side") == side)
+            one = one.sort(["group", "price"], descending=[False, best_first], maintain_order=True)
+            flat = one.select("price", "amount").to_numpy().ravel()
+            sides[side] = level_lists(flat, np.bincount(one["group"].to_numpy(), minlength=count))
+        first = self._messages
+        self._messages += count
+        head = rows[heads.tolist()]
+        begins = snapshot[heads] & (self.every_message | ~was)
+        return pl.DataFrame(
+            {
+                "line": head["line"],
+                "exchange_at": head["timestamp"],
+                "received_at": head["local_timestamp"],
+                "kind": pl.Series(begins).replace_strict(
+                    {True: "snapshot", False: "delta"}, return_dtype=pl.String
+                ),
+                "bids": sides["bid"],
+                "asks": sides["ask"],
+                "seq": pl.int_range(first, first + count, dtype=pl.Int64, eager=True),
+            }
+        )
+
+
+def _time(rows: pl.DataFrame) -> pl.Series:
+    return rows.select(pl.coalesce("local_timestamp", "timestamp")).to_series()
 
 
 class _State:
     """Where a file stands between two blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, intake: Intake) -> None:
         self.clocks = {name: Clock(name, None, ("us",)) for name in ("timestamp", "local_timestamp")}
-        self.rest: pl.DataFrame | None = None
-        self.in_snapshot: dict[
-            str, bool
-        ] = {}  # symbols whose book is known, and whether the last row was snapshot
-        self.messages = 0
-        self.skipped = 0
+        self.symbols: dict[str, LevelRows] = {}
         self.header = False
 
 
 def _parse(block: Block, file: LineFile, intake: Intake, state: _State) -> pl.DataFrame | None:
-    data, number = block
+    data, number = block.data, block.first_line
     if not state.header:
         line, _, data = data.partition(b"\n")
         found = line.decode("utf-8", "replace").strip().split(",")
@@ -105,10 +183,7 @@ def _parse(block: Block, file: LineFile, intake: Intake, state: _State) -> pl.Da
     lines = pl.int_range(number, number + rows, dtype=pl.Int64, eager=True)
     frame = frame.with_columns(
         lines.alias("line"),
-        state.clocks["timestamp"].column(frame["timestamp"], lines, file.name).alias("timestamp"),
-        state.clocks["local_timestamp"]
-        .column(frame["local_timestamp"], lines, file.name)
-        .alias("local_timestamp"),
+        *(clock.column(frame[name]).alias(name) for name, clock in state.clocks.items()),
         pl.col("is_snapshot").replace_strict(
             {"true": True, "false": False}, default=None, return_dtype=pl.Boolean
         ),
@@ -125,81 +200,33 @@ def _parse(block: Block, file: LineFile, intake: Intake, state: _State) -> pl.Da
     ).fill_null(False)
     good = frame.select(fine.alias("fine"))["fine"]
     if not good.all():
-        texts = data.split(b"\n")
         intake.file.blank += int(empty.sum())
-        for line_number in frame.filter(~good & ~empty)["line"]:
-            intake.reject(line_number, "not a level of a book", texts[line_number - number])
+        intake.reject_all(
+            frame.filter(~good & ~empty)["line"], lambda line: "not a level of a book", block.line
+        )
         frame = frame.filter(good)
     return frame
 
 
-def _take(rows: pl.DataFrame, file: LineFile, intake: Intake, state: _State, *, last: bool) -> None:
-    if state.rest is not None:
-        rows = pl.concat([state.rest, rows])
-    state.rest = None
-    if rows.is_empty():
-        return
-    if not last:
-        going_on = rows["local_timestamp"] == rows["local_timestamp"][-1]
-        keep = (
-            len(going_on) - int((~going_on).cast(pl.Int64).reverse().arg_max() or 0)
-            if not going_on.all()
-            else 0
-        )
-        state.rest, rows = rows[keep:], rows[:keep]
-        if rows.is_empty():
-            return
-    for key, part in rows.group_by("symbol", maintain_order=True):
-        name = str(key[0])
-        if not intake.wants(name):
-            intake.file.other += part.height
-            continue
-        part = _from_first_snapshot(name, part, intake, state)
-        if not part.is_empty():
-            intake.file.rows_in_lines += part.height
-            intake.book(name, _messages(name, part, state))
-
-
-def _from_first_snapshot(name: str, rows: pl.DataFrame, intake: Intake, state: _State) -> pl.DataFrame:
-    if name in state.in_snapshot:
-        return rows
-    first = rows["is_snapshot"].arg_max() or 0 if rows["is_snapshot"].any() else rows.height
-    state.skipped += first
-    intake.file.other += first
-    if first < rows.height:
-        state.in_snapshot[name] = False
-    return rows[first:]
-
-
-def _messages(name: str, rows: pl.DataFrame, state: _State) -> pl.DataFrame:
-    """A row per message, its levels as lists."""
-    time, snapshot = rows["local_timestamp"].to_numpy(), rows["is_snapshot"].to_numpy()
-    starts = np.concatenate([[True], (np.diff(time) != 0) | (snapshot[1:] != snapshot[:-1])])
-    group = np.cumsum(starts) - 1
-    count = int(group[-1]) + 1
-    heads = np.flatnonzero(starts)
-    was = np.concatenate([[state.in_snapshot[name]], snapshot[heads][:-1]])
-    state.in_snapshot[name] = bool(snapshot[-1])
-    rows = rows.with_columns(pl.Series(group, dtype=pl.Int64).alias("group"))
-    sides = {}
-    for side, best_first in (("bid", True), ("ask", False)):
-        one = rows.filter(pl.col("side") == side)
-        one = one.sort(["group", "price"], descending=[False, best_first], maintain_order=True)
-        flat = one.select("price", "amount").to_numpy().ravel()
-        sides[side] = level_lists(flat, np.bincount(one["group"].to_numpy(), minlength=count))
-    first = state.messages
-    state.messages += count
-    head = rows[heads.tolist()]
-    return pl.DataFrame(
-        {
-            "line": head["line"],
-            "exchange_at": head["timestamp"],
-            "received_at": head["local_timestamp"],
-            "kind": pl.Series(snapshot[heads] & ~was).replace_strict(
-                {True: "snapshot", False: "delta"}, return_dtype=pl.String
-            ),
-            "bids": sides["bid"],
-            "asks": sides["ask"],
-            "seq": pl.int_range(first, first + count, dtype=pl.Int64, eager=True),
-        }
+def _take(
+    rows: pl.DataFrame | None,
+    intake: Intake,
+    state: _State,
+    watched: dict[str, tuple[OrderBook, Doubts]],
+    *,
+    last: bool,
+) -> None:
+    parts = (
+        {}
+        if rows is None
+        else {str(name): part for (name,), part in rows.group_by("symbol", maintain_order=True)}
     )
+    for name in parts.keys() | (state.symbols.keys() if last else {}):
+        part = parts.get(name)
+        if not intake.wants(name):
+            intake.file.other += 0 if part is None else part.height
+            continue
+        intake.file.rows_in_lines += 0 if part is None else part.height
+        for messages in state.symbols.setdefault(name, LevelRows(intake)).take(part, last=last):
+            intake.book(name, messages)
+            watch(messages, *watched.setdefault(name, (OrderBook(), Doubts())))

@@ -1,7 +1,8 @@
-"""Trades in text tables: a header or none, names in any case, and whatever order the columns have.
+"""Trades in tables: a header or none, names in any case, and whatever order the columns have.
 
-An archive describes its columns in a :class:`TradeTable`; :func:`read_trades` does the rest in blocks. A line is a
-row: line breaks inside quotes are not supported.
+An archive describes its columns in a :class:`TradeTable`; :func:`read_trades` reads delimited text in blocks, and
+:class:`TradeRows` turns frames of any source into rows of history. A line is a row: line breaks inside quotes are not
+supported.
 """
 
 from __future__ import annotations
@@ -12,369 +13,152 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
 
-from replaylab.errors import HistoryError, did_you_mean
-from replaylab.importers.intake import Block, Intake, LineFile
+from replaylab.errors import HistoryError, TimeError, did_you_mean
+from replaylab.importers.files import Block, LineFile
+from replaylab.importers.intake import NO_TEXT, Intake
 from replaylab.timestamps import parse_ns
 
 UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 # No exchange kept such records before, and the ranges of the four units stay far apart.
 _FIRST, _LAST = parse_ns("2009-01-01"), parse_ns("2100-01-01")
+_MAX_HEADER = 65_536
 
 
 class Clock:
-    """Turns numbers of one clock into nanoseconds.
+    """Turns times of one clock into nanoseconds.
 
     >>> clock = Clock("local time")
-    >>> clock.ns(1721347020984, "a.gz", 1)
+    >>> clock.ns(1721347020984)
     1721347020984000000
 
-    The first time decides the unit unless it is given. A later time that is in another unit contradicts it:
-    HistoryError with file and line.
+    The first numbers decide the unit unless it is given. ``zone``: where ISO times without an offset are from
+    (default UTC). What is no time, or in another unit, is None in a column and a ValueError of ``ns``.
     """
 
-    def __init__(self, name: str, unit: str | None = None, allowed: tuple[str, ...] = tuple(UNITS)) -> None:
+    def __init__(
+        self,
+        name: str,
+        unit: str | None = None,
+        allowed: tuple[str, ...] = tuple(UNITS),
+        zone: str | None = None,
+    ) -> None:
         if unit is not None and unit not in UNITS:
             raise HistoryError(f"a time unit is one of {', '.join(UNITS)}, found {unit!r}")
-        self.name, self.unit, self.allowed = name, unit, allowed
+        if zone is not None:
+            try:
+                ZoneInfo(zone)
+            except (ValueError, OSError, KeyError) as error:
+                raise HistoryError(
+                    f"time_zone is a name such as Europe/Berlin, found {zone!r}: {error}"
+                ) from None
+        self.name, self.unit, self.allowed, self.zone = name, unit, allowed, zone
         self.given = unit is not None
 
-    def detect(self, value: int, file: str, line: int) -> str:
-        """Return the unit, found from ``value`` if it is not known yet. Raises HistoryError."""
+    def ns(self, value: int) -> int:
+        """Return the nanoseconds of one time. Raises ValueError."""
         if self.unit is None:
             self.unit = next((unit for unit in self.allowed if _fits(value, unit)), None)
+        if self.unit is None or not _fits(value, self.unit):
+            raise ValueError(self.wrong(value))
+        return value * UNITS[self.unit]
+
+    def column(self, values: pl.Series) -> pl.Series:
+        """Return nanoseconds of a column of whole numbers, null where one is no time in the unit."""
         if self.unit is None:
-            raise HistoryError(
-                f"{file}:{line}: {self.name} {value} is no time between 2009 and 2100 in {' or '.join(self.allowed)}"
-            )
-        return self.unit
+            sample = [int(value) for value in values.drop_nulls().head(1_000)]
+            fitting = {unit: sum(_fits(value, unit) for value in sample) for unit in self.allowed}
+            best = max(fitting, key=lambda unit: fitting[unit])
+            self.unit = best if fitting[best] else None
+        if self.unit is None:
+            return pl.Series(values.name, [None], dtype=pl.Int64).new_from_index(0, len(values))
+        scale = UNITS[self.unit]
+        values = values.cast(pl.Int64, strict=False)
+        inside = (values >= -(-_FIRST // scale)) & (values < _LAST // scale)
+        return (values if inside.all() else values.set(~inside.fill_null(False), None)) * scale
 
-    def ns(self, value: int, file: str, line: int) -> int:
-        """Return the nanoseconds of one time."""
-        unit = self.detect(value, file, line)
-        if not _fits(value, unit):
-            self._refuse(value, file, line)
-        return value * UNITS[unit]
-
-    def column(self, values: pl.Series, lines: pl.Series, file: str) -> pl.Series:
-        """Return nanoseconds of a column of whole numbers; nulls stay."""
-        present = values.drop_nulls()
-        if present.is_empty():
-            return values.cast(pl.Int64)
-        first = values.is_not_null().arg_max() or 0
-        unit = self.detect(int(values[first]), file, int(lines[first]))
-        least, most = int(present.min()), int(present.max())  # type: ignore[arg-type]
-        if not (_fits(least, unit) and _fits(most, unit)):
-            low, high = -(-_FIRST // UNITS[unit]), _LAST // UNITS[unit]
-            bad = ((values < low) | (values >= high)).fill_null(False).arg_max() or 0
-            self._refuse(int(values[bad]), file, int(lines[bad]))
-        return values.cast(pl.Int64) * UNITS[unit]
-
-    def _refuse(self, value: int, file: str, line: int) -> None:
-        other = next((unit for unit in UNITS if _fits(value, unit)), None)
-        was = "was given as" if self.given else "began in"
-        raise HistoryError(
-            f"{file}:{line}: {self.name} {value} is "
-            + (f"in {other}" if other else "no time between 2009 and 2100")
-            + f", but the {self.name} {was} {self.unit}"
-        )
+    def wrong(self, found: Any) -> str:
+        """Say why a time is not usable."""
+        text = str(found).strip()
+        if found is None or not text:
+            return "no usable time, found nothing"
+        shown = f"{self.name} {text if text.isdigit() else repr(text)}"
+        if re.fullmatch(r"[\d.,]+[eE]\+?\d+", text):
+            return f"{shown} has lost its last digits: write the column as whole numbers, not as 1.7E+12"
+        fraction = text.partition(".")[2]
+        if fraction.isdigit() and self.unit and len(fraction.rstrip("0")) > len(str(UNITS[self.unit])) - 1:
+            return f"{shown} is finer than a nanosecond"
+        whole = int(text) if text.isdigit() and len(text) < 25 else None
+        other = next((unit for unit in UNITS if whole is not None and _fits(whole, unit)), None)
+        if other and self.unit:
+            was = "was given as" if self.given else "began in"
+            return f"{shown} is in {other}, but the {self.name} {was} {self.unit}"
+        return f"{shown} is no time between 2009 and 2100 in {self.unit or ' or '.join(self.allowed)}"
 
 
 def _fits(value: int, unit: str) -> bool:
     return _FIRST <= value * UNITS[unit] < _LAST
 
 
-_NUMBER = re.compile(rb"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?", re.ASCII)
+def parse_times(
+    values: pl.Series, clock: Clock, note: Callable[[str], None] = lambda text: None
+) -> pl.Series:
+    """Return ns of whole numbers, decimals or ISO times as text, floats or datetimes; null where one is no time.
 
-
-@dataclass(frozen=True)
-class TradeTable:
-    """What the columns of an archive are called and mean.
-
-    ``names``: our column → the names it goes by in headers, folded (lower case, letters and digits only). Ours are
-    time, received, price, qty, side (of the taker), maker (buyer is maker: true or false), id, symbol, kind (anything
-    but MARKET is off the market). ``headerless``: our columns in order ("" = not used), by the number of columns.
+    Exact to the last digit, but for fractional floats: those are rounded to the microsecond, which ``note`` says.
     """
-
-    names: Mapping[str, tuple[str, ...]]
-    headerless: tuple[tuple[str, ...], ...] = ()
-    required: tuple[str, ...] = ("time", "price", "qty")
-    units: tuple[str, ...] = tuple(UNITS)
-    numbered: bool = False  # ids are whole numbers that count up by one
-    file_symbol: Callable[[str], str | None] | None = None  # the symbol in a file's name
-    unknown_sides: tuple[str, ...] = ()  # values of the side column where the side is not known
-
-
-@dataclass
-class Layout:
-    """The columns of one file."""
-
-    columns: list[str]  # ours, or "" where not used
-    header: list[str] | None
-    delimiter: str
-    decimal_times: dict[str, bool] = field(default_factory=dict)
-
-    def shown(self, ours: str) -> str:
-        return (
-            self.header[self.columns.index(ours)] if self.header else f"column {self.columns.index(ours) + 1}"
-        )
+    if isinstance(values.dtype, pl.Datetime):
+        return _in_utc(values, clock.zone).dt.cast_time_unit("ns").to_physical()
+    if values.dtype.is_float():
+        whole = values.cast(pl.Int64, strict=False)
+        if bool((values == whole).fill_null(True).all()):
+            return clock.column(whole)
+        clock.column(whole)
+        per = {"s": 6, "ms": 3}.get(clock.unit or "s")
+        if per is None:
+            raise HistoryError(f"the times are fractions of {clock.unit}: floats cannot hold those exactly")
+        note("times are fractional floats, rounded to the nearest microsecond")
+        return Clock(clock.name, "us").column((values * 10**per).round().cast(pl.Int64, strict=False))
+    if not isinstance(values.dtype, pl.String):
+        return clock.column(values)
+    dated = values.str.contains(r"^\s*\d{4}-\d\d-\d\d").fill_null(False)
+    if dated.all():
+        return _iso_times(values, clock.zone)
+    if not dated.any():
+        return _decimal_times(values, clock)
+    dates = _iso_times(values.set(~dated, None), clock.zone)
+    return dates.zip_with(dated, _decimal_times(values.set(dated, None), clock))
 
 
-def folded(name: str) -> str:
-    """Return a header's name for comparison: lower case, letters and digits only."""
-    return "".join(mark for mark in name.casefold() if mark.isalnum())
-
-
-def detect(
-    block: Block, file: LineFile, intake: Intake, table: TradeTable, delimiter: str
-) -> tuple[Layout | None, Block]:
-    """Find header and columns in the first line that is not blank; return what follows them."""
-    data, number = block
-    while data:
-        line, _, rest = data.partition(b"\n")
-        if line.strip():
-            break
-        intake.file.lines += 1
-        intake.file.blank += 1
-        data, number = rest, number + 1
-    else:
-        return None, block
-    cells = [cell.strip().strip('"') for cell in line.decode("utf-8", "replace").split(delimiter)]
-    if any(_NUMBER.fullmatch(cell.encode()) for cell in cells):
-        layout = _headerless(cells, file, number, table, delimiter)
-        intake.note(f"{file.name}: no header, {len(cells)} columns")
-        first = line
-    else:
-        columns = _by_name(cells, file, number, table)
-        intake.note(f"{file.name}: header with {len(cells)} columns")
-        intake.file.lines += 1
-        intake.file.other += 1
-        data, number = rest, number + 1
-        first = next((one for one in data.split(b"\n", 8)[:8] if one.strip()), b"")
-        width = first.count(delimiter.encode()) + 1
-        if first and width == len(cells) + 1:
-            # Some archives name a column less than they have; it is the last one.
-            intake.note(f"{file.name}: the header is a column short; the last column is not used")
-            columns.append("")
-            cells.append("")
-        layout = Layout(columns, cells, delimiter)
-    values = first.split(delimiter.encode())
-    for ours in ("time", "received"):
-        if ours in layout.columns and layout.columns.index(ours) < len(values):
-            layout.decimal_times[ours] = not values[layout.columns.index(ours)].strip().strip(b'"').isdigit()
-    return layout, Block(data, number)
-
-
-def _headerless(cells: list[str], file: LineFile, number: int, table: TradeTable, delimiter: str) -> Layout:
-    for columns in table.headerless:
-        if len(columns) == len(cells):
-            return Layout(list(columns), None, delimiter)
-    known = " or ".join(str(len(columns)) for columns in table.headerless)
-    raise HistoryError(
-        f"{file.name}:{number}: {len(cells)} columns and no header; "
-        + (f"without a header there are {known}" if known else "a header is needed")
-    )
-
-
-def _by_name(cells: list[str], file: LineFile, number: int, table: TradeTable) -> list[str]:
-    columns = []
-    for cell in cells:
-        ours = next((ours for ours, names in table.names.items() if folded(cell) in names), "")
-        columns.append(ours if ours not in columns else "")
-    for ours in table.required:
-        if ours not in columns:
-            wanted = table.names[ours]
-            hint = did_you_mean(wanted[0], cells)
-            raise HistoryError(
-                f"{file.name}:{number}: the header has no column for {ours} ({' or '.join(wanted)}); "
-                f"it has {', '.join(cells)}.{hint}"
-            )
-    return columns
-
-
-def parse(block: Block, layout: Layout, intake: Intake) -> Iterator[tuple[pl.DataFrame, Block]]:
-    """Yield the block as a frame of typed columns and ``line``; what has not the right columns is rejected."""
-    if not block.data:
-        return
-    commas = len(layout.columns) - 1
-    marks = np.frombuffer(block.data, dtype=np.uint8)  # some ten times as fast as bytes.count
-    ends = np.flatnonzero(marks == ord("\n"))
-    rows = len(ends) + (not block.data.endswith(b"\n"))
-    regular = int(np.count_nonzero(marks == ord(layout.delimiter))) == rows * commas
-    blank = bool((np.diff(ends, prepend=-1) <= 2).any())  # or a line of one character, which is checked too
-    lines: pl.Series | None = None
-    data = block.data
-    frame = None if blank or not regular else _typed(data, layout)
-    if frame is None or frame.height != rows:
-        data, lines = _regular_lines(block, layout, intake)
-        frame = _typed(data, layout) if data else None
-    intake.file.lines += rows
-    if frame is None:
-        return
-    if lines is None:
-        lines = pl.int_range(block.first_line, block.first_line + rows, dtype=pl.Int64, eager=True)
-    yield frame.with_columns(lines.alias("line")), block
-
-
-def _typed(data: bytes, layout: Layout) -> pl.DataFrame | None:
-    """Read the columns that are used; a cell that is no number becomes null. None where rows differ in width."""
-    schema: dict[str, type[pl.DataType]] = {}
-    used = []
-    for index, ours in enumerate(layout.columns):
-        kind: type[pl.DataType] = pl.String
-        if ours in ("price", "qty"):
-            kind = pl.Float64
-        elif ours in ("time", "received") and not layout.decimal_times.get(ours, False):
-            kind = pl.Int64
-        schema[ours or f"unused {index}"] = kind
-        if ours:
-            used.append(index)
-    try:
-        return pl.read_csv(
-            io.BytesIO(data),
-            has_header=False,
-            schema=schema,
-            columns=used,
-            separator=layout.delimiter,
-            ignore_errors=True,
-        )
-    except pl.exceptions.PolarsError:
-        return None
-
-
-def _regular_lines(block: Block, layout: Layout, intake: Intake) -> tuple[bytes, pl.Series]:
-    """Return the lines with the right number of columns, and their numbers; reject the others."""
-    kept, numbers = [], []
-    width = len(layout.columns)
-    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
-        if not line.strip():
-            continue
-        if b'"' in line:
-            cells = len(next(csv.reader([line.decode("utf-8", "replace")], delimiter=layout.delimiter)))
-        else:
-            cells = line.count(layout.delimiter.encode()) + 1
-        if cells == width and b"\0" not in line:
-            kept.append(line)
-            numbers.append(number)
-        else:
-            intake.reject(number, f"expected {width} columns, found {cells}", line)
-    total = block.data.count(b"\n") + (not block.data.endswith(b"\n"))
-    rejected = sum(1 for line in block.data.split(b"\n") if line.strip()) - len(kept)
-    intake.file.blank += total - len(kept) - rejected
-    return b"\n".join(kept), pl.Series(numbers, dtype=pl.Int64)
-
-
-_DATE = re.compile(r"\s*\d{4}-\d\d-\d\d", re.ASCII)
-_BUY, _SELL = ("Buy", "BUY", "buy", "B", "b"), ("Sell", "SELL", "sell", "S", "s")
-_TRUE, _FALSE = ("true", "True", "TRUE", "1", "t", "T"), ("false", "False", "FALSE", "0", "f", "F")
-
-
-def read_trades(
-    files: Iterable[Path],
-    intake: Intake,
-    table: TradeTable,
-    *,
-    unit: str | None = None,
-    delimiter: str = ",",
-) -> None:
-    """Read files of trades into ``intake``. Raises HistoryError for what contradicts the table or itself."""
-    for file in intake.open(files):
-        clocks = {
-            "time": Clock("time", unit, table.units),
-            "received": Clock("receive time", None, table.units),
-        }
-        state = TradesState(file.name, clocks)
-        reader: _TableReader | None = None
-        for block in file.blocks():
-            if reader is None:
-                layout, block = detect(block, file, intake, table, delimiter)
-                if layout is None:
-                    continue
-                reader = _TableReader(file, layout, intake, table, state, block)
-            for frame, raw in parse(block, reader.layout, intake):
-                reader.take(frame, raw)
-        if reader is None:
-            intake.note(f"{file.name} is empty")
-
-
-def side_of(frame: pl.DataFrame) -> pl.Expr:
-    """BUY or SELL of a ``side`` column of texts, or of a ``maker`` column; null where it says neither."""
-    if "side" in frame.columns:
-        return (
-            pl.when(pl.col("side").is_in(_BUY))
-            .then(pl.lit("BUY"))
-            .when(pl.col("side").is_in(_SELL))
-            .then(pl.lit("SELL"))
-        ).otherwise(pl.lit(None, dtype=pl.String))
-    if "maker" in frame.columns:  # a buyer who was the maker had a seller take
-        return (
-            pl.when(pl.col("maker").is_in(_TRUE))
-            .then(pl.lit("SELL"))
-            .when(pl.col("maker").is_in(_FALSE))
-            .then(pl.lit("BUY"))
-        ).otherwise(pl.lit(None, dtype=pl.String))
-    return pl.lit(None, dtype=pl.String)
-
-
-def tick_rule(price: pl.Series, last_price: float | None, last_side: str | None) -> pl.Series:
-    """Return sides by the tick rule: BUY after a rise, SELL after a fall, as before at the same price.
-
-    Before the first move there is no side. A price that is missing or not above 0 moves nothing.
-    Source: C. M. C. Lee and M. J. Ready, "Inferring trade direction from intraday data", Journal of Finance 46 (1991).
-    """
-    price = price.set(~(price > 0).fill_null(False), None).fill_null(strategy="forward")
-    if last_price is not None:
-        price = price.fill_null(last_price)
-    before = price.shift(1, fill_value=last_price)
-    step = pl.when(price > before).then(pl.lit("BUY")).when(price < before).then(pl.lit("SELL"))
-    sides = pl.select(step.otherwise(pl.lit(None, dtype=pl.String)).alias("side"))["side"]
-    sides = sides.fill_null(strategy="forward")
-    return sides if last_side is None else sides.fill_null(last_side)
-
-
-def parse_times(values: pl.Series, clock: Clock, lines: pl.Series, file: str) -> pl.Series:
-    """Return integer ns of times that are whole numbers, or decimal numbers as text; exact to the last digit."""
-    if values.dtype.is_integer():
-        return clock.column(values, lines, file)
-    present = values.drop_nulls()
-    if len(present) and _DATE.match(present[0]):
-        clock.unit = clock.unit or "ns"
-        return values.str.to_datetime(time_unit="ns", time_zone="UTC", strict=False).to_physical()
+def _decimal_times(values: pl.Series, clock: Clock) -> pl.Series:
     even = _evenly_cut(values)
     if even is not None:
         whole, fraction, decimals = even
-        ns = clock.column(whole, lines, file)
+        ns = clock.column(whole)
         digits = len(str(UNITS[clock.unit or "ns"])) - 1
         if decimals <= digits:
             return ns + fraction * int(10 ** (digits - decimals))
-    parts = values.str.strip_chars().str.splitn(".", 2).struct.rename_fields(["whole", "fraction"]).struct
-    whole, fraction = parts.field("whole").cast(pl.Int64, strict=False), parts.field("fraction").fill_null("")
-    ns = clock.column(whole, lines, file)
+    values = values.str.strip_chars()
+    values = values.set(~values.str.contains(r"^\d{1,19}(\.\d*)?$").fill_null(False), None)
+    parts = values.str.splitn(".", 2).struct.rename_fields(["whole", "fraction"]).struct
+    ns = clock.column(parts.field("whole").cast(pl.Int64, strict=False))
     if clock.unit is None:
         return ns
     digits = len(str(UNITS[clock.unit])) - 1
-    kept = fraction.str.strip_chars_end("0")
-    below = (
-        kept.str.pad_end(digits, "0").cast(pl.Int64, strict=False)
-        if digits
-        else kept.replace("", "0").cast(pl.Int64)
-    )
-    too_fine = kept.str.len_bytes() > digits
-    if too_fine.any():
-        index = too_fine.arg_max() or 0
-        raise HistoryError(
-            f"{file}:{lines[index]}: {clock.name} {values[index]!r} is finer than a nanosecond"
-        )
-    return ns + below
+    kept = parts.field("fraction").fill_null("").str.strip_chars_end("0")
+    kept = kept.set(kept.str.len_bytes() > digits, None)  # finer than a nanosecond
+    return ns + pl.Series(kept + "0" * digits).str.head(digits).replace("", "0").cast(pl.Int64, strict=False)
 
 
 def _evenly_cut(values: pl.Series) -> tuple[pl.Series, pl.Series, int] | None:
     """Whole seconds, fraction and number of decimals where all texts have ten digits, a point, and the same length.
 
-    That is what archives hold, and much faster than taking each text apart where its point is.
+    That is what archives hold, and much faster than splitting each string at its point.
     """
     length = values.str.len_bytes()
     if (
@@ -394,135 +178,493 @@ def _evenly_cut(values: pl.Series) -> tuple[pl.Series, pl.Series, int] | None:
     return whole, fraction, decimals
 
 
+def _iso_times(values: pl.Series, zone: str | None) -> pl.Series:
+    plain = values.str.strip_chars().str.replace("T", " ", literal=True)
+    offset = plain.str.contains(r":.*(Z|[+-]\d\d(:?\d\d)?)$").fill_null(False)
+    aware = plain.set(~offset, None).str.replace("Z", "+00:00", literal=True)
+    utc = aware.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="ns", strict=False).to_physical()
+    naive = plain.set(offset, None).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False)
+    found = utc.zip_with(offset, _in_utc(naive, zone).to_physical())
+    # Other ISO forms, a date alone for instance.
+    left = found.is_null() & values.is_not_null()
+    if left.any():
+        others = {text: _iso_ns(text) for text in values.filter(left).unique()}
+        some = values.replace_strict(others, default=None, return_dtype=pl.Int64)
+        at_utc = left & offset
+        found = some.zip_with(at_utc, found)
+        if not offset.all():
+            moments = some.set(offset, None).cast(pl.Datetime("ns"))
+            found = _in_utc(moments, zone).to_physical().zip_with(left & ~offset, found)
+    first, last = _FIRST, _LAST
+    return found.set(~((found >= first) & (found < last)).fill_null(False), None)
+
+
+def _iso_ns(text: str) -> int | None:
+    try:
+        return parse_ns(text.strip())
+    except TimeError:
+        return None
+
+
+def _in_utc(moments: pl.Series, zone: str | None) -> pl.Series:
+    """Convert datetimes to UTC; those without a zone are of ``zone``, null where a clock change blurs them."""
+    dtype = moments.dtype
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is None:
+        if zone is None:
+            return moments.dt.replace_time_zone("UTC")
+        moments = moments.dt.replace_time_zone(zone, ambiguous="null", non_existent="null")
+    return moments.dt.convert_time_zone("UTC")
+
+
+_NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_MAX_NUMBER = 64
+
+
+@dataclass(frozen=True)
+class TradeTable:
+    """What the columns of an archive are called and mean.
+
+    ``names``: our column → the names it goes by in headers, folded (lower case, letters and digits only). Ours are
+    time, received, price, qty, side (of the taker), maker (buyer is maker: true or false), id, symbol, kind (anything
+    but MARKET is off the market). ``headerless``: our columns in order ("" = not used), by the number of columns.
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    headerless: tuple[tuple[str, ...], ...] = ()
+    required: tuple[str, ...] = ("time", "price", "qty")
+    units: tuple[str, ...] = tuple(UNITS)
+    numbered: bool = False  # ids are whole numbers that count up by one
+    short_header: bool = False  # the header may lack the name of the last column
+    file_symbol: Callable[[str], str | None] | None = None  # the symbol in a file's name
+    # Words of the side column, in lower case.
+    buy_words: tuple[str, ...] = ("buy", "b")
+    sell_words: tuple[str, ...] = ("sell", "s")
+    any_words: bool = False  # the caller may name others
+    unknown_sides: tuple[str, ...] = ()  # where the side is not known
+
+
 @dataclass
-class TradesState:
-    """What one file's rows so far let know: units of its clocks, direction of time, last price and side."""
+class Layout:
+    """The columns of one file."""
 
-    name: str
-    clocks: dict[str, Clock]
-    backwards: bool | None = None
-    last_price: float | None = None
-    last_side: str | None = None
+    columns: list[str]  # ours, or "" where not used
+    header: list[str] | None
+    delimiter: str
+    decimal_comma: bool = False
+    decimal_times: dict[str, bool] = field(default_factory=dict)
 
-    def trades(
+    def shown(self, ours: str) -> str:
+        return (
+            self.header[self.columns.index(ours)] if self.header else f"column {self.columns.index(ours) + 1}"
+        )
+
+
+def folded(name: str) -> str:
+    """Return a header's name for comparison: lower case, letters and digits only."""
+    return "".join(mark for mark in name.casefold() if mark.isalnum())
+
+
+def cells_of(line: bytes, delimiter: str) -> list[str]:
+    """Return the cells of a line, quotes taken off; [] where the quotes do not fit."""
+    try:
+        return [
+            cell.strip() for cell in next(csv.reader([line.decode("utf-8", "replace")], delimiter=delimiter))
+        ]
+    except (csv.Error, StopIteration):
+        return []
+
+
+def detect(
+    block: Block,
+    file: LineFile,
+    intake: Intake,
+    table: TradeTable,
+    delimiter: str | None,
+    named: list[str] | None = None,
+) -> tuple[Layout | None, Block]:
+    """Find delimiter, header and columns in the first line that is not blank; return what follows them."""
+    data, number = block.data, block.first_line
+    while data:
+        line, _, rest = data.partition(b"\n")
+        if line.strip():
+            break
+        intake.file.lines += 1
+        intake.file.blank += 1
+        data, number = rest, number + 1
+    else:
+        return None, block
+    _refuse_other_kinds(line, file, number)
+    if delimiter is None:
+        delimiter = max(",;\t|", key=lambda mark: line.count(mark.encode()))
+    cells = cells_of(line, delimiter)
+    numeric = any(len(cell) < _MAX_NUMBER and _NUMBER.fullmatch(cell.encode()) for cell in cells)
+    if named is not None or numeric:
+        layout = _headerless(cells, file, number, table, delimiter, named)
+        if not numeric and {folded(cell) for cell in cells} & {folded(name) for name in named or () if name}:
+            raise HistoryError(
+                f"{file.name}:{number}: columns=... is for a file without a header, this is one: {line!r:.200}"
+            )
+        intake.note(f"{file.name}: no header, {len(cells)} columns")
+        first = line
+    else:
+        columns = _by_name(cells, file, number, table)
+        intake.note(f"{file.name}: header with {len(cells)} columns")
+        intake.file.lines += 1
+        intake.file.other += 1
+        data, number = rest, number + 1
+        first = next((one for one in data.split(b"\n", 8)[:8] if one.strip()), b"")
+        if table.short_header and first and len(cells_of(first, delimiter)) == len(cells) + 1:
+            # Some archives name a column less than they have; it is the last one.
+            intake.note(f"{file.name}: the header is a column short; the last column is not used")
+            columns.append("")
+            cells.append("")
+        layout = Layout(columns, cells, delimiter)
+    values = dict(zip(layout.columns, cells_of(first, delimiter), strict=False))
+    if delimiter != "," and any(re.fullmatch(r"\d+,\d+", values.get(name, "")) for name in ("price", "qty")):
+        layout.decimal_comma = True
+        intake.note(f"{file.name}: numbers with a decimal comma")
+    for ours in ("time", "received"):
+        layout.decimal_times[ours] = not values.get(ours, "").isdigit()
+    return layout, Block(data, number)
+
+
+def _refuse_other_kinds(line: bytes, file: LineFile, number: int) -> None:
+    start = line.lstrip()[:4]
+    if start[:1] in (b"{", b"["):
+        raise HistoryError(f"{file.name}:{number}: this is JSON: use json, or the format of a capture")
+    if start == b"PAR1":
+        raise HistoryError(f"{file.name}: this is Parquet: use parquet")
+    if len(line) > _MAX_HEADER:
+        raise HistoryError(
+            f"{file.name}:{number}: the first line has {len(line):,} bytes: no header of a table"
+        )
+
+
+def _headerless(
+    cells: list[str], file: LineFile, number: int, table: TradeTable, delimiter: str, named: list[str] | None
+) -> Layout:
+    if named is not None:
+        if len(named) != len(cells):
+            raise HistoryError(f"{file.name}:{number}: {len(cells)} columns, but columns names {len(named)}")
+        return Layout(_by_name(named, file, number, table), None, delimiter)
+    for columns in table.headerless:
+        if len(columns) == len(cells):
+            return Layout(list(columns), None, delimiter)
+    known = " or ".join(str(len(columns)) for columns in table.headerless)
+    raise HistoryError(
+        f"{file.name}:{number}: {len(cells)} columns and no header; "
+        + (f"without a header there are {known}" if known else "name them in their order with columns=...")
+    )
+
+
+def _by_name(cells: list[str], file: LineFile, number: int, table: TradeTable) -> list[str]:
+    columns: list[str] = []
+    for cell in cells:
+        ours = next((ours for ours, names in table.names.items() if folded(cell) in names), "")
+        columns.append(ours if ours not in columns else "")
+    for ours in table.required:
+        if ours not in columns:
+            wanted = table.names[ours]
+            hint = did_you_mean(wanted[0], cells)
+            raise HistoryError(
+                f"{file.name}:{number}: the header has no column for {ours} ({' or '.join(wanted)}); "
+                f"it has {', '.join(cells)[:500]}.{hint}"
+            )
+    return columns
+
+
+def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:
+    """Return the block as a frame of typed columns and ``line``; what has not the right columns is rejected."""
+    if not block.data:
+        return None
+    commas = len(layout.columns) - 1
+    marks = np.frombuffer(block.data, dtype=np.uint8)  # some ten times as fast as bytes.count
+    rows = len(block.ends)
+    intake.file.lines += rows
+    regular = int(np.count_nonzero(marks == ord(layout.delimiter))) == rows * commas
+    blank = bool(
+        (np.diff(block.ends, prepend=0) <= 2).any()
+    )  # or a line of one character, which is checked too
+    frame = None if blank or not regular else _typed(block.data, layout)
+    if frame is not None and frame.height == rows:
+        lines = pl.int_range(block.first_line, block.first_line + rows, dtype=pl.Int64, eager=True)
+        return frame.with_columns(lines.alias("line"))
+    data, lines = _regular_lines(block, layout, intake)
+    frame = _typed(data, layout) if data else None
+    if frame is None and not data:
+        return None
+    if frame is None or frame.height != len(lines):
+        raise HistoryError(
+            f"{intake.file.name}: lines {block.first_line} to {block.first_line + rows - 1} cannot be split into rows"
+        )
+    return frame.with_columns(lines.alias("line"))
+
+
+def _typed(data: bytes, layout: Layout) -> pl.DataFrame | None:
+    """Read the columns that are used; a cell that is no number becomes null. None where rows differ in width."""
+    schema: dict[str, type[pl.DataType]] = {}
+    used = []
+    for index, ours in enumerate(layout.columns):
+        kind: type[pl.DataType] = pl.String
+        if ours in ("price", "qty"):
+            kind = pl.Float64
+        elif ours in ("time", "received") and not layout.decimal_times[ours]:
+            kind = pl.Int64
+        schema[ours or f"unused {index}"] = kind
+        if ours:
+            used.append(index)
+    try:
+        return pl.read_csv(
+            io.BytesIO(data),
+            has_header=False,
+            schema=schema,
+            columns=used,
+            separator=layout.delimiter,
+            decimal_comma=layout.decimal_comma,
+            ignore_errors=True,
+        )
+    except pl.exceptions.PolarsError:
+        return None
+
+
+def _regular_lines(block: Block, layout: Layout, intake: Intake) -> tuple[bytes, pl.Series]:
+    """Return the lines with the right number of columns, and their numbers; reject the others."""
+    marks, ends = np.frombuffer(block.data, dtype=np.uint8), block.ends
+    starts = np.concatenate([[0], ends[:-1]])
+
+    def count(found: Any) -> Any:
+        total = np.flatnonzero(found)
+        return np.searchsorted(total, ends) - np.searchsorted(total, starts)
+
+    cells, quotes = count(marks == ord(layout.delimiter)) + 1, count(marks == ord('"'))
+    for index in np.flatnonzero((quotes > 0) & (quotes % 2 == 0)).tolist():
+        cells[index] = len(cells_of(block.data[starts[index] : ends[index]], layout.delimiter))
+    blank = count(marks > ord(" ")) == 0
+    damaged = (count(marks == 0) > 0) | (quotes % 2 == 1)
+    width = len(layout.columns)
+    numbers = np.arange(block.first_line, block.first_line + len(ends))
+    good = ~blank & ~damaged & (cells == width)
+    intake.file.blank += int(blank.sum())
+    hint = " (a decimal comma?)" if layout.delimiter == "," else ""
+    intake.reject_all(
+        numbers[~blank & ~damaged & ~good].tolist(),
+        lambda line: f"expected {width} columns, found {cells[line - block.first_line]}{hint}",
+        block.line,
+    )
+    intake.reject_all(
+        numbers[damaged & ~blank].tolist(),
+        lambda line: "NUL bytes, or a quote that is not closed",
+        block.line,
+    )
+    return marks[np.repeat(good, ends - starts)].tobytes(), pl.Series(numbers[good], dtype=pl.Int64)
+
+
+_TRUE, _FALSE = ("true", "1", "t", "1.0"), ("false", "0", "f", "0.0")
+
+
+def read_trades(
+    files: Iterable[Path],
+    intake: Intake,
+    table: TradeTable,
+    *,
+    unit: str | None = None,
+    zone: str | None = None,
+    delimiter: str | None = ",",
+    columns: list[str] | None = None,
+) -> None:
+    """Read files of trades into ``intake``. Raises HistoryError for what contradicts the table or itself."""
+    for file in intake.open(files):
+        rows = TradeRows(file.name, file.hint, intake, table, unit, zone)
+        layout: Layout | None = None
+        for block in file.blocks():
+            if layout is None:
+                layout, block = detect(block, file, intake, table, delimiter, columns)
+                if layout is None:
+                    continue
+                rows.shown = layout.shown
+            frame = parse(block, layout, intake)
+            if frame is not None:
+                rows.take(frame, block.line, _cell(block, layout))
+
+
+def _cell(block: Block, layout: Layout) -> Callable[[int, str], str | None]:
+    def cell(line: int, ours: str) -> str | None:
+        cells = cells_of(block.line(line), layout.delimiter)
+        index = layout.columns.index(ours)
+        return cells[index] if index < len(cells) else None
+
+    return cell
+
+
+class TradeRows:
+    """Turns frames of our columns into trades and hands them over, symbol by symbol.
+
+    Sides are by the tick rule where no column has them: the history finds them once all rows are in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hint: str,
+        intake: Intake,
+        table: TradeTable,
+        unit: str | None = None,
+        zone: str | None = None,
+    ) -> None:
+        self.name, self.hint, self.intake, self.table = name, hint, intake, table
+        self.clocks = {
+            "time": Clock("time", unit, table.units, zone),
+            "received": Clock("receive time", None, table.units, zone),
+        }
+        self.backwards: bool | None = None
+        self.shown: Callable[[str], str] = str
+        self.text: Callable[[int], bytes] = NO_TEXT
+        self.cell: Callable[[int, str], str | None] | None = None
+
+    def take(
         self,
         frame: pl.DataFrame,
-        exchange: pl.Series,
-        received: pl.Series | None,
-        intake: Intake,
-        *,
-        numbered: bool = False,
-    ) -> pl.DataFrame:
-        """Return rows for ``Intake.trades`` (and ``symbol`` where the frame has one), with sides by the tick rule where
-        no column has them."""
-        if self.backwards is None:
-            steps = exchange.diff().drop_nulls()
-            self.backwards = int((steps < 0).sum()) > int((steps > 0).sum())
-            if self.clocks["time"].unit:
-                order = ", newest first" if self.backwards else ""
-                intake.note(f"{self.name}: times in {self.clocks['time'].unit}{order}")
-        off_market = (
-            (pl.col("kind").fill_null("").str.to_uppercase() != "MARKET")
-            if "kind" in frame.columns
-            else pl.lit(False)
-        )
-        seq = (
-            pl.col("id").cast(pl.Int64) if numbered else -pl.col("line") if self.backwards else pl.col("line")
-        )
-        trades = frame.select(
-            "line",
-            exchange.alias("exchange_at"),
-            pl.lit(None, dtype=pl.Int64).alias("received_at")
-            if received is None
-            else received.alias("received_at"),
-            pl.col("price").cast(pl.Float64, strict=False),
-            pl.col("qty").cast(pl.Float64, strict=False),
-            side_of(frame).alias("side"),
-            (pl.col("id") if "id" in frame.columns else pl.lit(None, dtype=pl.String)).alias("trade_id"),
-            off_market.alias("off_market"),
-            seq.alias("seq"),
-            *(["symbol"] if "symbol" in frame.columns else []),
-        )
-        return trades if {"side", "maker"} & {*frame.columns} else self._by_tick_rule(trades, intake)
-
-    def _by_tick_rule(self, trades: pl.DataFrame, intake: Intake) -> pl.DataFrame:
-        if self.backwards:
-            raise HistoryError(
-                f"{self.name}: without a side column the trades must run forwards in time (tick rule)"
-            )
-        sides = tick_rule(trades["price"], self.last_price, self.last_side)
-        known = trades["price"].filter(trades["price"] > 0)
-        if len(known):
-            self.last_price = float(known[-1])
-        self.last_side = sides[-1]
-        intake.note(f"{self.name}: no side column, sides by the tick rule")
-        return trades.with_columns(sides.alias("side"))
-
-
-@dataclass
-class _TableReader:
-    """Turns the typed blocks of one file into trades and hands them over, symbol by symbol."""
-
-    file: LineFile
-    layout: Layout
-    intake: Intake
-    table: TradeTable
-    state: TradesState
-    block: Block
-
-    def take(self, frame: pl.DataFrame, block: Block) -> None:
-        self.block = block
+        text: Callable[[int], bytes] = NO_TEXT,
+        cell: Callable[[int, str], str | None] | None = None,
+    ) -> None:
+        """Take rows: ``line`` and our columns. ``text``, ``cell``: a line, and a cell of it, as the file has them."""
+        self.text, self.cell = text, cell
+        for name in ("side", "maker", "id", "symbol", "kind"):
+            if name in frame.columns:
+                frame = frame.with_columns(pl.col(name).cast(pl.String))
         frame = self._known_sides(frame)
         if self.table.numbered:
             whole = frame["id"].cast(pl.Int64, strict=False).is_not_null()
             frame = self._only(frame, whole, "id", "the id must be a whole number")
+        for name in ("price", "qty"):
+            number = frame[name].cast(pl.Float64, strict=False)
+            good = number.is_not_null()
+            frame = self._only(
+                frame.with_columns(number), good, name, f"{self.shown(name)} must be a number above 0"
+            )
+        frame = self._with_times(frame)
         if frame.is_empty():
             return
-        lines, clocks = frame["line"], self.state.clocks
-        exchange = parse_times(frame["time"], clocks["time"], lines, self.file.name)
-        received = None
-        if "received" in frame.columns:
-            received = parse_times(frame["received"], clocks["received"], lines, self.file.name)
-        trades = self.state.trades(frame, exchange, received, self.intake, numbered=self.table.numbered)
-        backwards = bool(self.state.backwards)
+        self._detect_order(frame["exchange_at"])
+        trades = self._rows(frame)
         for symbol, rows in self._by_symbol(trades):
             self.intake.trades(
-                symbol, rows, backwards=backwards, numbered=self.table.numbered, text=self._line
+                symbol,
+                rows,
+                backwards=bool(self.backwards),
+                numbered=self.table.numbered,
+                tick_rule=not {"side", "maker"} & {*frame.columns},
+                text=text,
             )
 
-    def _line(self, number: int) -> str:
-        return self.block.data.split(b"\n")[number - self.block.first_line].decode("utf-8", "replace")
+    def _with_times(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Add both clocks in ns, null for a receive time that is not there; reject what is no time."""
+        for name, to in (("time", "exchange_at"), ("received", "received_at")):
+            if name not in frame.columns:
+                frame = frame.with_columns(pl.lit(None, dtype=pl.Int64).alias(to))
+                continue
+            clock = self.clocks[name]
+            values = frame[name]
+            if values.dtype == pl.String and values.str.contains(",", literal=True).any():
+                values = values.str.replace(",", ".", literal=True)
+            times = parse_times(values, clock, lambda text: self.intake.note(f"{self.name}: {text}"))
+            good = times.is_not_null() if name == "time" else times.is_not_null() | values.is_null()
+            frame = self._only(frame.with_columns(times.alias(to)), good, name, clock.wrong)
+        return frame
 
-    def _only(self, frame: pl.DataFrame, good: pl.Series, column: str, expected: str) -> pl.DataFrame:
+    def _detect_order(self, times: pl.Series) -> None:
+        if self.backwards is None:
+            steps = times.diff().drop_nulls()
+            self.backwards = int((steps < 0).sum()) > int((steps > 0).sum())
+            if self.clocks["time"].unit:
+                order = ", newest first" if self.backwards else ""
+                self.intake.note(f"{self.name}: times in {self.clocks['time'].unit}{order}")
+
+    def _rows(self, frame: pl.DataFrame) -> pl.DataFrame:
+        has = {*frame.columns}
+        nothing = pl.lit(None, dtype=pl.String)
+        side = pl.lit(None, dtype=pl.String)
+        if "side" in has:
+            side = self._either("side", self.table.buy_words, self.table.sell_words)
+        elif "maker" in has:  # a buyer who was the maker had a seller take
+            side = self._either("maker", _FALSE, _TRUE)
+        seq = (
+            pl.col("id").cast(pl.Int64)
+            if self.table.numbered
+            else -pl.col("line")
+            if self.backwards
+            else pl.col("line")
+        )
+        return frame.select(
+            "line",
+            "exchange_at",
+            "received_at",
+            "price",
+            "qty",
+            side.alias("side"),
+            (pl.col("id") if "id" in has else nothing).alias("trade_id"),
+            (
+                pl.col("kind").fill_null("").str.to_uppercase() != "MARKET"
+                if "kind" in has
+                else pl.lit(False)
+            ).alias("off_market"),
+            seq.alias("seq"),
+            *(["symbol"] if "symbol" in has else []),
+        )
+
+    def _either(self, column: str, buy: tuple[str, ...], sell: tuple[str, ...]) -> pl.Expr:
+        word = _word(column)
+        return pl.when(word.is_in(buy)).then(pl.lit("BUY")).when(word.is_in(sell)).then(pl.lit("SELL"))
+
+    def _only(
+        self, frame: pl.DataFrame, good: pl.Series, column: str, expected: str | Callable[[Any], str]
+    ) -> pl.DataFrame:
         """Return the good rows; reject the others with what their column has."""
         if good.all():
             return frame
-        for line, found in frame.filter(~good).select("line", column).iter_rows():
-            self.intake.reject(line, f"{expected}, found {found!r}", self._line(line))
+        bad = frame.filter(~good)
+        values = dict(bad.select("line", column).head(1_000).iter_rows())
+
+        def reason(line: int) -> str:
+            found = self.cell(line, column) if self.cell else values[line]
+            if callable(expected):
+                return expected(found)
+            hint = ""
+            if column in ("price", "qty") and isinstance(found, str) and "," in found:
+                hint = " (a comma is read as a decimal comma only where ; or a tab separates the columns)"
+            return f"{expected}, found {'nothing' if found is None else repr(found)[:200]}{hint}"
+
+        self.intake.reject_all(bad["line"], reason, self.text)
         return frame.filter(good)
 
     def _known_sides(self, frame: pl.DataFrame) -> pl.DataFrame:
         column = "side" if "side" in frame.columns else "maker" if "maker" in frame.columns else None
         if column is None:
             return frame
-        allowed = [*_BUY, *_SELL, *self.table.unknown_sides] if column == "side" else [*_TRUE, *_FALSE]
-        expected = "a buy or sell" if column == "side" else "true or false"
-        good = frame[column].is_in(allowed).fill_null(False)
-        return self._only(frame, good, column, f"{self.layout.shown(column)} must be {expected}")
+        table = self.table
+        if column == "side":
+            allowed = [*table.buy_words, *table.sell_words, *table.unknown_sides]
+            words = ", ".join((*table.buy_words, *table.sell_words))
+            hint = f" ({words}; buy_word and sell_word name others)" if table.any_words else ""
+            expected = f"a buy or sell{hint}"
+        else:
+            allowed, expected = [*_TRUE, *_FALSE], "true or false"
+        word = _word(column)
+        good = frame.select(word.is_in(allowed).fill_null("" in allowed).alias("good"))["good"]
+        return self._only(frame, good, column, f"{self.shown(column)} must be {expected}")
 
     def _by_symbol(self, trades: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-        intake, name = self.intake, self.file.name
+        intake, name = self.intake, self.name
         if "symbol" in trades.columns:
             for (symbol,), rows in trades.group_by("symbol", maintain_order=True):
                 if symbol is None or not str(symbol).strip():
-                    for line in rows["line"]:
-                        intake.reject(line, "no symbol")
+                    intake.reject_all(rows["line"], lambda line: "no symbol", self.text)
                 elif intake.wants(str(symbol)):
                     yield str(symbol), rows.drop("symbol")
                 else:
                     intake.file.other += rows.height
             return
-        named = self.table.file_symbol(self.file.hint) if self.table.file_symbol else None
+        named = self.table.file_symbol(self.hint) if self.table.file_symbol else None
         symbol = intake.symbol or named
         if symbol is None:
             raise HistoryError(f"{name}: neither the rows nor the file's name has a symbol: give symbol=...")
@@ -532,3 +674,7 @@ class _TableReader:
                 f"To store it under that name: symbol={named!r}, save_as={intake.symbol!r}"
             )
         yield symbol, trades
+
+
+def _word(column: str) -> pl.Expr:
+    return pl.col(column).str.strip_chars().str.to_lowercase()

@@ -167,7 +167,7 @@ def test_lines_that_are_no_messages_are_rejected(tmp_path: Path) -> None:
     del bad["p"]
     more = ["no time {}", f"{MS}000000 {{not json", f"{MS}000000 {json.dumps(bad)}", "", f"{MS}000000 [1]"]
     file.write_text(file.read_text() + "\n".join(more) + "\n")
-    report = import_history(tmp_path, "binance-capture", file)
+    report = import_history(tmp_path, "binance-capture", file, max_rejects=0.5)
     assert [(one.line, one.reason) for one in report.rejects] == [
         (6, "expected a local time and a space before the JSON"),
         (7, "the message is not a JSON object"),
@@ -175,7 +175,7 @@ def test_lines_that_are_no_messages_are_rejected(tmp_path: Path) -> None:
         (10, "the message is not a JSON object"),
     ]
     assert report.files[0].blank == 1
-    lines = f"{MS * 10**6} {json.dumps(trade(0, 1))}\n{MS * 1000} {json.dumps(trade(1, 2))}\n"
+    lines = f"{MS * 10**6} {json.dumps(trade(0, 1))}\n{MS * 1000} {json.dumps(trade(1, 2))}\n" * 2
     (tmp_path / "2.txt").write_text(lines)
     with pytest.raises(
         HistoryError, match=r"2.txt:2: local time \d+ is in us, but the local time began in ns"
@@ -316,7 +316,7 @@ def test_tardis_book_messages(tmp_path: Path) -> None:
 )
 def test_tardis_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, rows: list) -> None:
     """A message that is cut by the end of a block stays one message."""
-    from replaylab.importers import intake as reading
+    from replaylab.importers import files as reading
 
     rows = [(0, True, "bid", 1.0, 1.0), *sorted(rows, key=lambda row: row[0])]
     results: list[pl.DataFrame] = []
