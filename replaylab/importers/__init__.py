@@ -75,7 +75,7 @@ FORMATS: dict[str, Format] = {
         "Bybit v5 websocket messages with local time and connection", "bybit", "read_capture"
     ),
     "bybit-trades": Format("Bybit downloads of trades, derivatives and spot", "bybit", "read_table"),
-    "book-table": Format("tables of book levels, in columns or a row each", "book_table", "read_book_table"),
+    "book-table": Format("tables of book levels, in columns or a row each", "book_tables", "read_book_table"),
     "csv": Format("any delimited text with named columns", "columns", "read_csv"),
     "funding": Format(
         "funding settlements: Binance and Bybit files, Tardis derivative_ticker, any table",
@@ -87,8 +87,8 @@ FORMATS: dict[str, Format] = {
     ),
     "json": Format("trades as JSON: ccxt, freqtrade, Kraken, an object a line", "columns", "read_json"),
     "parquet": Format("any Parquet file with named columns", "columns", "read_parquet"),
-    "tardis-book": Format("Tardis incremental_book_L2 files", "tardis", "read_book"),
-    "tardis-trades": Format("Tardis trades files", "tardis", "read_single"),
+    "tardis-book": Format("Tardis incremental_book_L2 files", "book_tables", "read_tardis"),
+    "tardis-trades": Format("Tardis trades files", "book_tables", "read_trades_of_tardis"),
 }
 
 
