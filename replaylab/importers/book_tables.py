@@ -1,12 +1,12 @@
 """Order books in tables of levels: Tardis.dev files (and its trades), and tables of any other source.
 
-Tardis: in an ``incremental_book_L2`` file a row is a level; rows of one ``local_timestamp`` are one message. Rows before
-the first snapshot are left out. Where ``is_snapshot`` turns true the book starts again; a snapshot of several messages
-becomes one snapshot row and deltas that complete it. Quantity 0 deletes a level.
+Tardis: in an ``incremental_book_L2`` file a row is a level; rows of one ``local_timestamp`` are one message. Rows
+before the first snapshot are left out. Where ``is_snapshot`` turns true the book starts again; a snapshot of several
+messages becomes one snapshot row and deltas that complete it. Quantity 0 deletes a level.
 
-Other tables: with columns per level (``bid_px_00, bid_sz_00``; ``bids[0].price, bids[0].amount``; ``bid_price_1, bid_qty_1``) each
-row is a snapshot. With a row per level (``timestamp, side, price, qty``) the rows of one time are a snapshot, or, where
-a column ``is_snapshot`` is false, a change of the book in which a quantity of 0 deletes a level.
+Other tables have a column per level (``bid_px_00, bid_sz_00``; ``bids[0].price, bids[0].amount``; ``bid_price_1,
+bid_qty_1``), and each row is a snapshot; or a row per level (``timestamp, side, price, qty``), and the rows of one time
+are a snapshot, or, where a column ``is_snapshot`` is false, a change of the book.
 """
 
 from __future__ import annotations
