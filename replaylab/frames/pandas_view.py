@@ -15,7 +15,7 @@ _NO_TABLES = ("__struct_fields__", "declarations", "__fspath__")
 def to_pandas(value: Any) -> Any:
     """Convert a DataFrame or Series; of a replaylab object, return a view whose tables are pandas.
 
-    >>> to_pandas(pl.DataFrame({"price": [1.0]})).loc[0, "price"]
+    >>> float(to_pandas(pl.DataFrame({"price": [1.0]})).loc[0, "price"])
     1.0
 
     Containers and awaitables are converted inside; all else is returned unchanged.
