@@ -17,7 +17,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from replaylab import Lab, TradingParams, plots  # noqa: E402
+from replaylab import Lab, plots  # noqa: E402
 from tests.browser.driving import (  # noqa: E402
     browser_page,
     button,
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
         "tp1_pct": [0.05, 0.1, 0.15, 0.2, 0.3],
         "max_hold_s": [None, 60.0, 300.0],
     }
-    result = lab.sweep(hour, grid, params=TradingParams(tp2_pct=0.6), progress=False)
+    result = lab.sweep(hour, grid, {"tp2_pct": 0.6}, progress=False)
     best = result.trades(int(result.best(1)["row"][0]))
     tries = f"{result.frame.height:,} parameter sets on an hour of a synthetic market"
     drawn = {

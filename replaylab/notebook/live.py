@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from html import escape
+from operator import itemgetter
 from typing import Any
 
 import ipywidgets as w
@@ -136,7 +137,9 @@ class LiveView:
             if names:
                 self.symbol.value = chosen if chosen in names else rows[0].symbol
         self.changes.value = _last(
-            "State changes", ("time", "symbol", "change", "reason"), map(_change, self._changes)
+            "State changes",
+            ("time", "symbol", "change", "reason"),
+            map(_change, sorted(self._changes, key=itemgetter("timestamp"))),
         )
         self.orders.value = _last(
             "Orders", ("time", "symbol", "order", "#price", "status"), map(_order, self._orders)

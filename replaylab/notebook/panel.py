@@ -256,6 +256,9 @@ class Panel:
             self._starting = False
             self.controls.say("")
             self.tabs.selected_index = OVERVIEW
+            # The slider may have moved since: a browser sends its changes late, behind the click on Run.
+            if (speed := float(self.controls.speed.value)) != options["speed_factor"]:
+                self._tell(lambda control: control.set_speed(speed), quiet=True)
 
         def failed(problem: Exception) -> None:
             self._starting = False
@@ -276,7 +279,7 @@ class Panel:
         )
 
     def _tell(self, command: Callable[[ReplayControl], object], *, quiet: bool = False) -> None:
-        if not self._status.running:
+        if not (self._status.running or (self.replay is not None and self.replay.running)):
             if not quiet:
                 self.controls.complain("no replay is running")
             return

@@ -93,7 +93,7 @@ def read_arrays(path: Path, kinds: Mapping[str, Any]) -> tuple[bytes, dict[str, 
 
 
 def is_checked(path: Path) -> bool:
-    """Return whether this process has checked the file as it is now."""
+    """Return whether this process has checked the present version of the file."""
     return _checked.get(os.fspath(path)) == _identity(path.stat())
 
 

@@ -115,6 +115,15 @@ def test_pause_step_speed(panel: Panel) -> None:
     assert panel.controls.progress.value == 1.0
 
 
+def test_a_speed_that_is_set_while_a_run_starts_is_its_speed(panel: Panel) -> None:
+    """A browser sends the slider's last moves behind the click on Run."""
+    panel.table.select("a-minute")
+    panel.controls.speed.value = 2.0
+    panel.run.click()
+    panel.controls.speed.value = 5.0
+    until(panel, lambda: "a-minute · 5×" in panel.badge.value)
+
+
 def test_overview_shows_positions_orders_trades_and_a_picture(panel: Panel) -> None:
     play(panel)
     panel.tabs.selected_index = OVERVIEW

@@ -190,7 +190,7 @@ def test_a_sweep_after_an_accepted_change_is_one_of_the_changed_events(tmp_path:
 
 
 def test_a_digest_is_computed_once_for_many_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``lab.sweep("id", grid)`` opens the session anew and does not read its file again to hash it."""
+    """``lab.sweep("id", grid)`` opens the session again and does not read its file again to hash it."""
     session = (
         SessionBuilder().trade("A", 100, at=0).score("A", 0.9, at=1).trade("A", 101, at=2).build(tmp_path)
     )
