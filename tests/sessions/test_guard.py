@@ -134,7 +134,7 @@ def kills(root: Path, how: str, count: int) -> None:
 
 
 def test_leftovers_are_known_by_their_locks_and_not_by_process_ids(tmp_path: Path) -> None:
-    """A build that runs keeps its folder, whatever its name says; what no process holds is deleted, also that of pid 1."""
+    """A build that runs keeps its folder, whatever its name says; unheld ones are deleted, also of pid 1."""
     folder = tmp_path / "replay" / "sessions"
     for name in (".building-1-abc", ".deleted-abc", ".building-live"):
         (folder / name).mkdir(parents=True)
