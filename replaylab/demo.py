@@ -85,7 +85,10 @@ def run(
     symbol = manifest.symbols[0]
     drawn = {
         "price_with_trades.png": plots.price_with_trades(
-            lab.market_trades(symbol), best_trades.filter(best_trades["symbol"] == symbol), title=symbol
+            lab.market_trades(symbol),
+            best_trades.filter(best_trades["symbol"] == symbol),
+            title=symbol,
+            params=result.params_of(best_row),
         ),
         "equity.png": plots.equity({"best of the sweep": best_trades, "default parameters": default.trades}),
         "sweep_heatmap.png": result.heatmap("entry_threshold", "sl_pct"),
