@@ -293,7 +293,7 @@ def verdict(title: str, reasons: Sequence[str], arrays: Mapping[str, Any]) -> Pl
     left.set_xlabel("Sharpe ratio (per trade)")
     left.set_ylabel("combinations (count)")
     left.margins(y=0.35)
-    figure.legend_for(left, loc="upper left")
+    figure.legend_for(left, loc="best")
     right.scatter(arrays["in_sample"], arrays["out_of_sample"], s=14, color=LONG, alpha=0.5, linewidths=0)
     right.axhline(0, color=INK, linewidth=0.8)
     right.set_title(f"loses out of sample in {arrays['loss_probability']:.0%} of splits", fontsize=10)

@@ -79,8 +79,8 @@ def price_with_trades(
                     times(part["exit_time"]), part["last_price"], s=26, color=colour, zorder=4, label=text
                 )
     if first_parts:
-        at, level = zip(*first_parts, strict=True)
-        axes.scatter(np.array(at), level, marker="D", s=24, color=WIN, zorder=4, label="TP1")
+        at, reached = zip(*first_parts, strict=True)
+        axes.scatter(np.array(at), reached, marker="D", s=24, color=WIN, zorder=4, label="TP1")
     for name, level in levels:
         colour = _LEVELS.get(name, INK)
         axes.axhline(level, color=colour, linewidth=1, linestyle="-" if name in ("LONG", "SHORT") else "--")

@@ -188,7 +188,9 @@ def _bootstrap_weights(periods: int, block: float, reps: int, seed: int) -> Floa
     # Loading arch takes a second: with the first verdict, not with the first import.
     from arch.bootstrap import StationaryBootstrap
 
-    draws = StationaryBootstrap(block, np.arange(periods), seed=seed)
+    # The mean length of a block need not be whole; arch annotates it as if.
+    mean: Any = block
+    draws = StationaryBootstrap(mean, np.arange(periods), seed=seed)
     return np.array(
         [np.bincount(data[0][0], minlength=periods) for data in draws.bootstrap(reps)], dtype=float
     )
@@ -517,15 +519,15 @@ def walk_forward_steps(
 
 
 class Clock(NamedTuple):
-    """``count`` periods of ``length`` nanoseconds from ``start`` (nanoseconds since 1970)."""
+    """``periods`` of ``length`` nanoseconds from ``start`` (nanoseconds since 1970)."""
 
     start: int
     length: int
-    count: int
+    periods: int
 
     @property
     def edges(self) -> Ints:
-        return np.int64(self.start) + np.arange(self.count + 1, dtype=np.int64) * np.int64(self.length)
+        return np.int64(self.start) + np.arange(self.periods + 1, dtype=np.int64) * np.int64(self.length)
 
 
 def period_clock(span: tuple[int, int], length: int) -> Clock:

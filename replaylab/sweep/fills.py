@@ -249,7 +249,8 @@ def add_period(raw: Any, exit_ts: Any, pnl: Any) -> None:
     """Add the PnL of a trade to the period of its exit, in a wide row of raw sums."""
     start = np.int64(raw[RAW]) * _HALF + np.int64(raw[RAW + 1])
     period = (np.int64(exit_ts) - start) // np.int64(raw[RAW + 2])
-    raw[RAW + CLOCK + min(max(period, 0), len(raw) - RAW - CLOCK - 1)] += pnl
+    last = np.int64(len(raw) - RAW - CLOCK - 1)
+    raw[RAW + CLOCK + min(max(period, np.int64(0)), last)] += pnl
 
 
 def wide_row(start: int, length: int, count: int) -> Any:

@@ -532,7 +532,7 @@ class SweepResult(Outcome):
         if self.frame.height <= most:
             return list(range(self.frame.height))
         spread = np.linspace(0, self.frame.height - 1, most).astype(int)
-        return np.union1d(spread, self.best(1)["row"].to_numpy()).tolist()
+        return [int(row) for row in np.union1d(spread, self.best(1)["row"].to_numpy())]
 
     def _span(self) -> tuple[int, int]:
         if self.span is None:

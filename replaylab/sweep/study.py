@@ -77,7 +77,7 @@ def sweep(
 
     def run(number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
         _, tape, ref = opened(number)
-        options = {"method": method, "memory": table_memory, "clock": clock}
+        options: dict[str, Any] = {"method": method, "memory": table_memory, "clock": clock}
         if executor is not None:
             return run_on(executor, tape, ref, part, base, options, done=bar.update)
         workers = threads or os.cpu_count() or 1
@@ -103,16 +103,16 @@ def sweep(
         return events.in_session(trades) if isinstance(events, Rescored) else trades
 
     def pnl_of_rows(rows: list[int], clock: Clock) -> Array:
-        found = np.zeros((len(rows), clock.count))
+        found = np.zeros((len(rows), clock.periods))
         chosen = np.asarray(rows)
-        few = len(rows) * clock.count < 10_000
+        few = len(rows) * clock.periods < 10_000
         with tqdm(total=len(rows), unit="comb", desc="PnL by period", disable=few or not progress) as bar:
             for number in range(rescorer.count):
                 here = np.flatnonzero(chosen // combinations.rows == number)
                 for start, stop in parts(len(here)):
                     places = here[start:stop]
                     part = combinations.rows_at(chosen[places] % combinations.rows, len(places))
-                    found[places] = run(number, part, bar, clock)[0][:, -clock.count :]
+                    found[places] = run(number, part, bar, clock)[0][:, -clock.periods :]
         return found
 
     table = pl.concat(frames)

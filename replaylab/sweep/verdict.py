@@ -126,7 +126,7 @@ def judge(result: Any, min_trades: int = MIN_TRADES) -> Verdict:
 def _candidate(result: Any, min_trades: int) -> tuple[int, int]:
     """Return the best row with enough trades and how many it has; raises SweepError where there is none."""
     top = result.best(1, min_trades=min_trades)
-    most = int(result.frame["n_trades"].max() or 0)  # type: ignore[arg-type]
+    most = int(result.frame["n_trades"].max() or 0)
     if not top.height or not top["enough_trades"][0]:
         raise SweepError(
             f"no combination has {min_trades} trades: the most is {most}; take a longer session or a lower threshold"
@@ -247,17 +247,18 @@ def _one_more_stop(result: Any, row: int) -> float:
     Small targets with a wide stop win nearly always; until the first stop is hit their Sharpe ratio explodes.
     """
     trades, params = result.trades(row), result.params_of(row)
-    notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)  # type: ignore[arg-type]
-    stop = -notional * params.sl_pct / 100 - float(trades["fees"].median() or 0.0)  # type: ignore[arg-type]
+    notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)
+    stop = -notional * params.sl_pct / 100 - float(trades["fees"].median() or 0.0)
     stopped = trades.filter(trades["reason"] == "STOP_LOSS")["realized_pnl"].median()
-    return min(stop, float(stopped)) if stopped is not None else stop  # type: ignore[arg-type]
+    return stop if stopped is None else min(stop, float(stopped))
 
 
 def _caveats(result: Any) -> list[str]:
     """Return the assumptions, doubtful settings among those tried, and what the session's checks found."""
 
     def tried(name: str) -> Sequence[Any]:
-        return result.axes.get(name, [getattr(result.params, name)])
+        values: Sequence[Any] = result.axes.get(name, [getattr(result.params, name)])
+        return values
 
     lines = [line for line in (result.assumptions,) if line]
     free = [name for name in ("taker_fee_bps", "slippage_bps") if 0 in tried(name)]
