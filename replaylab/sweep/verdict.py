@@ -250,7 +250,7 @@ def _one_more_stop(result: Any, row: int) -> float:
     notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)
     stop = -notional * params.sl_pct / 100 - float(trades["fees"].median() or 0.0)
     stopped = trades.filter(trades["reason"] == "STOP_LOSS")["realized_pnl"].median()
-    return stop if stopped is None else min(stop, float(stopped))
+    return float(stop if stopped is None else min(stop, stopped))
 
 
 def _caveats(result: Any) -> list[str]:
