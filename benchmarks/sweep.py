@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,24 @@ from replaylab.testing import SessionBuilder
 
 SECOND = 1_000_000_000
 OFF = {"tp1_fraction": 0.0, "break_even_offset_pct": None}
+# What the plain loops compute: fills at the print and at a touch, no holes, no ticks.
+PRINT = {
+    "market_fill": "print",
+    "limit_fill": "touch",
+    "max_gap_s": None,
+    "rounding": "none",
+    "slippage_bps": 1.0,
+}
+BOOK = {"market_fill": "book", "limit_fill": "through"}
+FILLS: dict[str, dict[str, Any]] = {
+    "print, touch": PRINT,
+    "print, through, holes, ticks": {"market_fill": "print", "limit_fill": "through"},
+    "quote, through": {"market_fill": "quote", "limit_fill": "through"},
+    "book, through": BOOK,
+    "book, through, 100,000 USD": {**BOOK, "notional_usd": 100_000.0},
+    "book, queue": {**BOOK, "limit_fill": "queue"},
+    "LIMIT entries, book, through": {**BOOK, "entry_order": "LIMIT", "entry_ttl_s": 60.0},
+}
 
 
 def make_events(ticks: int, every: int, step_bps: float, seed: int = 7) -> pl.DataFrame:
@@ -88,18 +107,18 @@ def grids(regime: str, n: int) -> tuple[dict[str, Any], TradingParams]:
             "tp1_pct": np.linspace(0.1, 0.3, 4),
             "tp2_pct": np.linspace(0.4, 1.0, k),
             "sl_pct": np.linspace(0.15, 0.6, k),
-        }, TradingParams(trailing_distance_pct=0.1, exit_threshold=-0.95)
+        }, TradingParams(**PRINT, trailing_distance_pct=0.1, exit_threshold=-0.95)
     if regime == "dense":
         return {
             "entry_threshold": np.linspace(0.1, 0.6, 25),
             "tp2_pct": np.linspace(0.005, 0.05, side),
             "sl_pct": np.linspace(0.005, 0.05, side),
-        }, TradingParams(**OFF, tp1_pct=0.0, slippage_bps=0.0)
+        }, TradingParams(**{**PRINT, **OFF, "slippage_bps": 0.0}, tp1_pct=0.0)
     return {
         "entry_threshold": np.linspace(0.80, 0.92, 25),
         "tp2_pct": np.linspace(0.2, 1.0, side),
         "sl_pct": np.linspace(0.2, 1.0, side),
-    }, TradingParams(**OFF, tp1_pct=0.0)
+    }, TradingParams(**PRINT, **OFF, tp1_pct=0.0)
 
 
 def median(repeat: int, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -227,6 +246,68 @@ def run_scaling(args: argparse.Namespace) -> None:
         )
 
 
+@dataclass
+class WithBook:
+    """A session of trades and scores with a book after every fifth trade: eight levels a side, a tick apart."""
+
+    events: pl.DataFrame
+    instruments: dict[str, Any] = field(
+        default_factory=lambda: {"BTCUSDT": {"tickSize": 0.1, "lotSize": 0.001, "minNotionalUsd": 5.0}}
+    )
+
+    @classmethod
+    def of(cls, trades: pl.DataFrame, seed: int = 7) -> WithBook:
+        rng = np.random.default_rng(seed)
+        at = trades.with_row_index("n").filter(type="MARKET_TRADE").gather_every(5)
+        price = at["payload"].str.json_path_match("$.price").cast(pl.Float64).to_numpy()
+        size = rng.lognormal(0.0, 1.0, (len(price), 2, 8)).round(3)
+        sides = []
+        for side, sign in ((0, -1.0), (1, 1.0)):
+            parts: list[Any] = []
+            for k in range(8):
+                level = pl.Series((price + sign * 0.1 * (k + 1)).round(1))
+                parts += [
+                    pl.lit("[" if k == 0 else ",["),
+                    level,
+                    pl.lit(","),
+                    pl.Series(size[:, side, k]),
+                    pl.lit("]"),
+                ]
+            sides.append(pl.select(pl.concat_str(parts)).to_series())
+        payload = pl.concat_str(pl.lit('{"bids":['), sides[0], pl.lit('],"asks":['), sides[1], pl.lit("]}"))
+        books = at.with_columns(type=pl.lit("MARKET_BOOK"), payload=payload, late=pl.lit(1))
+        merged = pl.concat([trades.with_row_index("n").with_columns(late=pl.lit(0)), books]).sort("n", "late")
+        return cls(merged.drop("n", "late"))
+
+
+def run_fills(args: argparse.Namespace) -> None:
+    """What each model of fills costs, beside print and touch: the same grid over trades with a book."""
+    session = WithBook.of(make_events(args.ticks, 50, 0.5))
+    start = time.perf_counter()
+    tape = pack(session)
+    tape.lookup  # noqa: B018
+    took = time.perf_counter() - start
+    print(
+        f"\nfills: {args.ticks:,} ticks with {args.ticks // 5:,} books; packing {took:.1f} s, "
+        f"{tape.nbytes / 1e6:.0f} MB, of these {tape.arrays.book_levels.nbytes / 1e6:.0f} MB levels of the book"
+    )
+    for regime in ("sparse", "full"):
+        axes, base = grids(regime, args.combinations)
+        print(f"  {regime}: {'what':<36} {'seconds':>9} {'trades each':>12} {'ratio':>7}")
+        first = 0.0
+        for name, changes in FILLS.items():
+            params = base.replace(max_gap_s=900.0, rounding="exchange").replace(**changes)
+            grid = make_grid(axes, params)
+            took, frame = median(args.repeat, lambda g=grid, p=params: ours(tape, g, p, args.method))
+            some = grid.part(grid.rows // 2, grid.rows // 2 + 4)
+            same = ours(tape, some, params, "loop").equals(frame[grid.rows // 2 : grid.rows // 2 + 4])
+            first = first or took
+            print(
+                f"  {'':<{len(regime) + 1}} {name:<36} {took:>9.4f} {frame['n_trades'].mean():>12,.0f} "
+                f"{took / first:>6.1f} ×{'' if same else '  DIFFERS from the loop'}"
+            )
+
+
 def run_call(args: argparse.Namespace) -> None:
     """``lab.sweep("session-id", grid)`` beside the call with an open Session, also for a large file of events."""
     with tempfile.TemporaryDirectory() as folder:
@@ -264,7 +345,7 @@ def main() -> None:
     parser.add_argument("--combinations", type=int, default=10_000)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--method", default="auto")
-    parser.add_argument("--only", choices=["sparse", "full", "dense", "scaling", "million", "call"])
+    parser.add_argument("--only", choices=["sparse", "full", "dense", "fills", "scaling", "million", "call"])
     parser.add_argument("--vectorbt-part", type=int, default=16, help="rows that vectorbt runs")
     parser.add_argument("--scratch", default=".benchmark-scratch", help="folder for what vectorbt reads")
     args = parser.parse_args()
@@ -274,6 +355,8 @@ def main() -> None:
     for regime in ("sparse", "full", "dense"):
         if args.only in (None, regime):
             run_regime(regime, args)
+    if args.only in (None, "fills"):
+        run_fills(args)
     if args.only in (None, "scaling"):
         run_scaling(args)
     if args.only in (None, "call"):

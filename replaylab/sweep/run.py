@@ -190,7 +190,7 @@ def _fitting(
 def _compile(name: str, kernel: Any, warm: Callable[[], None], say: Callable[[str], Any]) -> None:
     if was_compiled(kernel):
         return
-    text = f"compiling {name} (once per installation, some ten seconds)"
+    text = f"compiling {name} (once per installation, some thirty seconds)"
     _log.info(text)
     say(text)
     with one_at_a_time():
@@ -327,10 +327,13 @@ def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str
 
 def _check_fills(tape: Tape, params: Array, base: TradingParams) -> None:
     """Raise PriceError where a fill model of any row lacks the data that it needs."""
-    names = ("market_fill", "limit_fill", "rounding")
-    for codes in np.unique(params[list(names)]):
-        chosen = {name: DECLARED[name].choices[code] for name, code in zip(names, codes, strict=True)}
-        tape.prices.check_fills(base.replace(**chosen), tape.instruments)
+    fields = [DECLARED[name] for name in ("market_fill", "limit_fill", "rounding")]
+    shape = [len(field.choices) for field in fields]
+    rows = np.ravel_multi_index([params[field.name] for field in fields], shape)
+    for code in np.flatnonzero(np.bincount(rows)):
+        chosen = zip(fields, np.unravel_index(code, shape), strict=True)
+        changes = {field.name: field.choices[number] for field, number in chosen}
+        tape.prices.check_fills(base.replace(**changes), tape.instruments)
 
 
 def _frame(tape: Tape, params: TradingParams, t: Any) -> pl.DataFrame:
@@ -367,7 +370,7 @@ def warm_up() -> None:
 
     >>> warm_up()
 
-    Once per installation and version; some ten seconds. Processes that do it at the same time wait for each other.
+    Once per installation and version; some thirty seconds. Processes that do it at the same time wait for each other.
     """
     with one_at_a_time():
         _warm_loop()

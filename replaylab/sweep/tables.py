@@ -201,11 +201,8 @@ def prepare(tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None) -
 
 def _holes(tape: Tape, params: Array, gaps: Codes) -> tuple[Array, Array]:
     """Positions of the price events after a hole, by distinct ``max_gap_s`` and symbol, each list ended by the end."""
-    ts, starts = tape.arrays.price_ts, tape.arrays.price_from
-    pauses = np.diff(ts, prepend=ts[:1])
-    pauses[starts[:-1][starts[:-1] < len(ts)]] = 0
-    codes, count = gaps
-    lists, hole_from, total = [], np.zeros((count, len(starts)), dtype=np.int64), 0
+    starts, pauses, (codes, count) = tape.arrays.price_from, tape.lookup.pauses, gaps
+    lists, hole_from, total = [np.empty(0, np.int64)], np.zeros((count, len(starts)), dtype=np.int64), 0
     for code in range(count):
         gap = params["max_gap_ns"][np.argmax(codes == code)]
         after = np.flatnonzero(pauses > gap) if gap >= 0 else np.empty(0, np.int64)
@@ -215,7 +212,7 @@ def _holes(tape: Tape, params: Array, gaps: Codes) -> tuple[Array, Array]:
             lists += [mine, starts[k + 1 : k + 2]]
             total += len(mine) + 1
         hole_from[code, -1] = total
-    return np.concatenate([np.empty(0, np.int64), *lists]).astype(np.int64), hole_from
+    return np.concatenate(lists).astype(np.int64), hole_from
 
 
 def _strength(tape: Tape, allowed: Array, row: Any) -> Array:

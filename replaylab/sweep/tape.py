@@ -693,10 +693,12 @@ TICK = layout(f8="price", i8="ts", i4="index next_score")
 class Lookup(NamedTuple):
     """Price events in one piece, block maxima and minima of prices and scores, and per score the price after it.
 
-    ``all_ts`` and ``all_index`` are those of the scores of all symbols together.
+    ``pauses``: ns since the symbol's price event before. ``all_ts`` and ``all_index`` are those of the scores of all
+    symbols together.
     """
 
     ticks: Array
+    pauses: Array
     score_after: Array
     price_high: Array
     price_low: Array
@@ -714,8 +716,10 @@ def build_lookup(tape: TapeArrays) -> Lookup:
     after = np.empty(len(tape.score), dtype=np.int32)
     _follow(tape, ticks, after)
     order = np.argsort(tape.score_index)
+    pauses = np.diff(tape.price_ts, prepend=tape.price_ts[:1])
+    pauses[tape.price_from[:-1][tape.price_from[:-1] < len(pauses)]] = 0
     prices, found = build_levels(tape.price), build_levels(tape.score)
-    return Lookup(ticks, after, *prices, *found, tape.score_ts[order], tape.score_index[order])
+    return Lookup(ticks, pauses, after, *prices, *found, tape.score_ts[order], tape.score_index[order])
 
 
 @compiled
