@@ -433,14 +433,15 @@ def _regular_lines(block: Block, layout: Layout, intake: Intake) -> tuple[bytes,
     starts = np.concatenate([[0], ends[:-1]])
 
     def count(found: Any) -> Any:
-        total = np.flatnonzero(found)
-        return np.searchsorted(total, ends) - np.searchsorted(total, starts)
+        return np.add.reduceat(found, starts, dtype=np.int64)
 
-    cells, quotes = count(marks == ord(layout.delimiter)) + 1, count(marks == ord('"'))
-    for index in np.flatnonzero((quotes > 0) & (quotes % 2 == 0)).tolist():
-        cells[index] = len(cells_of(block.data[starts[index] : ends[index]], layout.delimiter))
+    at, quoted = np.flatnonzero(marks == ord(layout.delimiter)), np.flatnonzero(marks == ord('"'))
+    line_of = np.searchsorted(ends, at, side="right")
+    quotes_before = np.searchsorted(quoted, at) - np.searchsorted(quoted, starts)[line_of]
+    # A delimiter after an odd number of quotes is inside of them.
+    cells = np.bincount(line_of[quotes_before % 2 == 0], minlength=len(ends)) + 1
     blank = count(marks > ord(" ")) == 0
-    damaged = (count(marks == 0) > 0) | (quotes % 2 == 1)
+    damaged = (count(marks == 0) > 0) | (count(marks == ord('"')) % 2 == 1)
     width = len(layout.columns)
     numbers = np.arange(block.first_line, block.first_line + len(ends))
     good = ~blank & ~damaged & (cells == width)
