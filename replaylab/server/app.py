@@ -22,7 +22,7 @@ class ApiServer(ServerApp):
     """The server of ``replaylab serve``: this API and the login; it does not start without authentication."""
 
     # No kernels, files, contents or terminals.
-    default_services = ("auth", "security")
+    default_services = ("auth", "security")  # type: ignore[assignment]
     insecure_no_auth = Bool(False, help="Serve without authentication, on a loopback address only.").tag(
         config=True
     )

@@ -68,7 +68,7 @@ class ReplayHandler(APIHandler):
             status_code, message = status_of(error), str(error)
             field = getattr(error, "field", None)
             # A parameter is named as the body names it.
-            field = _PARAMS.get(field, field)
+            field = _PARAMS.get(str(field), field)
         elif isinstance(error, web.HTTPError):
             text = error.log_message
             message = text % error.args if text else HTTPStatus(status_code).phrase

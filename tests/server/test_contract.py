@@ -12,6 +12,7 @@ import yaml
 from tornado.httpclient import HTTPClientError
 
 import replaylab.server.handlers as handlers
+from replaylab.params import TradingParams
 from replaylab.paths import DataRoot
 from replaylab.replay import ReplayEngine
 from replaylab.sessions import SessionStore
@@ -287,3 +288,31 @@ async def test_runs_of_a_session(fetch: Any, root: DataRoot) -> None:
         assert "nope" in answer["error"]
     assert (await fetch("GET", "sessions", SESSION, "runs", "%2E%2E"))[0] in (400, 404)
     assert (await fetch("GET", "status"))[1]["runMode"] == "LIVE"
+
+
+def test_the_contract_names_every_parameter() -> None:
+    params = CONTRACT["components"]["schemas"]["RunRequest"]["properties"]["params"]
+    assert params["propertyNames"]["enum"] == list(TradingParams.__struct_encode_fields__)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("sessions", range_of(**{"from": "1677-10-01T00:00:00Z"}), "from"),
+        ("sessions", range_of(to="2250-01-01T00:00:00Z"), "to"),
+        ("run", {"sessionId": SESSION, "params": {"slPc": 1}}, "slPc"),
+        ("run", {"sessionId": SESSION, "params": {"sl_pct": 1}}, "slPct"),
+        ("run", {"sessionId": SESSION, "params": {"slPct": -1}}, "slPct"),
+    ],
+)
+async def test_years_and_parameters_are_those_of_the_contract(
+    fetch: Any, path: str, body: dict[str, Any], field: str
+) -> None:
+    code, answer = await fetch("POST", path, body=body)
+    assert (code, answer["field"]) == (400, field)
+
+
+async def test_a_damaged_session_is_deleted(fetch: Any, root: DataRoot) -> None:
+    root.manifest(SESSION).write_text("{")
+    assert (await fetch("DELETE", "sessions", SESSION))[0] == 200
+    assert not root.session_dir(SESSION).exists()
