@@ -259,7 +259,9 @@ def fidelity(
     return Fidelity(
         trades=_compare_trades(logs.trades, kept.trade_frame(), carried, open_at_end),
         orders=_compare_orders(logs.orders, kept.order_frame(), carried, open_at_end),
-        decisions=compare_decisions(logs.decisions, _decisions(kept.events), carried, open_at_end),
+        decisions=compare_decisions(
+            logs.decisions, _without_added_cooldown(_decisions(kept.events), carried), carried, open_at_end
+        ),
         session_id=session.id,
         inject_mode=inject_mode,
         params=ran.params,
@@ -669,10 +671,14 @@ def _percent(share: float | None) -> str:
 
 @dataclass(frozen=True)
 class _Carried:
-    """What a symbol brought into the range: until when, and whether it was a position or order, or a cooldown."""
+    """What a symbol brought into the range: until when, and whether it was a position or order, or a cooldown.
+
+    ``ends_idle``: no cooldown followed (an entry that never filled, a position that a hole ended).
+    """
 
     until: int | None
     in_position: bool
+    ends_idle: bool = False
 
 
 def _carried_in(logged: pl.DataFrame) -> dict[str, _Carried]:
@@ -688,8 +694,24 @@ def _carried_in(logged: pl.DataFrame) -> dict[str, _Carried]:
         else:
             continue
         until = int(end["timestamp"][0]) if end.height else None
-        found[str(symbol)] = _Carried(until, began != "COOLDOWN")
+        idle = end.height > 0 and end["to_state"][0] == "IDLE"
+        found[str(symbol)] = _Carried(until, began != "COOLDOWN", ends_idle=idle)
     return found
+
+
+def _without_added_cooldown(replayed: pl.DataFrame, carried: Mapping[str, _Carried]) -> pl.DataFrame:
+    """Return replayed decisions with IDLE in place of a cooldown that ends with what a symbol carried in.
+
+    The model lets a cooldown follow everything carried, so the builder moves the end of what had none ahead by one.
+    """
+    for symbol, held in carried.items():
+        if held.in_position and held.ends_idle:
+            later = (pl.col("symbol") == symbol) & (pl.col("timestamp") >= _moment(held.until))
+            left = (pl.col("from_state") == "COOLDOWN") & (pl.col("to_state") != "COOLDOWN")
+            first = later & left & (later.cum_sum() == 1)
+            state = pl.when(first).then(pl.lit("IDLE")).otherwise("from_state")
+            replayed = replayed.with_columns(from_state=state)
+    return replayed
 
 
 def _with_carried(

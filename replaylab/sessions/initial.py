@@ -15,7 +15,7 @@ import orjson
 import polars as pl
 
 from replaylab import frames, history
-from replaylab.features import OrderBook, risk_flag
+from replaylab.features import OrderBook, risk_flag, usable_number
 from replaylab.paths import DataRoot
 from replaylab.timestamps import NS_PER_DAY, date_key, iso, parse_ns
 
@@ -90,12 +90,18 @@ class StateBefore:
         positions = _positions(self._root, self._orders, self._trades)
         on = {p.symbol: p for p in positions if p.decided < self._start and not self._over(p)}
         exits = {p.symbol: p.ended for p in positions if self._over(p) and p.entered and not p.unseen}
+        for position in on.values():
+            self._end_without_cooldown(position, positions)
+        # What is moved ahead of the start is no longer on there: its cooldown end alone holds.
+        exits |= {symbol: p.ended for symbol, p in on.items() if self._over(p)}
         symbols = {
             symbol: {
                 "regime": self._value(symbol, "regime"),
                 "tradingBlocked": bool(self._value(symbol, "tradingBlocked")),
                 "book": book_before(self._root, symbol, self._start),
-                "carried": self._carried(symbol, on.get(symbol)),
+                "carried": None
+                if symbol in on and self._over(on[symbol])
+                else self._carried(symbol, on.get(symbol)),
                 "lastExitAt": _iso_or_none(_latest_of(exits.get(symbol), self._value(symbol, "exit"))),
             }
             for symbol in sorted(self.symbols)
@@ -104,6 +110,23 @@ class StateBefore:
 
     def _over(self, position: _Position) -> bool:
         return position.ended is not None and position.ended < self._start
+
+    def _end_without_cooldown(self, position: _Position, positions: list[_Position]) -> None:
+        """Move the end of an entry that never filled, or of a position that a hole ended, ahead by ``cooldown_s``.
+
+        The bot began no cooldown after it, and the model adds one to ``closedAt``. Until its real end it also counts
+        for ``max_open_positions``: where there is such a limit, it is moved only if the bot then entered too early.
+        """
+        ended = position.ended
+        if ended is None or position.guessed or (position.qty and not position.unseen):
+            return
+        logged = recorded_params(self._root, self._start, self._start)
+        params = logged[-1]["params"] if logged else {}
+        cooldown = usable_number(params.get("cooldownS")) or 0.0
+        free = ended + round(cooldown * 1e9)
+        again = any(p.symbol == position.symbol and ended <= p.decided < free for p in positions)
+        if params.get("maxOpenPositions") is None or again:
+            position.ended = ended - round(cooldown * 1e9)
 
     def _carried(self, symbol: str, position: _Position | None) -> dict[str, Any] | None:
         state_ns, state = self._latest.get((symbol, "state"), (None, None))
@@ -323,7 +346,7 @@ class _Ledger:
     def take_trade(self, row: dict[str, Any]) -> None:
         """Take a record of the trade log: its PnL holds, whatever the order log lacks."""
         ns, symbol = row["timestamp"], row["symbol"]
-        position = self._closed.pop((symbol, ns), None) or self._unclosed(symbol, ns, row["entry_timestamp"])
+        position = self._closed.pop((symbol, ns), None) or self._unclosed(row)
         if position is None:
             entered = row["entry_timestamp"]
             if entered is None:
@@ -383,15 +406,22 @@ class _Ledger:
             self._closed[position.symbol, row["timestamp"]] = position
             del self._current[position.symbol]
 
-    def _unclosed(self, symbol: str, ns: int, entered: int | None) -> _Position | None:
-        """Return the position that a record closes and whose last fill the order log lacks."""
-        for position in reversed(self._of_symbol.get(symbol, [])):
+    def _unclosed(self, row: dict[str, Any]) -> _Position | None:
+        """Return the position that a record closes and whose last fill the order log lacks, or has after a hole.
+
+        A position that ends at a hole has its record at the last price before it, its order at the first one after.
+        """
+        ns, entered = row["timestamp"], row["entry_timestamp"]
+        for position in reversed(self._of_symbol.get(row["symbol"], [])):
             if (
                 position.entered is not None
                 and position.entered <= ns
                 and entered in (None, position.entered)
             ):
-                return position if position.ended is None or position.guessed else None
+                after_hole = (
+                    row["reason"] == "DATA_GAP" and position.ended is not None and position.ended > ns
+                )
+                return position if position.ended is None or position.guessed or after_hole else None
         return None
 
 

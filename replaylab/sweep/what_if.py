@@ -26,6 +26,7 @@ import polars as pl
 
 from replaylab import frames
 from replaylab.errors import SweepError
+from replaylab.features import InitialState
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.sweep.result import Outcome
 from replaylab.sweep.study import backtest
@@ -150,9 +151,9 @@ def recorded_trades(session: Session) -> pl.DataFrame:
 class WhatIf(Outcome):
     """Recorded trades beside those of a backtest.
 
-    ``trades``: a row per trade, as ``match_trades`` returns them. ``carried_in``: recorded trades that were open before
-    the session began; ``cut_off``: recomputed trades that the log closes after its end. A session can judge neither,
-    and neither is compared. PnL in USD.
+    ``trades``: a row per trade, as ``match_trades`` returns them. ``carried_in``: recorded trades that were decided
+    before the session began; ``cut_off``: recomputed trades that the log closes after its end. A session can judge
+    neither, and neither is compared. PnL in USD.
     """
 
     trades: pl.DataFrame
@@ -174,7 +175,8 @@ class WhatIf(Outcome):
         )
         return (
             f"<div><b>What if</b> in {escape(str(self.session_id))}: PnL difference {self.difference:+,.2f} USD"
-            f"<br>not compared: {self.carried_in.height} open before the session, {self.cut_off.height} closed after it"
+            f"<br>not compared: {self.carried_in.height} decided before the session, "
+            f"{self.cut_off.height} closed after it"
             "<table><thead><tr><th></th><th>trades</th><th>logged (USD)</th><th>with these parameters (USD)</th>"
             f"<th>difference (USD)</th></tr></thead><tbody>{rows}</tbody></table>{escape(self.assumptions)}</div>"
         )
@@ -248,20 +250,44 @@ def what_if(
     span = session.manifest.source_date_range
     start, end = to_ns(span.from_), to_ns(span.to)
     logged = recorded_trades(session)
-    before = pl.col("entry_time").dt.timestamp("ns") < start
+    before = _decided_before(session, start)
     after = pl.col("exit_time").dt.timestamp("ns") >= end
-    # The session ends while these positions are open; the log closes them later.
-    closed_later = logged.filter(~before & after).select("symbol", "side", "entry_time").unique()
+    # The session ends while these positions are open; the log closes them later, or at a hole that it sees later.
+    closed_later = (
+        logged.filter(~before & (after | (pl.col("reason") == "DATA_GAP")))
+        .select("symbol", "side", "entry_time")
+        .unique()
+    )
     cut_off = ran.trades.filter(pl.col("reason") == "SESSION_END").join(
         closed_later, on=["symbol", "side", "entry_time"], how="semi"
     )
     compared = ran.trades.join(cut_off, on=["symbol", "entry_index"], how="anti")
+    key = ["symbol", "side", "entry_time"]
     return WhatIf(
-        trades=match_trades(logged.filter(~before & ~after), compared),
+        trades=match_trades(logged.filter(~before & ~after).join(cut_off, on=key, how="anti"), compared),
         carried_in=logged.filter(before),
         cut_off=cut_off,
         **ran.provenance(),
     )
+
+
+def _decided_before(session: Session, start: int) -> pl.Expr:
+    """Return whether a logged trade was decided before ``start`` (ns), also where its entry filled afterwards.
+
+    A symbol decides no entry while something carried is on, nor in the cooldown after it: what entered by then was
+    decided before.
+    """
+    recorded = session.recorded_params
+    cooldown = round(recorded.cooldown_s * 1e9) if recorded is not None else 0
+    entered, ended = (pl.col(name).dt.timestamp("ns") for name in ("entry_time", "exit_time"))
+    found = entered < start
+    for symbol, one in InitialState.read(session.initial_state).symbols.items():
+        closed = one.last_exit_ns if one.carried is None else one.carried.closed_ns
+        if one.carried is not None and closed is None:
+            found |= pl.col("symbol") == symbol
+        elif closed is not None:
+            found |= (pl.col("symbol") == symbol) & ((entered < closed + cooldown) | (ended <= closed))
+    return found
 
 
 def _explained(table: pl.DataFrame) -> pl.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -342,30 +341,3 @@ def test_a_planted_change_is_found_and_named(whole: Session, tmp_path: Path, nam
     if what and kind == "trade" and name.endswith("+5"):
         logged, replayed = json.loads(found["logged"][0]), json.loads(found["replayed"][0])
         assert logged["realized_pnl"] == pytest.approx(replayed["realized_pnl"] + 5)
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "daily loss": {"max_daily_loss_usd": 8.0, "latency_ms": 200, "tp1_fraction": 0.3},
-    "daily trades": {"max_trades_per_day": 12},
-    "latency": {"latency_ms": 400, "stop_latency_ms": 300, "cooldown_s": 8, "max_open_positions": 1},
-    "limit entries": {"entry_order": "LIMIT", "entry_ttl_s": 10.0},
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_random_cuts_of_a_simulation_are_identical(tmp_path: Path, variant: str) -> None:
-    """Wherever a session begins and ends, its replay gives the records that were decided inside it, in both modes."""
-    root = DataRoot(tmp_path)
-    write_synthetic(root, seed=11, hours=0.2)
-    params = TradingParams(
-        **{"entry_threshold": 0.3, "tp1_pct": 0.05, "tp2_pct": 0.1, "sl_pct": 0.05, **VARIANTS[variant]}
-    )
-    sim = run_sim(root, params=params, scoring=ScoringParams(interval_ms=500, warmup_s=20))
-    assert sim.trades.height > 5
-    rng = random.Random(variant)
-    for number in range(3):
-        first, last = sorted(rng.uniform(0, 12) for _ in range(2))
-        session = cut(root, first, last + 0.5, session_id=f"cut-{number}")
-        for mode in ("SCORING_ONLY", "FULL_DECISION"):
-            report = fidelity(session, mode)
-            assert report.is_identical, (first, last, mode, report.headline, report.differences)

@@ -12,13 +12,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from replaylab import Lab, ScoringParams, TradingParams, frames
+from replaylab import Lab, frames
 from replaylab.features import InitialState
 from replaylab.history import write_funding
-from replaylab.importers.synthetic import write_synthetic
 from replaylab.paths import DataRoot
 from replaylab.sessions import SessionStore, build_replay_session, initial_state
 from replaylab.timestamps import date_key, iso, parse_ns
+from tests.cuts import simulate
 from tests.sessions.logs import append, log_events, order_record, state_event, trade_record
 
 SAMPLE = Path(__file__).parents[2] / "data"
@@ -194,6 +194,44 @@ def test_a_close_that_no_limit_saw_is_in_no_account_and_starts_no_cooldown(
     assert state["symbols"]["BTCUSDT"]["lastExitAt"] is None
 
 
+def test_a_position_that_a_hole_ends_is_one_position(tmp_path: Path) -> None:
+    """Its trade record is of the last price before the hole, its closing order of the first one after it."""
+    late = [*LONG[:-1], LONG[-1] | {"timestamp": at("10:30:00")}]
+    root = root_of(tmp_path, late, [trade("10:09:00", "10:00:10", TOTAL, reason="DATA_GAP")])
+    inside, after = start_of(root, "10:20:00"), start_of(root, "10:31:00")
+    assert inside["symbols"]["BTCUSDT"]["carried"] == {"closedAt": at("10:30:00"), "parts": []}
+    assert after["symbols"]["BTCUSDT"]["carried"] is None
+    assert inside["account"]["entries"] == after["account"]["entries"] == 1
+    assert after["account"]["realizedPnl"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("limit", "again", "cut", "closed", "exited"),
+    [
+        (None, None, "10:10:00", "10:29:00", None),
+        (None, None, "10:29:30", None, "10:29:00"),
+        (1, None, "10:10:00", "10:30:00", None),
+        (1, "10:30:20", "10:10:00", "10:29:00", None),
+    ],
+)
+def test_an_entry_that_never_filled_leaves_no_cooldown(
+    tmp_path: Path, limit: int | None, again: str | None, cut: str, closed: str | None, exited: str | None
+) -> None:
+    """The model lets cooldown_s follow what is carried; the bot had none, so the end stands one cooldown earlier.
+
+    Where open positions are limited the entry counts to its real end, unless the log shows an entry within that time.
+    """
+    lines = [order("10:00:00", "e", "NEW", kind="LIMIT"), order("10:30:00", "e", "EXPIRED", kind="LIMIT")]
+    if again is not None:
+        lines.append(order(again, "f", "NEW", kind="LIMIT"))
+    root = root_of(tmp_path, lines, [], taker=None)
+    params = {"cooldownS": 60.0, "maxOpenPositions": limit}
+    append(tmp_path / "system" / "trading_params.jsonl", {"timestamp": at("00:00:00"), "params": params})
+    one = start_of(root, cut)["symbols"]["BTCUSDT"]
+    assert one["carried"] == (None if closed is None else {"closedAt": at(closed), "parts": []})
+    assert one["lastExitAt"] == (None if exited is None else at(exited))
+
+
 def test_funding_that_a_position_paid_is_a_part_of_its_own(tmp_path: Path) -> None:
     """A LONG of 1 (after TP1) pays mark · rate at the settlement; the trade's PnL contains it once."""
     funding = pl.DataFrame(
@@ -273,21 +311,11 @@ def test_every_cut_of_a_simulated_hour_splits_its_money_without_rest(tmp_path: P
     assert carried_seen > 10
 
 
-RUNS: list[tuple[str, dict[str, Any]]] = [
-    ("2025-11-18T10:00:00Z", {"cooldown_s": 20, "latency_ms": 800, "max_daily_loss_usd": 3.0}),
-    ("2025-11-18T23:52:00Z", {"entry_order": "LIMIT", "entry_ttl_s": 20, "max_trades_per_day": 12}),
-]
-
-
-@pytest.mark.parametrize(("start", "changes"), RUNS)
-def test_a_replay_from_any_cut_makes_the_recorded_trades(
-    tmp_path: Path, start: str, changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("variant", ["latency", "limit entries, midnight"])
+def test_a_replay_from_any_cut_makes_the_recorded_trades(tmp_path: Path, variant: str) -> None:
     """Two symbols, daily limits, latency, midnight: trades decided after the cut are the recorded ones, to the bit."""
     lab = Lab(tmp_path)
-    write_synthetic(lab.root, seed=11, hours=0.25, trades_per_hour=6_000, book_per_hour=3_000, start=start)
-    targets = {"entry_threshold": 0.3, "tp1_pct": 0.05, "tp2_pct": 0.1, "sl_pct": 0.1, "max_hold_s": 120}
-    lab.run_sim(params=TradingParams(**targets, **changes), scoring=ScoringParams(interval_ms=1_000))
+    simulate(lab.root, variant)
     events, ns = lab.events(), pl.col("timestamp").dt.timestamp("ns")
     decisions = events.filter(
         (pl.col("to_state") == "PENDING_ENTRY") & (pl.col("from_state") != "PENDING_ENTRY")
