@@ -299,9 +299,21 @@ def load_trades(
 ) -> Loaded:
     """Load closed trades: the fields of TradeLogRecord, then unknown_fields, line, file.
 
-    Every day file is read, since a trade may lie in the file of another day than that of its timestamp.
+    Every day file is read, since a trade may lie in the file of another day than that of its timestamp. ``funding``
+    and ``thin``, which replaylab's own records leave out where they are 0 and false, are 0.0 and False there; null
+    means not known, in records of other systems.
     """
-    return _days(root, "trades_log", TRADES, start, end, symbols)
+    loaded = _days(root, "trades_log", TRADES, start, end, symbols)
+    return replace(loaded, frame=with_left_out(loaded.frame))
+
+
+def with_left_out(trades: pl.DataFrame) -> pl.DataFrame:
+    """Fill what replaylab's own trade records leave out: ``tp1_filled`` shows which are its own."""
+    own = pl.col("tp1_filled").is_not_null()
+    return trades.with_columns(
+        pl.when(own).then(pl.col(name).fill_null(value)).otherwise(pl.col(name)).alias(name)
+        for name, value in (("funding", 0.0), ("thin", False))
+    )
 
 
 def load_orders(

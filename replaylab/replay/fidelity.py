@@ -23,12 +23,12 @@ import polars as pl
 from replaylab import frames
 from replaylab.errors import ReplayError
 from replaylab.features import Carried, InitialState, usable_number
-from replaylab.params import ScoringParams, TradingParams, resolve_params, resolve_scoring
-from replaylab.paths import DataRoot
+from replaylab.params import TradingParams, resolve_params, resolve_scoring
 from replaylab.records import OrderLogRecord, StateEvent, TradeLogRecord
 from replaylab.replay.player import EventFeed
+from replaylab.replay.sim import WarmUp
 from replaylab.replay.targets import RunSetup, check_inject_mode
-from replaylab.sessions import Session, initial_state, market_rows
+from replaylab.sessions import Session
 from replaylab.sweep import match_trades, recorded_trades
 from replaylab.timestamps import parse_ns
 from replaylab.trading import TradingSystem
@@ -275,7 +275,7 @@ def _replayed(session: Session, setup: RunSetup, carried: Mapping[str, _Carried]
     """Replay a session as fast as possible and return everything that the system recorded."""
     kept = _Kept()
     model = setup.model
-    warm_up = _WarmUp.of(session, model) if setup.inject_mode == "FULL_DECISION" else None
+    warm_up = WarmUp.of(session, model) if setup.inject_mode == "FULL_DECISION" else None
     system = TradingSystem(
         setup.params.params,
         recorder=kept,
@@ -731,47 +731,6 @@ def _with_carried(
             end = _NO_END if what.until is None else what.until
             symbols[symbol] = replace(start, last_exit_ns=end - cooldown_ns)
     return replace(initial, symbols=symbols)
-
-
-@dataclass(frozen=True)
-class _WarmUp:
-    """Market data from before the range for the scoring engine, and the initial state before that."""
-
-    root: DataRoot
-    symbols: list[str]
-    since: int
-    start: int
-    initial_state: dict[str, Any]
-
-    @classmethod
-    def of(cls, session: Session, scoring: Any) -> _WarmUp | None:
-        """Return the warm-up back to where the recorded run began; None where the session begins there, too."""
-        recorded = session.meta.get("recordedParams")
-        began = recorded.get("timestamp") if isinstance(recorded, dict) else None
-        start = parse_ns(session.manifest.source_date_range.from_)
-        if not isinstance(began, str) or parse_ns(began) >= start:
-            return None
-        params = scoring if isinstance(scoring, ScoringParams) else ScoringParams()
-        longest = max(params.baseline_half_life_s, params.volatility_half_life_s, params.trend_half_life_s)
-        # After forty half-lives less than 1e-12 of a weight is left.
-        since = max(parse_ns(began), start - round((params.warmup_s + 40 * longest) * 1e9))
-        symbols = session.manifest.symbols
-        if not any(rows.height for rows in market_rows(session.root, since, start, symbols)):
-            return None
-        now = ((session.initial_state or {}).get("symbols")) or {}
-        before = initial_state(session.root, since, symbols)["symbols"]
-        for symbol, state in before.items():
-            # Blocking comes from outside: market data does not lead to it.
-            state["tradingBlocked"] = bool((now.get(symbol) or {}).get("tradingBlocked"))
-            state |= {name: (now.get(symbol) or {}).get(name) for name in ("carried", "lastExitAt")}
-        account = (session.initial_state or {}).get("account")
-        return cls(session.root, symbols, since, start, {"symbols": before, "account": account})
-
-    def feed(self, system: TradingSystem) -> None:
-        for piece in market_rows(self.root, self.since, self.start, self.symbols):
-            columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
-            for ts, kind, symbol, payload in zip(*columns, strict=True):
-                system.warm_up(ts, kind, symbol, orjson.loads(payload))
 
 
 def signal_agreement(recorded: pl.DataFrame, recomputed: pl.DataFrame) -> dict[str, Any]:

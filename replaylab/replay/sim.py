@@ -16,13 +16,13 @@ import polars as pl
 from replaylab import frames, history
 from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, ReplayError
-from replaylab.features import OrderBook
+from replaylab.features import FeatureEngine, OrderBook, usable_number
 from replaylab.logging import Logger
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
-from replaylab.sessions import initial_state, load_books, load_tape, market_rows
-from replaylab.timestamps import iso, now_ns, to_ns
+from replaylab.sessions import Session, initial_state, load_books, load_tape, market_rows
+from replaylab.timestamps import iso, now_ns, parse_ns, to_ns
 from replaylab.trading import ResolvedPrices, TradingSystem
 
 Moment = str | datetime
@@ -153,14 +153,59 @@ def _range(
     return begin, until
 
 
+@dataclass(frozen=True)
+class WarmUp:
+    """Market data from before the range for the scoring engine, and the initial state before that."""
+
+    root: DataRoot
+    symbols: list[str]
+    since: int
+    start: int
+    initial_state: dict[str, Any]
+
+    @classmethod
+    def of(cls, session: Session, scoring: Any) -> WarmUp | None:
+        """Return the warm-up back to where the recorded run began; None where the session begins there, too."""
+        recorded = session.meta.get("recordedParams")
+        began = recorded.get("timestamp") if isinstance(recorded, dict) else None
+        start = parse_ns(session.manifest.source_date_range.from_)
+        if not isinstance(began, str) or parse_ns(began) >= start:
+            return None
+        params = scoring if isinstance(scoring, ScoringParams) else ScoringParams()
+        longest = max(params.baseline_half_life_s, params.volatility_half_life_s, params.trend_half_life_s)
+        # After forty half-lives less than 1e-12 of a weight is left.
+        since = max(parse_ns(began), start - round((params.warmup_s + 40 * longest) * 1e9))
+        symbols = session.manifest.symbols
+        if not any(rows.height for rows in market_rows(session.root, since, start, symbols)):
+            return None
+        now = ((session.initial_state or {}).get("symbols")) or {}
+        before = initial_state(session.root, since, symbols)["symbols"]
+        for symbol, state in before.items():
+            # Blocking comes from outside: market data does not lead to it.
+            state["tradingBlocked"] = bool((now.get(symbol) or {}).get("tradingBlocked"))
+            state |= {name: (now.get(symbol) or {}).get(name) for name in ("carried", "lastExitAt")}
+        account = (session.initial_state or {}).get("account")
+        return cls(session.root, symbols, since, start, {"symbols": before, "account": account})
+
+    def feed(self, system: TradingSystem) -> None:
+        for piece in market_rows(self.root, self.since, self.start, self.symbols):
+            columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
+            for ts, kind, symbol, payload in zip(*columns, strict=True):
+                system.warm_up(ts, kind, symbol, orjson.loads(payload))
+
+
 class _RollingFiles:
-    """The newest metrics and prints of each symbol, and its book; written once per minute of event time."""
+    """The newest metrics and prints of each symbol, and its book; written once per minute of event time.
+
+    Metrics are every score and regime, and the features of the catalogue at each writing.
+    """
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
         self._metrics: dict[str, deque[dict[str, Any]]] = {}
         self._tape: dict[str, deque[dict[str, Any]]] = {}
         self._books: dict[str, OrderBook] = {}
+        self._features: dict[str, FeatureEngine] = {}
         self._now = self._written = 0
 
     def signal(self, symbol: str, event: StateEvent) -> None:
@@ -175,17 +220,31 @@ class _RollingFiles:
     def market(self, ts: int, kind: str, symbol: str, payload: dict[str, Any]) -> None:
         """Add a print or a change of a book."""
         self._now = ts
+        features = self._features.setdefault(symbol, FeatureEngine())
         if kind == "MARKET_BOOK":
-            self._books.setdefault(symbol, OrderBook()).apply(payload)
-        elif payload.get("side") in ("BUY", "SELL") and payload.get("offMarket") is not True:
+            book = self._books.setdefault(symbol, OrderBook())
+            book.apply(payload)
+            features.book(ts, book)
+        elif (
+            kind == "MARKET_TRADE"
+            and payload.get("side") in ("BUY", "SELL")
+            and payload.get("offMarket") is not True
+        ):
             fields = {name: payload.get(name) for name in ("price", "qty", "side", "tradeId")}
             self._tape.setdefault(symbol, deque(maxlen=_ROLLING)).append({"timestamp": iso(ts), **fields})
+            price, qty = usable_number(fields["price"]), usable_number(fields["qty"])
+            if price is not None and price > 0 and qty is not None:
+                features.trade(ts, price, qty, 1.0 if fields["side"] == "BUY" else -1.0)
         if ts - self._written > _ROLLING_NS:
             self.write()
 
     def write(self) -> None:
         """Write all files."""
         self._written = self._now
+        for symbol, engine in self._features.items():
+            values = {"timestamp": iso(self._now), "symbol": symbol, "features": engine.values(self._now)}
+            metrics = self._metrics.setdefault(symbol, deque(maxlen=_ROLLING))
+            metrics.append({"type": "FEATURE_SNAPSHOT", **values})
         handles = [self._logger.write_metrics(symbol, rows) for symbol, rows in self._metrics.items()]
         handles += [self._logger.write_tape(symbol, rows) for symbol, rows in self._tape.items()]
         for symbol, book in self._books.items():

@@ -117,6 +117,9 @@ def test_a_simulation_leaves_the_whole_tree(tmp_path: Path) -> None:
         for kind in ("SCORING", "REGIME"):
             rolled = metrics.frame.filter(type=f"{kind}_SNAPSHOT")
             assert rolled.height == logged.filter(event_type=f"{kind}_UPDATE").height
+        features = metrics.frame.filter(type="FEATURE_SNAPSHOT")
+        assert features.height >= 3  # one a minute
+        assert any(json.loads(text)["features"].values() for text in features["payload"])
         tape = frames.load_market_trades_json(root, symbol)
         assert tape.rejects.is_empty()
         assert tape.frame.height > 50
