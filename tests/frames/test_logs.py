@@ -437,3 +437,18 @@ def test_a_log_that_is_rotated_while_it_is_read_is_read_again(
     monkeypatch.setattr(logs, "cached_chunks", rotate_once)
     loaded = frames.load_events(tmp_path, "B")
     assert loaded.frame["timestamp"].dt.second().to_list() == [0, 1, 2, 3]
+
+
+def test_what_own_trade_records_leave_out_is_zero_and_elsewhere_unknown(tmp_path: Path) -> None:
+    """``funding`` and ``thin``: 0.0 and False of replaylab's own records, null of those of another system."""
+    record = {
+        "timestamp": "2025-11-18T10:00:00.000Z", "dateKey": "2025-11-18", "symbol": "BTCUSDT", "side": "LONG",
+        "entryPrice": 1.0, "closePrice": 2.0, "qty": 1.0, "leverage": 1, "realizedPnl": 1.0, "mfe": 1.0, "mae": 0.0,
+        "durationSeconds": 1.0, "mode": "SIM",
+    }  # fmt: skip
+    own = record | {"tp1Filled": False}
+    (tmp_path / "trades_log").mkdir()
+    lines = [json.dumps(one) + "\n" for one in (record, own, own | {"funding": -2.5, "thin": True})]
+    (tmp_path / "trades_log" / "day-2025-11-18.jsonl").write_text("".join(lines))
+    rows = frames.load_trades(tmp_path).frame.select("funding", "thin").rows()
+    assert rows == [(None, None), (0.0, False), (-2.5, True)]
