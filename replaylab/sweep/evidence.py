@@ -239,14 +239,14 @@ def superior_predictive_ability(
     best = int(np.argmax(means / spread))
     length = block_length(matrix[:, best]) if block is None else block
     scale = np.sqrt(_long_run_variance(matrix - means, length) / periods)
-    resampled = _bootstrap_weights(periods, length, reps, seed) @ matrix / periods
+    resampled = _bootstrap_weights(periods, length, reps, seed) @ (matrix / (periods * scale))
     ratios = means / scale
     statistic = max(0.0, float(ratios.max()))
     # Trials so bad that they cannot matter are not recentred to zero (consistent), or only to their own mean (lower).
     bound = -math.sqrt(2.0 * math.log(math.log(periods)))
     values = []
     for centre in (np.where(ratios >= bound, means, 0.0), np.maximum(means, 0.0), means):
-        largest = np.maximum(0.0, ((resampled - centre) / scale).max(axis=1))
+        largest = np.maximum(0.0, (resampled - centre / scale).max(axis=1))
         values.append(float((largest >= statistic).mean()) if statistic > 0 else 1.0)
     return Spa(values[0], values[1], values[2], statistic)
 
