@@ -73,7 +73,7 @@ class Plot(Figure):
         self,
         axes: Axes,
         *,
-        loc: Literal["best", "upper center"] = "best",
+        loc: Literal["best", "upper center", "upper left"] = "best",
         ncols: int = 1,
         bbox_to_anchor: tuple[float, float] | None = None,
     ) -> None:
