@@ -40,7 +40,7 @@ def by_events(data: FakeSession, scoring: Any) -> list[tuple[Any, ...]]:
         PARAMS,
         scoring=scoring,
         inject_mode="FULL_DECISION",
-        price_sources=resolve_prices(parsed, "trade").sources,
+        price_sources=resolve_prices(parsed, "trade"),
     )
     for index, (ts, (kind, symbol, payload)) in enumerate(
         zip(data.events["timestamp"].dt.timestamp("ns"), parsed, strict=True)
