@@ -62,7 +62,7 @@ def test_an_acknowledged_line_was_synced_before(tmp_path):
         assert any(name.endswith("BTCUSDT.jsonl") or name.isdigit() for name in disk.synced)
         disk.synced.clear()
         logger.write_risk_snapshot(sample.snapshots()["risk"]).result(5)
-        assert len(disk.synced) == 2, "the snapshot, and its name"
+        assert len(disk.synced) == 3, "the name of the new folder, the snapshot, and its name"
 
 
 def test_many_callers_share_one_write_and_one_sync(tmp_path):
