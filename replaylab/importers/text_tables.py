@@ -382,6 +382,7 @@ def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:
     rows = len(block.ends)
     intake.file.lines += rows
     regular = int(np.count_nonzero(marks == ord(layout.delimiter))) == rows * commas
+    regular &= not bool((marks == ord('"')).any())  # a quote that is not closed would join lines
     blank = bool(
         (np.diff(block.ends, prepend=0) <= 2).any()
     )  # or a line of one character, which is checked too
