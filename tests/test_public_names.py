@@ -14,9 +14,9 @@ import pytest
 # The names of the public interface, by what is before the dot. Each is reached by Tab.
 NAMES: dict[str, str] = {
     "replaylab": "Config Lab ReplayEngine ScoringParams TradingParams buildReplaySession build_replay_session",
-    "replaylab.Lab": "backtest build_replay_session control daily_summary engine events export_features features "
-    "fidelity health import_history labels logger market_trades metrics order_book orders panel rejects "
-    "run_retention run_sim sample session sessions snapshot sweep trades what_if",
+    "replaylab.Lab": "backtest build_replay_session build_sessions control daily_summary engine events export_features "
+    "features fidelity health import_history labels logger market_trades metrics order_book orders panel rejects "
+    "run_retention run_sim sample save_session session sessions snapshot sweep trades what_if",
     "replaylab.logging.Logger": "append_replay_event close flush log_order log_state_event log_trade "
     "write_execution_snapshot write_health_snapshot write_replay_manifest write_risk_snapshot write_tpsl_snapshot",
     "replaylab.ReplayEngine": "get_status last_run load_session pause resume run_session seek set_speed start_session "
