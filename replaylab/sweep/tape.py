@@ -207,7 +207,7 @@ class TapeRef:
     def book_path(self) -> Path:
         """The file of the book's levels."""
         assert self.path is not None
-        return self.path.with_suffix(".book.tape")
+        return self.path.with_suffix(".book.arrow")
 
 
 def open_tape(
@@ -217,7 +217,7 @@ def open_tape(
 ) -> tuple[Tape, TapeRef | None]:
     """Return the tape of a session and the reference of its file, None where there is no file.
 
-    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.tape`` into memory
+    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.arrow`` into memory
     as long as the digest of its events, its initial state, its instruments and the price source are the same. An events
     frame is packed at every call, as everything is with ``cache_dir=None``. Raises what ``pack`` raises.
     """
@@ -229,7 +229,7 @@ def open_tape(
     key = hashlib.sha256(msgspec.json.encode(about, order="sorted")).hexdigest()
     # One file for each session and price source: a session that changed replaces its own.
     name = hashlib.sha256(repr((os.fspath(path), source)).encode()).hexdigest()[:20]
-    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.tape")
+    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.arrow")
     tape = read_tape(ref)
     if tape is None:
         tape = pack(session, price_source)

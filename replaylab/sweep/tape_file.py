@@ -1,61 +1,54 @@
-"""The files of packed sessions: arrays one after the other, a checksum over all of them, limits for every index.
+"""The files of packed sessions: Arrow IPC with a column per array, a checksum over the file, limits for every index.
 
 A tape is derived data that a failing disk, an old kernel or a person may change, and compiled code does not check its
 indices. So nothing of a file is used before its checksum and its ranges were checked; any doubt is a ValueError.
 
-Layout: 8 bytes of magic, the checksum of all that follows (i64), the length of the header (i64), the header (JSON), and
-the arrays, header and arrays padded to 64 bytes.
+``<name>.arrow`` has one row: a binary value per array, and a JSON header in the metadata of the schema.
+``<name>.sum`` has the checksum and the size of that file; it is written second: a kill between both
+leaves a tape that is packed again.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from replaylab.compiled import compiled
-from replaylab.fsio import atomic_path
+from replaylab.fsio import atomic_path, write_atomic
 
 Array = npt.NDArray[Any]
-_MAGIC = b"RLTAPE\x001"
-_ALIGN = 64
+_HEADER = b"tape"
 _FACTOR = 0x1E3779B97F4A7C15
 # Files whose checksum and ranges this process has checked, by path: size, inode, times of change.
 _checked: dict[str, tuple[int, ...]] = {}
 
 
-class _Outer(msgspec.Struct):
-    lengths: dict[str, int]
-    header: msgspec.Raw
+class _Sum(msgspec.Struct):
+    size: int
+    checksum: int
 
 
 def write_arrays(path: Path, header: bytes, arrays: Mapping[str, Array]) -> None:
     """Write arrays with a JSON header; the file appears complete and synced, or not at all. Raises OSError."""
-    lengths = {name: len(array) for name, array in arrays.items()}
-    outer = msgspec.json.encode(_Outer(lengths, msgspec.Raw(header)))
-    with atomic_path(path, sync=True) as part, part.open("wb") as file:
-        total = np.int64(0)
-        file.write(_MAGIC + bytes(_ALIGN - len(_MAGIC)))
-        pieces = [np.array([len(outer)], np.int64), np.frombuffer(outer, np.uint8), *arrays.values()]
-        for piece in pieces:
-            for words in _padded(np.ascontiguousarray(piece).view(np.uint8)):
-                total = _add(words, total)
-                file.write(words.data)
-        file.seek(len(_MAGIC))
-        file.write(np.int64(total).tobytes())
-
-
-def _padded(raw: Array) -> Iterator[Array]:
-    whole = len(raw) // _ALIGN * _ALIGN
-    yield raw[:whole].view(np.int64)
-    if whole < len(raw):
-        yield np.frombuffer(raw[whole:].tobytes() + bytes(whole + _ALIGN - len(raw)), np.int64)
+    columns = {}
+    for name, array in arrays.items():
+        data = np.ascontiguousarray(array).view(np.uint8)
+        ends = pa.py_buffer(np.array([0, len(data)], np.int64))
+        columns[name] = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(data)])
+    batch = pa.record_batch(columns).replace_schema_metadata({_HEADER: header})
+    with atomic_path(path, sync=True) as part:
+        with pa.OSFile(os.fspath(part), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        found = _sum_of(part)
+    write_atomic(_sum_path(path), msgspec.json.encode(found), sync=True)
 
 
 def read_arrays(path: Path, kinds: Mapping[str, Any]) -> tuple[bytes, dict[str, Array]]:
@@ -63,33 +56,37 @@ def read_arrays(path: Path, kinds: Mapping[str, Any]) -> tuple[bytes, dict[str, 
 
     Raises OSError where it cannot be read, ValueError where it is not as it was written.
     """
+    if not is_checked(path):
+        stored = msgspec.json.decode(_sum_path(path).read_bytes(), type=_Sum)
+        if path.stat().st_size != stored.size or _sum_of(path) != stored:
+            raise ValueError(f"{path}: its checksum is wrong")
+    # Not closed here: the arrays keep the mapping alive.
+    with pa.memory_map(os.fspath(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    batch.validate(full=True)
+    arrays = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.type != pa.large_binary() or len(column) != 1:
+            raise ValueError(f"{path}: {name} is not an array of a packed session")
+        data = column.buffers()[2]
+        dtype = np.dtype(kinds[name])
+        arrays[name] = np.frombuffer(data, dtype) if data is not None and data.size else np.empty(0, dtype)
+    return batch.schema.metadata[_HEADER], arrays
+
+
+def _sum_path(path: Path) -> Path:
+    return path.with_suffix(".sum")
+
+
+def _sum_of(path: Path) -> _Sum:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size < 2 * _ALIGN or size % _ALIGN:
-            raise ValueError(f"{path}: no whole file of arrays")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if _checked.get(os.fspath(path)) != _identity(os.fstat(file.fileno())):
-            words = np.frombuffer(data, np.int64, offset=_ALIGN)
-            stored = np.frombuffer(data, np.int64, count=1, offset=len(_MAGIC))[0]
-            if data[: len(_MAGIC)] != _MAGIC or _add(words, np.int64(0)) != stored:
-                raise ValueError(f"{path}: its checksum is wrong")
-    n = int(np.frombuffer(data, np.int64, count=1, offset=_ALIGN)[0])
-    place = 2 * _ALIGN + _up(n)
-    if place > size:
-        raise ValueError(f"{path}: its header is longer than the file")
-    outer = msgspec.json.decode(data[2 * _ALIGN : 2 * _ALIGN + n], type=_Outer)
-    arrays = {}
-    for name, length in outer.lengths.items():
-        dtype = np.dtype(kinds[name])
-        if not 0 <= length <= (size - place) // dtype.itemsize:
-            raise ValueError(f"{path}: {name} is longer than the file")
-        arrays[name] = (
-            np.frombuffer(data, dtype, count=length, offset=place) if length else np.empty(0, dtype)
-        )
-        place += _up(length * dtype.itemsize)
-    if place != size:
-        raise ValueError(f"{path}: {size - place} bytes more than its arrays")
-    return bytes(outer.header), arrays
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            words = np.frombuffer(data, np.int64, count=size // 8)
+            total = int(_add(words, np.int64(size)))
+            total = int(_add(np.frombuffer(data[size // 8 * 8 :].ljust(8, b"\0"), np.int64), np.int64(total)))
+            del words
+    return _Sum(size, total)
 
 
 def is_checked(path: Path) -> bool:
@@ -104,10 +101,6 @@ def set_checked(path: Path) -> None:
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
     return (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _up(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
 
 
 @compiled

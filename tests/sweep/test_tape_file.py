@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from replaylab import fsio
@@ -131,24 +132,26 @@ def test_a_crafted_index_of_a_book_or_of_funding_reaches_no_kernel(tmp_path: Pat
     assert tried
 
 
-def test_a_forged_header_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.tape"
-    kinds = {"a": np.float64}
-    tape_file.write_arrays(path, b'{"key":"k"}', {"a": np.arange(9.0)})
+def test_a_file_of_other_columns_or_without_its_checksum_is_refused(tmp_path: Path) -> None:
+    """Arrow files that are no packed session, and a kill between the file and its checksum, give a ValueError."""
+    path = tmp_path / "x.arrow"
+    kinds = {"a": np.float64, "b": np.int32}
+    tape_file.write_arrays(path, b'{"key":"k"}', {"a": np.arange(9.0), "b": np.empty(0, np.int32)})
     header, arrays = tape_file.read_arrays(path, kinds)
-    assert (header, arrays["a"].tolist()) == (b'{"key":"k"}', list(range(9)))
-    for lengths in ({"a": -1}, {"a": 10**18}, {"a": 1}, {"b": 9}):
-        outer = msgspec.json.encode({"lengths": lengths, "header": {}})
-        words = np.frombuffer(path.read_bytes(), np.int64)[8:].copy()
-        words[0] = len(outer)
-        words.view(np.uint8)[64 : 64 + len(outer)] = np.frombuffer(outer, np.uint8)
-        total = int(tape_file._add(words, np.int64(0)))
-        path.write_bytes(
-            tape_file._MAGIC + total.to_bytes(8, "little", signed=True) + bytes(48) + words.tobytes()
-        )
-        with pytest.raises((ValueError, KeyError)):
-            tape_file.read_arrays(path, kinds)
-        tape_file.write_arrays(path, b'{"key":"k"}', {"a": np.arange(9.0)})
+    assert (header, arrays["a"].tolist(), len(arrays["b"])) == (b'{"key":"k"}', list(range(9)), 0)
+    with pytest.raises(KeyError):
+        tape_file.read_arrays(path, {"b": np.int32})
+    other = pa.record_batch({"a": [1.0, 2.0]})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, other.schema) as writer:
+        writer.write_batch(other)
+    with pytest.raises(ValueError, match="checksum"):
+        tape_file.read_arrays(path, kinds)
+    path.with_suffix(".sum").write_bytes(msgspec.json.encode(tape_file._sum_of(path)))
+    with pytest.raises(ValueError, match="not an array"):
+        tape_file.read_arrays(path, kinds)
+    path.with_suffix(".sum").unlink()
+    with pytest.raises(OSError, match="No such file"):
+        tape_file.read_arrays(path, kinds)
 
 
 def test_the_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +159,10 @@ def test_the_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch:
     sync, rename = fsio.os.fsync, Path.replace
     monkeypatch.setattr(fsio.os, "fsync", lambda fd: (steps.append("sync"), sync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda *names: (steps.append("rename"), rename(*names))[1])
-    tape_file.write_arrays(tmp_path / "x.tape", b"{}", {"a": np.arange(9.0)})
+    tape_file.write_arrays(tmp_path / "x.arrow", b"{}", {"a": np.arange(9.0)})
     assert steps[:2] == ["sync", "rename"]
 
 
 def test_a_tape_without_a_file_or_of_another_key_is_none(tmp_path: Path) -> None:
     assert read_tape(TapeRef("key")) is None
-    assert read_tape(TapeRef("key", tmp_path / "nothing.tape")) is None
+    assert read_tape(TapeRef("key", tmp_path / "nothing.arrow")) is None
