@@ -17,6 +17,9 @@ from replaylab.paths import DataRoot
 from replaylab.sessions import build_replay_session
 from tests.archive.roots import event, order, trade, write_lines
 
+# The trades of these tests overlap, which a built session is warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the log mixes two strategies or accounts")
+
 NOW = "2025-11-20T12:00:00Z"
 DAY = "2025-01-01"
 
