@@ -22,6 +22,9 @@ from replaylab.sessions import SessionStore, build, build_replay_session
 from replaylab.sessions.build import RowSorter
 from tests.sessions.logs import append, lines_of, log_events, order_record, state_event, trade_record
 
+# The trades of these tests overlap, which a built session is warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the log mixes two strategies or accounts")
+
 TEN, ELEVEN = "2025-11-18T10:00:00Z", "2025-11-18T11:00:00Z"
 KINDS = ["SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "EXECUTION_FILL", "OTHER"]
 
