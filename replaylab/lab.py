@@ -340,6 +340,7 @@ class Lab:
             default_scoring=self.config.scoring,
             deliver=deliver,
             run_mode=self.config.run_mode,
+            cache_dir=self.config.cache_path,
         )
         return self._give(engine)
 

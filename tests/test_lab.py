@@ -260,3 +260,12 @@ def test_lab_offers_every_option_of_what_it_calls(name: str) -> None:
     assert not set(wanted) - set(offered) - SUPPLIED
     for option in (set(wanted) & set(offered)) - {"self"}:
         assert offered[option].default == wanted[option].default, option
+
+
+def test_a_sweep_of_the_engine_keeps_its_packed_session_in_the_configured_cache(tmp_path: Path) -> None:
+    """Every way to a sweep uses ``Config.cache_dir``; none packs the session again at each call."""
+    sample = Lab.sample()
+    lab = Lab(sample.root, Config(cache_dir=str(tmp_path / "cache")))
+    session = lab.sessions.list_sessions()[0]
+    lab.engine().sweep(session, {"sl_pct": [0.1, 0.2]}, progress=False)
+    assert list((tmp_path / "cache").glob("tapes/*.arrow"))

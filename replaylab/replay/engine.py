@@ -57,7 +57,7 @@ class ReplayEngine:
 
     ``params`` and ``scoring``: None for those that the session recorded (``default_params``, ``default_scoring`` where
     it has none), a dict of changes to them, or a TradingParams and ScoringParams; ``scoring`` may also be a model with
-    ``predict``. ``run.params_source`` and ``run.changes`` say what ran.
+    ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``cache_dir``: of packed sessions.
 
     The replay has a thread of its own. One replay per data root runs at a time, whichever process runs it.
     """
@@ -74,6 +74,7 @@ class ReplayEngine:
         deliver: Literal["replay_events", "state_events"] = "replay_events",
         run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
         root: str | os.PathLike[str] | DataRoot | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.store = store if isinstance(store, SessionStore) else SessionStore(store)
         self.root = self.store.root if root is None else DataRoot(root)
@@ -90,6 +91,7 @@ class ReplayEngine:
             )
         self._deliver = deliver
         self.run_mode = run_mode
+        self.cache_dir = cache_dir
         self._handler = handler
         self._subscribers: list[Subscriber] = []
         self._session: Session | None = None
@@ -435,6 +437,7 @@ class ReplayEngine:
             method=method,
             threads=threads,
             table_memory=table_memory,
+            cache_dir=self.cache_dir,
         )
 
     # Inside
