@@ -65,7 +65,8 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
         names = archive.namelist()
         entries = next(name for name in names if name.endswith("entry_points.txt"))
         commands = archive.read(entries).decode()
-    assert {"replaylab/py.typed", "replaylab/server/rest-api.yml"} <= set(names)
+    served = {"replaylab/server/rest-api.yml", "replaylab/server/dashboard.html"}
+    assert {"replaylab/py.typed", *served} <= set(names)
     assert any(name.endswith("etc/jupyter/jupyter_server_config.d/replaylab.json") for name in names)
     assert any(name.startswith("replaylab/_sample/history/book/") for name in names)
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]

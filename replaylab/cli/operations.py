@@ -185,7 +185,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve the HTTP API under /api/replay, with Jupyter's authentication. Ctrl-C ends it.
+    """Serve the dashboard at / and the HTTP API under /api/replay, with Jupyter's authentication. Ctrl-C ends it.
 
     [bold]Example[/bold]
 

@@ -12,14 +12,14 @@ from traitlets import Bool, Float, Int, Unicode, default
 
 from replaylab.archive import RetentionScheduler
 from replaylab.config import Config
-from replaylab.server.handlers import MAX_BODY, ROUTES
+from replaylab.server.handlers import MAX_BODY, PAGES, ROUTES
 from replaylab.server.service import Service
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ApiServer(ServerApp):
-    """The server of ``replaylab serve``: this API and the login; it does not start without authentication."""
+    """The server of ``replaylab serve``: dashboard, API and login; it does not start without authentication."""
 
     # No kernels, files, contents or terminals.
     default_services = ("auth", "security")  # type: ignore[assignment]
@@ -46,10 +46,10 @@ class Replaylab(ExtensionApp):
     """Replay sessions over HTTP: ``jupyter replaylab``, ``replaylab serve``, or inside JupyterLab."""
 
     name = "replaylab"
-    description = "Replay sessions over HTTP, under /api/replay."
-    extension_url = "/api/replay/status"
+    description = "Replay sessions over HTTP: the API under /api/replay, and a dashboard at /."
+    extension_url = "/"
     open_browser = False
-    # On its own it serves the API and nothing else.
+    # On its own it serves the dashboard and the API, and nothing else.
     load_other_extensions = False
     serverapp_class = ApiServer
     # In a container the user often is root. Ctrl-C ends the server without a question. A body is buffered before the
@@ -102,6 +102,10 @@ class Replaylab(ExtensionApp):
 
     def initialize_handlers(self) -> None:
         self.handlers.extend(ROUTES)
+        assert self.serverapp is not None
+        # The class is not compared: run as a module, this file is loaded twice, and so are its classes.
+        if self.serverapp.starter_app is self:
+            self.handlers.extend(PAGES)
 
     async def stop_extension(self) -> None:
         """Stop what this server plays, builds and cleans up."""

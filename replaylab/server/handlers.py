@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
 
@@ -235,6 +239,39 @@ class Nowhere(ReplayHandler):
         raise web.HTTPError(404, "there is no such path in this API")
 
 
+class Dashboard(JupyterHandler):
+    """The page that shows and steers replays in a browser; without a login it redirects to the login page."""
+
+    auth_resource = "replaylab"
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        # Reading it sets the cookie that the page sends back with each POST.
+        _ = self.xsrf_token
+        page, policy = _dashboard()
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Content-Security-Policy", policy)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+        # Only this origin is sent a referrer, so that a token in the address goes to no other site.
+        self.set_header("Referrer-Policy", "same-origin")
+        self.finish(page)
+
+
+@cache
+def _dashboard() -> tuple[bytes, str]:
+    """The page, and a policy that allows its own script and style and no others."""
+    page = Path(__file__).with_name("dashboard.html").read_bytes()
+
+    def source(tag: bytes) -> str:
+        code = page.split(b"<%b>" % tag, 1)[1].split(b"</%b>" % tag, 1)[0]
+        return f"'sha256-{base64.b64encode(hashlib.sha256(code).digest()).decode()}'"
+
+    policy = f"default-src 'none'; script-src {source(b'script')}; style-src {source(b'style')}; "
+    return page, policy + "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         return value.to_dict()
@@ -258,3 +295,5 @@ ROUTES = [
     (r"/api/replay/stream", Stream),
     (r"/api/replay(?:/.*)?", Nowhere),
 ]
+# For a server of its own; inside JupyterLab the root belongs to JupyterLab.
+PAGES = [(r"/", Dashboard)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jupyter_server.utils import url_path_join
 from tornado.httpclient import HTTPClientError
 
 import replaylab.server.handlers as handlers
@@ -230,15 +231,30 @@ def test_every_verb_is_authenticated_and_then_authorized() -> None:
         + source.count("    async def post(")
         + source.count("    async def delete(")
     )
-    assert source.count("    @web.authenticated\n    @authorized\n    async def ") == verbs == len(ROUTES)
+    assert (
+        source.count("    @web.authenticated\n    @authorized\n    async def ")
+        == verbs
+        == len(ROUTES) + len(handlers.PAGES)
+    )
 
 
-async def test_rights_are_asked_for(jp_serverapp: Any, fetch: Any) -> None:
-    """A user who may read and not execute lists sessions and cannot build or run."""
+async def test_rights_are_asked_for(jp_serverapp: Any, jp_base_url: str, jp_fetch: Any, fetch: Any) -> None:
+    """A user without rights gets no page; one who may read and not execute lists sessions and cannot build or run."""
 
     class ReadOnly:
         def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
             return resource == "replaylab" and action == "read"
+
+    class Nothing:
+        def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
+            return False
+
+    jp_serverapp.web_app.add_handlers(".*$", [(url_path_join(jp_base_url, "page"), handlers.Dashboard)])
+    assert (await jp_fetch("page")).code == 200
+    jp_serverapp.web_app.settings["authorizer"] = Nothing()
+    with pytest.raises(HTTPClientError) as refused:
+        await jp_fetch("page")
+    assert refused.value.code == 403
 
     jp_serverapp.web_app.settings["authorizer"] = ReadOnly()
     assert (await fetch("GET", "sessions"))[0] == 200

@@ -372,6 +372,8 @@ def test_a_served_api_is_alone_guarded_and_bounded(root: DataRoot, tmp_path: Pat
     with serve(root, tmp_path / "log", "--token", "word", config=EMPTY_TOKEN) as (_, url):
         wait_for(lambda: up(url), "the server")
         auth = {"Authorization": "token word"}
+        page = httpx.get(url, headers=auth)
+        assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
         assert httpx.get(f"{url}/api/replay/status").status_code == 403
         assert httpx.get(f"{url}/api/replay/status", headers=auth).status_code == 200
         for path in (
