@@ -326,6 +326,7 @@ def run_call(args: argparse.Namespace) -> None:
         lines = make_events(args.ticks, 50, 0.5).select(line).to_series()
         path.write_text("\n".join(lines.to_list()) + "\n")
         size = path.stat().st_size
+        manifest = lab.sessions.rehash("benchmark")
         time.sleep(2.5)
         grid = {"entry_threshold": np.linspace(0.80, 0.92, 5), "sl_pct": np.linspace(0.2, 1.0, 5)}
         opened = lab.session(manifest)

@@ -40,7 +40,7 @@ def simple_loop(price, ts, score, params):
     for row in prange(len(params)):
         p = params[row]
         threshold, tp_pct, sl_pct = p.entry_threshold, p.tp2_pct / 100, p.sl_pct / 100
-        slip, taker, maker = p.print_slippage_bps / 1e4, p.taker_fee_bps / 1e4, p.maker_fee_bps / 1e4
+        slip, taker, maker = p.slippage_bps / 1e4, p.taker_fee_bps / 1e4, p.maker_fee_bps / 1e4
         sums = np.zeros(SUMS)
         peak = 0.0
         open_ = False
@@ -88,7 +88,7 @@ def full_loop(price, ts, score, params):
     out = np.zeros((len(params), SUMS))
     for row in prange(len(params)):
         p = params[row]
-        slip, taker, maker = p.print_slippage_bps / 1e4, p.taker_fee_bps / 1e4, p.maker_fee_bps / 1e4
+        slip, taker, maker = p.slippage_bps / 1e4, p.taker_fee_bps / 1e4, p.maker_fee_bps / 1e4
         fraction, hold = p.tp1_fraction, p.max_hold_ns
         activation, distance = p.trailing_activation_pct, p.trailing_distance_pct / 100
         sums = np.zeros(SUMS)
