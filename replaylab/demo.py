@@ -107,12 +107,17 @@ def run(
         "replay_is_deterministic": fast.digest == timed.digest,
     }
     tell("")
-    tell(f"   net PnL with the default parameters  {summary['net_pnl_default']:>10.2f} USD")
-    tell(f"   net PnL of the best combination      {summary['net_pnl_best']:>10.2f} USD")
+    best_trades_n = int(result.frame["n_trades"][best_row])
+    tell(
+        f"   default parameters: net PnL {summary['net_pnl_default']:.2f} USD, {default.trades.height} trades"
+    )
+    tell(
+        f"   best combination of 30 trades or more: {summary['net_pnl_best']:.2f} USD, {best_trades_n} trades"
+    )
     tell(
         f"   The best of {result.frame.height:,} tries on one synthetic hour proves nothing about a real market."
     )
-    tell("   Fills are at the touch, without market impact, queue position or funding (docs/model.md).")
+    tell("   Fills come from the recorded order book, limits fill when traded through (docs/fills.md).")
     tell("   In the price plot an exit is at its average price: off the line where a target took a part.")
     tell("")
     tell(f"Tables, plots and the data root are in {folder}")
