@@ -118,7 +118,6 @@ def run(
         f"   The best of {result.frame.height:,} tries on one synthetic hour proves nothing about a real market."
     )
     tell("   Fills come from the recorded order book, limits fill when traded through (docs/fills.md).")
-    tell("   In the price plot an exit is at its average price: off the line where a target took a part.")
     tell("")
     tell(f"Tables, plots and the data root are in {folder}")
     return summary
