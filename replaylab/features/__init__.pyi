@@ -1,5 +1,11 @@
 from .book import VISIBLE_LEVELS as VISIBLE_LEVELS
+from .book import Levels as Levels
 from .book import OrderBook as OrderBook
+from .book import read_levels as read_levels
+from .book import risk_flag as risk_flag
+from .book import trade_sign as trade_sign
+from .book import usable_number as usable_number
+from .book import usable_price as usable_price
 from .catalogue import CATALOGUE as CATALOGUE
 from .catalogue import NAMES as NAMES
 from .catalogue import Feature as Feature
@@ -11,12 +17,6 @@ from .initial import InitialState as InitialState
 from .initial import SymbolStart as SymbolStart
 from .kernels import compute as compute
 from .kernels import score_series as score_series
-from .payloads import Levels as Levels
-from .payloads import read_levels as read_levels
-from .payloads import risk_flag as risk_flag
-from .payloads import trade_sign as trade_sign
-from .payloads import usable_number as usable_number
-from .payloads import usable_price as usable_price
 from .state import FeatureEngine as FeatureEngine
 from .tape import MarketTape as MarketTape
 from .tape import TradeColumns as TradeColumns

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from replaylab.errors import SessionError, TimeError
-from replaylab.features.book import OrderBook
-from replaylab.features.payloads import Levels, read_levels, usable_number
+from replaylab.features.book import Levels, OrderBook, read_levels, usable_number
 from replaylab.timestamps import NS_PER_DAY, parse_ns
 
 

@@ -18,9 +18,8 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import DatasetError
-from replaylab.features.book import OrderBook
+from replaylab.features.book import OrderBook, risk_flag, usable_number, usable_price
 from replaylab.features.initial import InitialState
-from replaylab.features.payloads import risk_flag, usable_number, usable_price
 from replaylab.features.state import book_columns
 
 TRADE, BOOK = 0, 1

@@ -39,7 +39,6 @@ ALLOWED = {
     "replaylab.features",
     "replaylab.features.catalogue",
     "replaylab.features.formulas",
-    "replaylab.features.payloads",
     "replaylab.features.score_state",
     "replaylab.params",
     "replaylab.records",
