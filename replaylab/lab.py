@@ -325,6 +325,7 @@ class Lab:
         params: Params = None,
         scoring: Scoring = None,
         *,
+        signals: Frame | None = None,
         handler: Any = None,
         deliver: Literal["replay_events", "state_events"] = "replay_events",
     ) -> ReplayEngine:
@@ -336,6 +337,7 @@ class Lab:
             handler,
             params=params,
             scoring=scoring,
+            signals=signals,
             default_params=self.config.trading,
             default_scoring=self.config.scoring,
             deliver=deliver,
@@ -381,6 +383,7 @@ class Lab:
         *,
         price_source: PriceSource = "auto",
         scoring: Scoring = None,
+        signals: Frame | None = None,
         progress: bool = True,
         executor: Executor | None = None,
         method: Literal["auto", "tables", "index", "loop"] = "auto",
@@ -398,6 +401,7 @@ class Lab:
             progress=progress,
             executor=executor,
             scoring=scoring,
+            signals=signals,
             default=self.config.trading,
             default_scoring=self.config.scoring,
             method=method,
@@ -414,6 +418,7 @@ class Lab:
         *,
         price_source: PriceSource = "auto",
         scoring: Scoring = None,
+        signals: Frame | None = None,
     ) -> Backtest:
         """Run one parameter set: ``.trades``, ``.metrics``, ``.equity``; see ``replaylab.sweep.backtest``."""
         from replaylab.sweep import backtest
@@ -423,6 +428,7 @@ class Lab:
             params,
             price_source=price_source,
             scoring=scoring,
+            signals=signals,
             default=self.config.trading,
             default_scoring=self.config.scoring,
             cache_dir=self.config.cache_path,

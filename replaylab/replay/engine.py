@@ -34,7 +34,8 @@ from replaylab.replay.control import (
 from replaylab.replay.fidelity import signal_agreement
 from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
 from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
-from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing
+from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing, signal_frame
+from replaylab.sweep import signalled
 from replaylab.timestamps import iso, now_ns
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class ReplayEngine:
 
     ``params`` and ``scoring``: None for those that the session recorded (``default_params``, ``default_scoring`` where
     it has none), a dict of changes to them, or a TradingParams and ScoringParams; ``scoring`` may also be a model with
-    ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``cache_dir``: of packed sessions.
+    ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``signals``: a DataFrame of the user's own
+    scores in place of the recorded ones (see ``replaylab.sweep.signalled``); indices are then those of the events that
+    are played. ``cache_dir``: of packed sessions.
 
     The replay has a thread of its own. One replay per data root runs at a time, whichever process runs it.
     """
@@ -69,6 +72,7 @@ class ReplayEngine:
         *,
         params: TradingParams | Mapping[str, Any] | None = None,
         scoring: ScoringParams | Mapping[str, Any] | Any | None = None,
+        signals: Any = None,
         default_params: TradingParams | None = None,
         default_scoring: ScoringParams | None = None,
         deliver: Literal["replay_events", "state_events"] = "replay_events",
@@ -80,6 +84,7 @@ class ReplayEngine:
         self.root = self.store.root if root is None else DataRoot(root)
         self.params = params
         self.scoring = scoring
+        self.signals = None if signals is None else signal_frame(signals)
         self.default_params = TradingParams.of(default_params, "default_params")
         self.default_scoring = ScoringParams.of(default_scoring, "default_scoring")
         # Wrong parameters are refused here and not at the first run.
@@ -234,13 +239,13 @@ class ReplayEngine:
         check_inject_mode(inject_mode)
         if strict and inject_mode != "SCORING_ONLY":
             raise ConfigError("strict=True belongs to inject_mode SCORING_ONLY", field="strict")
-        setup = None if self._handler is not None else self._setup(session, inject_mode, strict, price_source)
+        feed = self._feed_of(session)
+        setup = None if self._handler is not None else self._setup(feed, inject_mode, strict, price_source)
         lock = ReplayLock(self.root)
         hold: fsio.FolderLock | None = None
         try:
             lock.acquire()
             hold = playing(session.root, session.id)
-            feed = self._feed_of(session)
             run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
             run_root = self.root.run(session.id, run_id)
             target: Target
@@ -415,6 +420,7 @@ class ReplayEngine:
         *,
         price_source: str | Mapping[str, str] = "auto",
         scoring: Any = None,
+        signals: Any = None,
         progress: bool = True,
         executor: Executor | None = None,
         method: str = "auto",
@@ -430,6 +436,7 @@ class ReplayEngine:
             self.params if params is None else params,
             price_source=price_source,
             scoring=scoring,
+            signals=self.signals if signals is None else signals,
             default=self.default_params,
             default_scoring=self.default_scoring,
             progress=progress,
@@ -443,8 +450,9 @@ class ReplayEngine:
     # Inside
 
     def _setup(
-        self, session: Session, inject_mode: str, strict: bool, price_source: str | Mapping[str, str]
+        self, feed: EventFeed, inject_mode: str, strict: bool, price_source: str | Mapping[str, str]
     ) -> RunSetup:
+        session = feed.session
         try:
             return RunSetup.of(
                 session,
@@ -453,6 +461,7 @@ class ReplayEngine:
                 inject_mode=inject_mode,
                 strict=strict,
                 price_source=price_source,
+                events=None if self.signals is None else feed.frame,
             )
         except PriceError as error:
             publish_failure(self.root, session.id, error)
@@ -489,10 +498,11 @@ class ReplayEngine:
             raise
 
     def _feed_of(self, session: Session) -> EventFeed:
-        """Return the session's events; those of the last run where the file has not changed since."""
+        """Return the events to play; those of the last run where the session's file has not changed since."""
         digest = session.digest
         if self._feed is None or self._feed[0] != digest:
-            self._feed = (digest, EventFeed(session))
+            events = None if self.signals is None else signalled(session, self.signals).events
+            self._feed = (digest, EventFeed(session, events))
         return self._feed[1]
 
 

@@ -24,7 +24,7 @@ import polars as pl
 
 from replaylab.errors import ReplayError
 from replaylab.records import Lateness, ReplayEvent
-from replaylab.sessions import Session
+from replaylab.sessions import Session, iso_strings
 from replaylab.timestamps import to_ns
 
 Outcome = Literal["finished", "stopped", "failed"]
@@ -83,11 +83,18 @@ class Block:
 
 
 class EventFeed:
-    """All events of a session by index; ``times`` in ns since 1970, ``due`` never going back."""
+    """All events of a session by index; ``times`` in ns since 1970, ``due`` never going back.
 
-    def __init__(self, session: Session) -> None:
+    ``events``: played in place of the session's own, such as its events with other signals.
+    """
+
+    def __init__(self, session: Session, events: pl.DataFrame | None = None) -> None:
         self.session = session
-        self.frame = session.events.with_columns(session.timestamp_texts)
+        if events is None:
+            self.frame = session.events.with_columns(session.timestamp_texts)
+        else:
+            stamps = iso_strings(events["timestamp"].dt.timestamp("ns")).alias("timestamp_text")
+            self.frame = events.with_columns(stamps)
         self.total = self.frame.height
         self.times: npt.NDArray[np.int64] = (
             self.frame["timestamp"].dt.timestamp("ns").to_numpy().astype(np.int64, copy=False)

@@ -33,6 +33,7 @@ from replaylab.records import (
 )
 from replaylab.replay.player import EventFeed, OnEvent
 from replaylab.sessions import Session
+from replaylab.sweep import GIVEN_SIGNALS
 from replaylab.trading import PRICE_TYPES, ResolvedPrices, TradingSystem, assumptions, resolve_prices
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
@@ -46,7 +47,7 @@ class RunSetup:
     """The settings of one run: inject mode, parameters with their provenance, and price sources.
 
     ``scoring`` is a Resolved, or a model with ``predict``. ``strict``: only SCORING_UPDATE and REGIME_UPDATE are
-    delivered, the minimum of the specification.
+    delivered, the minimum of the specification. ``signals``: "recorded", or "given" by the caller.
     """
 
     inject_mode: str
@@ -54,6 +55,7 @@ class RunSetup:
     params: Resolved[TradingParams]
     scoring: Any
     prices: ResolvedPrices
+    signals: str = "recorded"
 
     @classmethod
     def of(
@@ -65,9 +67,14 @@ class RunSetup:
         inject_mode: str,
         strict: bool = False,
         price_source: str | Mapping[str, str] = "auto",
+        events: pl.DataFrame | None = None,
     ) -> RunSetup:
-        """Return the setup of a run over a session; raises PriceError where a symbol with scores has no prices."""
-        events = session.events
+        """Return the setup of a run over a session; raises PriceError where a symbol with scores has no prices.
+
+        ``events``: played in place of the session's own, with signals that the caller gave.
+        """
+        signals = "recorded" if events is None else "given"
+        events = session.events if events is None else events
         if strict:
             events = events.filter(pl.col("type").is_in(_STRICT))
         prices = resolve_prices(events, price_source, initial_state=session.initial_state)
@@ -87,7 +94,7 @@ class RunSetup:
                 if symbol and usable_number(orjson.loads(payload).get("score")) is not None
             }
             prices.require(usable)
-        return cls(inject_mode, strict, params, scoring, prices)
+        return cls(inject_mode, strict, params, scoring, prices, signals)
 
     @property
     def model(self) -> Any:
@@ -100,6 +107,7 @@ class RunSetup:
             "params": self.params.params.to_dict(),
             "paramsSource": self.params.source,
             "changes": _camel(TradingParams, self.params.changes),
+            "signals": self.signals,
         }
         if not isinstance(self.scoring, Resolved):
             return {**found, "scoring": repr(self.scoring), "scoringSource": "given", "scoringChanges": {}}
@@ -116,7 +124,8 @@ class RunSetup:
             symbol: feed.frame.filter(type=PRICE_TYPES[source], symbol=symbol)["timestamp"].dt.epoch("ns")
             for symbol, source in self.prices.sources.items()
         }
-        return assumptions(self.prices, times, self.params, trades=trades)
+        text = assumptions(self.prices, times, self.params, trades=trades)
+        return text if self.signals == "recorded" else f"{text}; {GIVEN_SIGNALS}"
 
 
 def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, list[Any]]:

@@ -5,11 +5,11 @@
 
 from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
 from replaylab.sessions.check import Finding, Findings, check_events
-from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame
+from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame, signal_frame
 from replaylab.sessions.guard import playing
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
-from replaylab.sessions.sources import known_symbols, load_books, load_tape
+from replaylab.sessions.sources import iso_strings, known_symbols, load_books, load_tape
 from replaylab.sessions.store import SessionStore
 
 buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
@@ -27,10 +27,12 @@ __all__ = [
     "build_sessions",
     "check_events",
     "initial_state",
+    "iso_strings",
     "known_symbols",
     "load_books",
     "load_tape",
     "market_rows",
     "playing",
     "save_session_frame",
+    "signal_frame",
 ]

@@ -10,7 +10,7 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from os import PathLike
@@ -34,6 +34,7 @@ from replaylab.sessions.store import SessionStore, json_bytes, write_index
 from replaylab.timestamps import iso, now_ns, parse_ns
 
 _COLUMNS = tuple(EVENT_SCHEMA)
+_SIGNALS = ("timestamp", "symbol", "score", "price", "regime")
 
 
 class EventFrame(Protocol):
@@ -131,7 +132,7 @@ def save_session_frame(
 
 def event_frame(value: Any) -> pl.DataFrame:
     """Return a frame as timestamp (ns UTC), type, symbol, payload (JSON string). Raises SessionError."""
-    frame = _polars(value)
+    frame = _polars(value, _COLUMNS, "a session: a Session, a session id, a manifest, or a DataFrame")
     missing = [name for name in _COLUMNS if name not in frame.columns]
     if missing:
         raise SessionError(
@@ -157,6 +158,51 @@ def event_frame(value: Any) -> pl.DataFrame:
         if (row := bad.fill_null(False).arg_max()) is not None and bad.fill_null(False)[row]:
             raise SessionError(f"row {row} of the events has {what}: {frame.row(row)}")
     return frame
+
+
+def signal_frame(value: Any) -> pl.DataFrame:
+    """Return a user's signals by time, symbol and row: timestamp (ns UTC), symbol, score, and price and regime if any.
+
+    >>> signal_frame(pl.DataFrame({"timestamp": ["2025-11-18T10:00Z"], "symbol": ["A"], "score": [1]}))["score"][0]
+    1.0
+
+    ``score`` is signed (+ LONG, − SHORT); a null score of a row with a regime is a change of regime alone. ``price`` in
+    quote currency may be null. Raises SessionError with the row at fault.
+    """
+    frame = _polars(value, _SIGNALS, "a DataFrame of signals")
+    optional = {"price": pl.Float64, "regime": pl.String}
+    kinds = {"symbol": pl.String, "score": pl.Float64, **optional}
+    missing = [name for name in ("timestamp", "symbol", "score") if name not in frame.columns]
+    if missing:
+        raise SessionError(
+            "signals have the columns timestamp, symbol, score and, if known, price and regime; "
+            f"{', '.join(missing)} is missing, found {', '.join(frame.columns) or 'none'}"
+        )
+    kept = [name for name in kinds if name in frame.columns]
+    try:
+        frame = frame.select(_times(frame["timestamp"]), *(pl.col(name).cast(kinds[name]) for name in kept))
+    except pl.exceptions.PolarsError as error:
+        raise SessionError(f"a column of the signals has the wrong type: {error}") from None
+    regime = (
+        frame["regime"] if "regime" in frame.columns else pl.Series([None]).new_from_index(0, frame.height)
+    )
+    unknown = frame["score"].is_null() & regime.is_null()
+    checks = [
+        (frame["timestamp"].is_null(), "no timestamp"),
+        (frame["symbol"].fill_null("") == "", "no symbol"),
+        (unknown, "no score"),
+        (~frame["score"].fill_null(0.0).is_finite(), "a score that is not finite"),
+    ]
+    if "price" in frame.columns:
+        price = frame["price"].fill_null(1.0)
+        checks.append((~(price.is_finite() & (price > 0)), "a price that is not above 0"))
+    for bad, what in checks:
+        if bad.any():
+            row = bad.arg_max() or 0
+            raise SessionError(f"row {row} of the signals has {what}: {frame.row(row)}")
+    if frame.is_empty():
+        raise SessionError("the frame of signals is empty: it needs a row per signal")
+    return frame.sort("timestamp", "symbol", maintain_order=True)
 
 
 def event_lines(frame: pl.DataFrame) -> bytes:
@@ -188,7 +234,7 @@ def event_lines(frame: pl.DataFrame) -> bytes:
     return "".join(lines.to_list()).encode()
 
 
-def _polars(value: Any) -> pl.DataFrame:
+def _polars(value: Any, names: Sequence[str], what: str) -> pl.DataFrame:
     if isinstance(value, pl.DataFrame):
         return value
     if isinstance(value, pl.LazyFrame):
@@ -196,7 +242,7 @@ def _polars(value: Any) -> pl.DataFrame:
     columns = getattr(value, "columns", None)
     if type(value).__module__.partition(".")[0] == "pandas" and columns is not None:
         # Payloads stay objects: a struct would give every dict the keys of all.
-        wanted = [name for name in _COLUMNS if name in columns]
+        wanted = [name for name in names if name in columns]
         series = [
             pl.Series(name, value[name].tolist(), dtype=pl.Object)
             if name == "payload"
@@ -206,10 +252,7 @@ def _polars(value: Any) -> pl.DataFrame:
         return pl.DataFrame(series)
     if hasattr(value, "__arrow_c_stream__"):
         return pl.DataFrame(value)
-    raise SessionError(
-        "expected a session: a Session, a session id, a manifest, or a DataFrame with the columns "
-        f"{', '.join(_COLUMNS)}; found {type(value).__name__}"
-    )
+    raise SessionError(f"expected {what} with the columns {', '.join(names)}; found {type(value).__name__}")
 
 
 def _of_pandas(frame: Any, name: str) -> pl.Series:

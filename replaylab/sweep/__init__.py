@@ -21,7 +21,7 @@ from replaylab.sweep.evidence import (
     walk_forward_steps,
 )
 from replaylab.sweep.grid import make_grid, sample
-from replaylab.sweep.rescoring import Rescored, rescored
+from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.run import warm_up
 from replaylab.sweep.study import backtest, sweep
@@ -31,6 +31,7 @@ from replaylab.sweep.verdict import Verdict
 from replaylab.sweep.what_if import WhatIf, match_trades, recorded_trades, what_if
 
 __all__ = [
+    "GIVEN_SIGNALS",
     "Backtest",
     "Rescored",
     "SweepResult",
@@ -55,6 +56,7 @@ __all__ = [
     "rescored",
     "reset_trials",
     "sample",
+    "signalled",
     "superior_predictive_ability",
     "sweep",
     "walk_forward_steps",

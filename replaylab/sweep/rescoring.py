@@ -1,4 +1,4 @@
-"""Scores computed from the market data of a session in place of the recorded ones.
+"""Scores computed from the market data of a session, or given by the user, in place of the recorded ones.
 
 ::
 
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,20 +16,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import polars as pl
 
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.features import MarketTape, pack_market, score_series
 from replaylab.params import ScoringParams, TradingParams, resolve_scoring
+from replaylab.sessions import signal_frame
 from replaylab.sweep.tape import PriceSource, SessionLike
 
 _SIGNALS = ("SCORING_UPDATE", "REGIME_UPDATE")
 _PREFIX = "scoring."
+# What the assumptions of a result say.
+GIVEN_SIGNALS = "signals given by the caller, not recorded"
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """A session whose scores and regimes were computed from its market data: ``sweep`` and ``backtest`` take it.
+    """A session with other scores and regimes than the recorded ones: ``sweep`` and ``backtest`` take it.
 
     ``place[i]`` is the position that event ``i`` had in the session itself, −1 for a new signal.
     """
@@ -72,34 +77,90 @@ def rescored(
         raise SweepError(
             "scoring: no scores can be computed: the session holds no market data, or none after the warm-up"
         )
+    return _with_signals(session, scores.select("timestamp", "symbol", "score", "regime"))
+
+
+def signalled(session: SessionLike | pl.DataFrame, signals: Any) -> Rescored:
+    """Return the session with a user's own signals instead of the recorded ones.
+
+    >>> signalled(session, pl.DataFrame({"timestamp": [...], "symbol": [...], "score": [...]}))   # doctest: +SKIP
+
+    ``signals``: see ``sessions.signal_frame``. A signal acts after all events that bear its time, as in FULL_DECISION:
+    it is not known before. One from before the session's first event comes first. Without a column ``regime`` the
+    recorded regimes stay. Raises SweepError for a symbol that the session does not have, and where every signal is
+    later than its last event.
+    """
+    events = session if isinstance(session, pl.DataFrame) else session.events
+    frame = signal_frame(signals)
+    names = events["symbol"].drop_nulls().unique().to_list()
+    for symbol in sorted(set(frame["symbol"].unique().to_list()) - set(names)):
+        raise SweepError(
+            f"signals: symbol {symbol!r} is not in the session, which has {', '.join(sorted(names))}."
+            f"{did_you_mean(symbol, names)}"
+        )
+    inside = frame if events.is_empty() else frame.filter(pl.col("timestamp") <= events["timestamp"][-1])
+    if inside.is_empty():
+        raise SweepError("signals: all of them are later than the last event of the session")
+    if inside.height < frame.height:
+        late = frame.height - inside.height
+        warnings.warn(
+            f"{late:,} signals are later than the last event of the session and left out", stacklevel=3
+        )
+    if "regime" not in inside.columns:
+        inside = inside.with_columns(regime=pl.lit(None, pl.String))
+    return _with_signals(session, inside)
+
+
+def _with_signals(session: SessionLike | pl.DataFrame, scores: pl.DataFrame) -> Rescored:
+    """Put scores behind all events of their time, in place of the recorded ones.
+
+    ``scores``: timestamp, symbol, score, regime, price if known. Recorded regimes are replaced where it holds any.
+    """
+    events = session if isinstance(session, pl.DataFrame) else session.events
+    state = getattr(session, "initial_state", None)
     ts = events["timestamp"].dt.timestamp("ns").to_numpy()
     at = scores["timestamp"].dt.timestamp("ns").to_numpy()
-    scores = scores.with_columns(place=pl.Series(np.searchsorted(ts, at, side="right") - 1))
+    scores = scores.with_row_index("row").with_columns(
+        place=pl.Series(np.searchsorted(ts, at, side="right") - 1)
+    )
     symbols = (state or {}).get("symbols") or {}
     first = pl.DataFrame(
         {"symbol": list(symbols), "before": [(entry or {}).get("regime") for entry in symbols.values()]},
         schema={"symbol": pl.String, "before": pl.String},
     )
+    known = pl.col("regime").forward_fill().over("symbol")
     regimes = (
         scores.join(first, on="symbol", how="left", maintain_order="left")
-        .with_columns(last=pl.coalesce(pl.col("regime").shift(1).over("symbol"), "before"))
-        .filter(pl.col("regime").ne_missing(pl.col("last")))
+        .with_columns(last=pl.coalesce(known.shift(1).over("symbol"), "before"))
+        .filter(pl.col("regime").is_not_null() & pl.col("regime").ne_missing(pl.col("last")))
     )
-    kept = events.with_row_index("place").filter(~pl.col("type").is_in(_SIGNALS))
+    replaced = _SIGNALS if scores["regime"].is_not_null().any() else _SIGNALS[:1]
+    kept = events.with_row_index("place").filter(~pl.col("type").is_in(replaced))
+    payload = pl.lit('{"score":') + pl.col("score").cast(pl.String)
+    if "price" in scores.columns:
+        payload += pl.lit(',"price":') + pl.col("price").cast(pl.String).fill_null("null")
+    texts = {name: orjson.dumps({"regime": name}).decode() for name in regimes["regime"].unique()}
     new = [
-        _signals(regimes, "REGIME_UPDATE", pl.concat_str(pl.lit('{"regime":"'), "regime", pl.lit('"}')), 1),
         _signals(
-            scores,
-            "SCORING_UPDATE",
-            pl.concat_str(pl.lit('{"score":'), pl.col("score").cast(pl.String), pl.lit("}")),
-            2,
+            regimes,
+            "REGIME_UPDATE",
+            pl.col("regime").replace_strict(texts, default=None, return_dtype=pl.String),
+            1,
         ),
+        _signals(scores.filter(pl.col("score").is_not_null()), "SCORING_UPDATE", payload + pl.lit("}"), 2),
     ]
     old = kept.select(
-        pl.col("place").cast(pl.Int64), "timestamp", "type", "symbol", "payload", rank=pl.lit(0, pl.Int8)
+        pl.col("place").cast(pl.Int64),
+        "timestamp",
+        "type",
+        "symbol",
+        "payload",
+        row=pl.lit(0, pl.UInt32),
+        rank=pl.lit(0, pl.Int8),
     )
-    # One of the session's own events has a place of its own, so symbol and rank order the new ones alone.
-    merged = pl.concat([old, *new]).sort("place", pl.col("rank") > 0, "symbol", "rank", maintain_order=True)
+    # One of the session's own events has a place of its own: time, symbol, row and rank order the new ones alone.
+    keys = ("place", pl.col("rank") > 0, "timestamp", "symbol", "row", "rank")
+    merged = pl.concat([old, *new]).sort(*keys, maintain_order=True)
     place = merged.select(pl.when(pl.col("rank") == 0).then("place").otherwise(-1)).to_series().to_numpy()
     name = getattr(session, "id", None)
     return Rescored(
@@ -228,5 +289,6 @@ def _signals(frame: pl.DataFrame, kind: str, payload: pl.Expr, rank: int) -> pl.
         pl.lit(kind).alias("type"),
         "symbol",
         payload.alias("payload"),
+        "row",
         rank=pl.lit(rank, pl.Int8),
     )

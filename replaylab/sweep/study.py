@@ -18,7 +18,7 @@ from replaylab.params import ScoringParams, TradingParams, resolve_params
 from replaylab.paths import DataRoot
 from replaylab.sweep.evidence import Clock
 from replaylab.sweep.grid import Array, Grid, make_grid
-from replaylab.sweep.rescoring import Rescored, Rescorer, rescored
+from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
@@ -34,6 +34,7 @@ def sweep(
     progress: bool = True,
     executor: Executor | None = None,
     scoring: Any = None,
+    signals: Any = None,
     default: TradingParams | None = None,
     default_scoring: ScoringParams | None = None,
     method: str = "auto",
@@ -54,7 +55,9 @@ def sweep(
     ``scoring`` computes the scores from the market data instead of taking the recorded ones: ScoringParams, a dict of
     changes to those recorded (``default_scoring`` where there are none), a list of ScoringParams to compare, or a model
     with ``predict``; an axis ``scoring.<field>`` of a mapping does so with each of its values. These axes vary slowest,
-    and positions in ``result.trades(row)`` are still those of the session.
+    and positions in ``result.trades(row)`` are still those of the session. ``signals``: a DataFrame of the user's own
+    scores (timestamp, symbol, score and, if known, price and regime) in place of the recorded ones; each acts after all
+    events of its time (see ``signalled``).
 
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on ``threads`` here (default: the machine's cores). ``method``: "auto", or
@@ -67,7 +70,11 @@ def sweep(
         raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
     ran = resolve_params(params, session, default)
     base = ran.params
-    rescorer, axes = Rescorer.of(session, grid, scoring, price_source, default_scoring)
+    rescorer, axes = Rescorer.of(
+        _signalled(session, signals, scoring), grid, scoring, price_source, default_scoring
+    )
+    if signals is not None and rescorer.axes:
+        raise SweepError(f"signals and the axes {', '.join(rescorer.axes)} exclude each other")
     combinations = make_grid(axes, base)
 
     @lru_cache(maxsize=2)
@@ -123,7 +130,7 @@ def sweep(
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: assumptions_of(opened(0)[1], ran, axes=combinations.axes, table=table),
+        assume=lambda: _said(assumptions_of(opened(0)[1], ran, axes=combinations.axes, table=table), signals),
         digest=getattr(session, "digest", None),
         trades_of=trades_of_row,
         pnl_of=pnl_of_rows,
@@ -134,7 +141,7 @@ def sweep(
             base,
             table.select(*rescorer.axes, *combinations.axes),
             cache_dir=cache_dir,
-            settings=rescorer.settings,
+            settings=rescorer.settings if signals is None else _digest(rescorer.source),
             price_source=price_source,
         ),
         left_out=combinations.left_out,
@@ -149,6 +156,7 @@ def backtest(
     *,
     price_source: PriceSource = "auto",
     scoring: Any = None,
+    signals: Any = None,
     default: TradingParams | None = None,
     default_scoring: ScoringParams | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -161,10 +169,12 @@ def backtest(
     Arguments and errors: those of ``sweep``.
     """
     ran = resolve_params(params, session, default)
-    events = session if scoring is None else rescored(session, scoring, default=default_scoring)
+    events = _signalled(session, signals, scoring)
+    if scoring is not None:
+        events = rescored(session, scoring, default=default_scoring)
     tape, _ = open_tape(events, price_source, cache_dir)
     trades, numbers = trades_of(tape, ran.params)
-    if scoring is not None and isinstance(events, Rescored):
+    if events is not session and isinstance(events, Rescored):
         trades = events.in_session(trades)
     exits = trades.sort("exit_index")
     equity = exits.select(timestamp=pl.col("exit_time"), equity=pl.col("realized_pnl").cum_sum())
@@ -176,8 +186,26 @@ def backtest(
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: assumptions_of(tape, ran, trades=trades),
+        assume=lambda: _said(assumptions_of(tape, ran, trades=trades), signals),
     )
+
+
+def _signalled(session: SessionLike | pl.DataFrame, signals: Any, scoring: Any) -> SessionLike | pl.DataFrame:
+    if signals is None:
+        return session
+    if scoring is not None:
+        raise SweepError("signals and scoring exclude each other: both replace the recorded scores")
+    return signalled(session, signals)
+
+
+def _said(assumptions: str, signals: Any) -> str:
+    return assumptions if signals is None else f"{assumptions}; {GIVEN_SIGNALS}"
+
+
+def _digest(source: Any) -> str:
+    """Return a digest of the events that are not the session's own."""
+    new = source.events.filter(pl.Series(source.place < 0))
+    return hashlib.sha256(new.hash_rows().to_numpy().tobytes()).hexdigest()
 
 
 def _session_id(session: Any) -> str | None:

@@ -9,12 +9,12 @@ import orjson
 import polars as pl
 import pytest
 
-from replaylab.errors import ConfigError, SweepError
+from replaylab.errors import ConfigError, SessionError, SweepError
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
-from replaylab.replay import run_sim
-from replaylab.sessions import Session, build_replay_session
+from replaylab.replay import ReplayEngine, run_sim
+from replaylab.sessions import Session, SessionStore, build_replay_session
 from replaylab.sweep import backtest, rescored, sweep
 from replaylab.trading import TradingSystem, resolve_prices
 
@@ -41,20 +41,30 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(root, manifest.session_id)
 
 
-def decided_again(session: Session, scoring: Any, params: TradingParams) -> pl.DataFrame:
-    """The trades of the trading system in FULL_DECISION over the session."""
+Event = tuple[int, str, str | None, dict[str, Any]]
+
+
+def rows_of(session: Session) -> list[Event]:
     events = session.events
     columns = (events["timestamp"].dt.timestamp("ns"), events["type"], events["symbol"])
-    rows = [
+    return [
         (*row, orjson.loads(text))
         for *row, text in zip(
             *(column.to_list() for column in columns), events["payload"].to_list(), strict=True
         )
     ]
+
+
+def decided_again(session: Session, scoring: Any, params: TradingParams) -> pl.DataFrame:
+    """The trades of the trading system in FULL_DECISION over the session."""
+    return played(session, rows_of(session), params, scoring=scoring, inject_mode="FULL_DECISION")
+
+
+def played(session: Session, rows: list[Event], params: TradingParams, **options: Any) -> pl.DataFrame:
+    """The trades of the trading system over some events, with the session's initial state."""
     system = TradingSystem(
         params,
-        scoring=scoring,
-        inject_mode="FULL_DECISION",
+        **options,
         price_sources=resolve_prices(session),
         instruments=session.instruments,
         initial_state=session.initial_state,
@@ -204,3 +214,99 @@ def test_scoring_changes_start_from_the_recorded_settings(session: Session) -> N
     events = session.events
     default = backtest(events, PARAMS, scoring={"gain": 2.0}, default_scoring=BASE).trades
     assert default.equals(backtest(events, PARAMS, scoring=BASE.replace(gain=2.0)).trades)
+
+
+def with_signals(session: Session, signals: pl.DataFrame) -> list[Event]:
+    """The slow form of what ``signals=`` plays: each signal after the last event that is not later than it."""
+    has_regimes = "regime" in signals.columns
+    dropped = ("SCORING_UPDATE", "REGIME_UPDATE") if has_regimes else ("SCORING_UPDATE",)
+    waiting = sorted(signals.to_dicts(), key=lambda row: (row["timestamp"], row["symbol"]))
+    stamps = (
+        signals.sort("timestamp", "symbol", maintain_order=True)["timestamp"].dt.timestamp("ns").to_list()
+    )
+    last = {name: state.get("regime") for name, state in session.initial_state["symbols"].items()}
+    found: list[Event] = []
+
+    def emit(until: int | None) -> None:
+        while waiting and (until is None or stamps[0] < until):
+            row, ts = waiting.pop(0), stamps.pop(0)
+            regime = row.get("regime")
+            if regime is not None and regime != last.get(row["symbol"]):
+                found.append((ts, "REGIME_UPDATE", row["symbol"], {"regime": regime}))
+                last[row["symbol"]] = regime
+            payload = {name: row[name] for name in ("score", "price") if row.get(name) is not None}
+            if "score" in payload:
+                found.append((ts, "SCORING_UPDATE", row["symbol"], payload))
+
+    for event in rows_of(session):
+        emit(event[0])
+        if event[1] not in dropped:
+            found.append(event)
+    emit(None)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_given_signals_act_after_the_events_of_their_time(session: Session, seed: int) -> None:
+    """Backtest, sweep and replay over random signals give the trades of the events merged by hand."""
+    rng = np.random.default_rng(seed)
+    times = session.events["timestamp"]
+    size = 120
+    at = rng.integers(0, len(times), size)
+    shift = np.where(rng.random(size) < 0.5, 0, rng.integers(-3_000_000_000, 3_000_000_000, size))
+    stamps = np.minimum(times.dt.timestamp("ns").to_numpy()[at] + shift, times.dt.timestamp("ns")[-1])
+    signals = pl.DataFrame(
+        {
+            "timestamp": pl.Series(stamps).cast(pl.Datetime("ns", "UTC")),
+            "symbol": rng.choice(["AIUSDT", "BTCUSDT"], size),
+            "score": np.round(rng.uniform(-1, 1, size), 3),
+        }
+    ).unique(["timestamp", "symbol"], keep="first", maintain_order=True)
+    if seed % 2:
+        regimes = rng.choice(np.array(["CALM", "TRENDING", 'odd "one"', None], dtype=object), signals.height)
+        signals = signals.with_columns(regime=pl.Series(regimes.tolist(), dtype=pl.String))
+    expected = played(session, with_signals(session, signals), PARAMS).drop("entry_index", "exit_index")
+    assert expected.height > 3
+    found = backtest(session, PARAMS, signals=signals)
+    assert "signals given by the caller" in found.assumptions
+    swept = sweep(session, {"sl_pct": [PARAMS.sl_pct, 9.0]}, PARAMS, signals=signals, progress=False)
+    engine = ReplayEngine(
+        SessionStore(session.root), params=PARAMS, signals=signals.sample(fraction=1.0, shuffle=True)
+    )
+    engine.start_session(session.id, speed_factor=float("inf"))
+    engine.wait(60)
+    run = engine.last_run
+    assert run is not None
+    assert run.record["signals"] == "given"
+    names = ["symbol", "side", "entry_price", "close_price", "reason", "realized_pnl"]
+    for trades in (found.trades, swept.trades(0), run.trades):
+        assert trades.select(names).sort(names).equals(expected.select(names).sort(names))
+    # Positions are those of the session: a trade never begins before its signal.
+    where = times.gather(found.trades["entry_index"])
+    assert (where == found.trades["entry_time"]).all()
+
+
+def test_signals_that_cannot_be_used_name_the_row(session: Session) -> None:
+    first, last = session.events["timestamp"][0], session.events["timestamp"][-1]
+    good = pl.DataFrame({"timestamp": [first, last], "symbol": ["AIUSDT"] * 2, "score": [0.5, -0.5]})
+    cases: list[tuple[Any, str]] = [
+        (good.head(0), "empty"),
+        (good.drop("score"), "score is missing"),
+        (good.with_columns(score=pl.Series([0.1, float("nan")])), "row 1 .* not finite"),
+        (good.with_columns(score=pl.Series([None, 0.1], dtype=pl.Float64)), "row 0 .* no score"),
+        (good.with_columns(symbol=pl.Series(["AIUSDT", None])), "row 1 .* no symbol"),
+        (good.with_columns(price=pl.Series([1.0, 0.0])), "row 1 .* price"),
+        (good.with_columns(symbol=pl.lit("AIUSD")), "Did you mean 'AIUSDT'"),
+        (good.with_columns(pl.col("timestamp").dt.offset_by("1d")), "later than the last event"),
+        (7, "DataFrame of signals"),
+    ]
+    for bad, message in cases:
+        with pytest.raises((SweepError, SessionError), match=message):
+            backtest(session, PARAMS, signals=bad)
+    with pytest.raises(SweepError, match="exclude each other"):
+        backtest(session, PARAMS, signals=good, scoring=BASE)
+    with pytest.raises(SweepError, match="exclude each other"):
+        sweep(session, {"scoring.gain": [1.0]}, PARAMS, signals=good, progress=False)
+    some = pl.concat([good, good.with_columns(pl.col("timestamp").dt.offset_by("1d"))])
+    with pytest.warns(UserWarning, match="2 signals are later"):
+        backtest(session, PARAMS, signals=some)
