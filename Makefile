@@ -28,7 +28,11 @@ demo: $(VENV)/runtime ## the main job from end to end on the sample data
 
 test: $(VENV)/develop browser lint types unit notebooks docs ## everything, notebooks included
 
-lab: $(VENV)/runtime ## open JupyterLab on the notebooks
+$(VENV)/notebooks: $(VENV)/runtime
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	@touch $@
+
+lab: $(VENV)/notebooks ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 bench: $(VENV)/develop ## the benchmarks, one table each

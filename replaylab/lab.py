@@ -377,7 +377,7 @@ class Lab:
 
     def sweep(
         self,
-        session: AnySession,
+        session: AnySession | Sequence[AnySession],
         grid: Any,
         params: Params = None,
         *,
@@ -389,12 +389,13 @@ class Lab:
         method: Literal["auto", "tables", "index", "loop"] = "auto",
         threads: int | None = None,
         table_memory: float = 1e9,
+        folder: str | os.PathLike[str] | None = None,
     ) -> SweepResult:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep``."""
+        """Run every combination of a grid over a session, or a list of them; see ``replaylab.sweep.sweep``."""
         from replaylab.sweep import sweep
 
         result = sweep(
-            self._open(session),
+            self._opened(session),
             grid,
             params,
             price_source=price_source,
@@ -407,6 +408,7 @@ class Lab:
             method=method,
             threads=threads,
             table_memory=table_memory,
+            folder=folder,
             cache_dir=self.config.cache_path,
         )
         return self._give(result)
@@ -655,6 +657,11 @@ class Lab:
         from replaylab.sessions import as_session
 
         return as_session(session, self.sessions)
+
+    def _opened(self, session: Any) -> Any:
+        return (
+            [self._open(one) for one in session] if isinstance(session, list | tuple) else self._open(session)
+        )
 
     def _load(self, loaded: Loaded, symbols: Symbols) -> Frame:
         if self.root.path.is_dir():

@@ -12,6 +12,7 @@ from replaylab.cli.terminal import (
     Json,
     Param,
     SessionId,
+    SessionIds,
     frame_dicts,
     on_terminal,
     open_lab,
@@ -61,7 +62,7 @@ def backtest(
 
 
 def sweep(
-    session: SessionId,
+    session: SessionIds,
     grid: Annotated[
         list[str],
         typer.Option(
@@ -81,19 +82,30 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write all combinations here: .parquet or .csv.")
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Of several sessions: keep the sums of each here; a second run takes them."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Try every combination of a grid of parameters over a session.
+    """Try every combination of a grid of parameters over a session, or over several together.
 
     [bold]Examples[/bold]
 
     replaylab sweep 2025-11-18T10-11-BTCUSDT --grid entry_threshold=0.5,0.6 --grid tp1_pct=0.1:1.0:10
 
     replaylab sweep 2025-11-18T10-11-BTCUSDT -g sl_pct=0.1:0.5:5 -p max_hold_s=600 -o out.parquet
+
+    replaylab sweep monday tuesday wednesday -g sl_pct=0.1:0.5:5 --folder study
     """
     axes = parse_grid(grid)
     result = open_lab(data).sweep(
-        session, axes, params=parse_params(param), price_source=price_source, progress=on_terminal()
+        session[0] if len(session) == 1 else session,
+        axes,
+        params=parse_params(param),
+        price_source=price_source,
+        progress=on_terminal(),
+        folder=folder,
     )
     if by not in result.frame.columns:
         raise SweepError(f"--by {by}: no such metric; there are {', '.join(result.frame.columns)}")

@@ -94,6 +94,12 @@ SessionId = Annotated[
         metavar="SESSION", help="Session id.", autocompletion=_complete_session, show_default=False
     ),
 ]
+SessionIds = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SESSION", help="Session id.", autocompletion=_complete_session, show_default=False
+    ),
+]
 
 
 def open_lab(data: Path | None, config: Path | None = None) -> Lab:

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -414,7 +414,7 @@ class ReplayEngine:
 
     def sweep(
         self,
-        session_id: AnySession,
+        session_id: AnySession | Sequence[AnySession],
         grid: Any,
         params: TradingParams | Mapping[str, Any] | None = None,
         *,
@@ -426,12 +426,16 @@ class ReplayEngine:
         method: str = "auto",
         threads: int | None = None,
         table_memory: float = 1e9,
+        folder: str | os.PathLike[str] | None = None,
     ) -> SweepResult:
-        """Run every combination of a grid over a session; see ``replaylab.sweep.sweep`` for the arguments."""
+        """Run every combination of a grid over a session or a list of them; see ``replaylab.sweep.sweep``."""
         from replaylab.sweep import sweep
 
+        given: Any = session_id
+        several = isinstance(given, list | tuple)
+        opened = [as_session(one, self.store) for one in (given if several else [given])]
         return sweep(
-            as_session(session_id, self.store),
+            opened if several else opened[0],
             grid,
             self.params if params is None else params,
             price_source=price_source,
@@ -444,6 +448,7 @@ class ReplayEngine:
             method=method,
             threads=threads,
             table_memory=table_memory,
+            folder=folder,
             cache_dir=self.cache_dir,
         )
 

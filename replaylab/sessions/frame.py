@@ -200,8 +200,6 @@ def signal_frame(value: Any) -> pl.DataFrame:
         if bad.any():
             row = bad.arg_max() or 0
             raise SessionError(f"row {row} of the signals has {what}: {frame.row(row)}")
-    if frame.is_empty():
-        raise SessionError("the frame of signals is empty: it needs a row per signal")
     return frame.sort("timestamp", "symbol", maintain_order=True)
 
 

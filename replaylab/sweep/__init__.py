@@ -24,7 +24,7 @@ from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult
 from replaylab.sweep.run import warm_up
-from replaylab.sweep.study import backtest, sweep
+from replaylab.sweep.study import StudyResult, backtest, sweep
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.trials import ledger_path, read_trials, reset_trials
 from replaylab.sweep.verdict import Verdict
@@ -34,6 +34,7 @@ __all__ = [
     "GIVEN_SIGNALS",
     "Backtest",
     "Rescored",
+    "StudyResult",
     "SweepResult",
     "Tape",
     "Verdict",

@@ -49,14 +49,16 @@ LIMIT = _choices["entry_order"]["LIMIT"]
 EXCHANGE = _choices["rounding"]["exchange"]
 
 # Columns of a row of raw sums, from which the metrics of a result frame are computed. ``AFTER_GAPS``: PnL with
-# ``gap_pnl`` in place of the PnL of trades that a hole ended.
-RAW = 30
+# ``gap_pnl`` in place of the PnL of trades that a hole ended. ``LOW``: the lowest equity.
+RAW = 31
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
 # A wider row also sums the PnL by period of the exit. Behind the sums are the start of the first period in ns (as two
-# numbers, for a float does not hold it), the length of a period in ns, then a number for each period.
+# numbers, for a float does not hold it), the length of a period in ns, then a number for each period. With a length of
+# 0 it lists the exits: a count, then three numbers for each exit, its time in ns (as two) and the PnL.
 CLOCK = 3
 FUNDING, AFTER_GAPS, THIN, EXPIRED, REJECTED, CANCELLED = range(13, 19)
 BY_REASON = 19
+LOW = 30
 _HALF = 1 << 32
 
 # What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
@@ -234,6 +236,7 @@ def add_trade(
     raw[LOSS] += max(-pnl, 0.0)
     raw[PEAK] = max(raw[PEAK], raw[NET])
     raw[DRAWDOWN] = min(raw[DRAWDOWN], raw[NET] - raw[PEAK])
+    raw[LOW] = min(raw[LOW], raw[NET])
     # Sums of deviations from the first trade: equal trades give a variance of exactly zero.
     deviation = pnl - raw[FIRST]
     raw[SUM] += deviation
@@ -246,11 +249,25 @@ def add_trade(
 
 @merged
 def add_period(raw: Any, exit_ts: Any, pnl: Any) -> None:
-    """Add the PnL of a trade to the period of its exit, in a wide row of raw sums."""
+    """Add the PnL of a trade to the period of its exit, or to the list of exits, in a wide row of raw sums."""
+    if raw[RAW + 2] == 0.0:
+        place = RAW + CLOCK + 3 * np.int64(raw[RAW])
+        if place + 2 < len(raw):
+            raw[place] = np.int64(exit_ts) // _HALF
+            raw[place + 1] = np.int64(exit_ts) % _HALF
+            raw[place + 2] = pnl
+        raw[RAW] += 1.0
+        return
     start = np.int64(raw[RAW]) * _HALF + np.int64(raw[RAW + 1])
     period = (np.int64(exit_ts) - start) // np.int64(raw[RAW + 2])
     last = np.int64(len(raw) - RAW - CLOCK - 1)
     raw[RAW + CLOCK + min(max(period, np.int64(0)), last)] += pnl
+
+
+def exits_of(row: Any) -> tuple[Any, Any]:
+    """Return times (ns) and PnL of the exits that a row of ``wide_row(0, 0, 3 * n)`` lists, in order."""
+    listed = row[RAW + CLOCK : RAW + CLOCK + 3 * int(row[RAW])].reshape(-1, 3)
+    return listed[:, 0].astype(np.int64) * _HALF + listed[:, 1].astype(np.int64), listed[:, 2]
 
 
 def wide_row(start: int, length: int, count: int) -> Any:

@@ -595,6 +595,7 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
             count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
             gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
             loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
+            lowest = sums[fills.LOW]
             first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
             exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
             while True:
@@ -649,6 +650,7 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                 loss += max(-pnl, 0.0)
                 peak = max(peak, net)
                 drawdown = min(drawdown, net - peak)
+                lowest = min(lowest, net)
                 deviation = pnl - first
                 deviations += deviation
                 squares += deviation * deviation
@@ -678,7 +680,7 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
             sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
             sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
             sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
-            sums[fills.FIRST] = first
+            sums[fills.FIRST], sums[fills.LOW] = first, lowest
             sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
             sums[fills.AFTER_GAPS] = after_gaps
         done = until

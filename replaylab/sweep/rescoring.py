@@ -80,7 +80,7 @@ def rescored(
     return _with_signals(session, scores.select("timestamp", "symbol", "score", "regime"))
 
 
-def signalled(session: SessionLike | pl.DataFrame, signals: Any) -> Rescored:
+def signalled(session: SessionLike | pl.DataFrame, signals: Any, *, allow_empty: bool = False) -> Rescored:
     """Return the session with a user's own signals instead of the recorded ones.
 
     >>> signalled(session, pl.DataFrame({"timestamp": [...], "symbol": [...], "score": [...]}))   # doctest: +SKIP
@@ -92,6 +92,8 @@ def signalled(session: SessionLike | pl.DataFrame, signals: Any) -> Rescored:
     """
     events = session if isinstance(session, pl.DataFrame) else session.events
     frame = signal_frame(signals)
+    if frame.is_empty() and not allow_empty:
+        raise SweepError("the frame of signals is empty: it needs a row per signal")
     names = events["symbol"].drop_nulls().unique().to_list()
     for symbol in sorted(set(frame["symbol"].unique().to_list()) - set(names)):
         raise SweepError(
@@ -99,7 +101,7 @@ def signalled(session: SessionLike | pl.DataFrame, signals: Any) -> Rescored:
             f"{did_you_mean(symbol, names)}"
         )
     inside = frame if events.is_empty() else frame.filter(pl.col("timestamp") <= events["timestamp"][-1])
-    if inside.is_empty():
+    if inside.is_empty() and frame.height:
         raise SweepError("signals: all of them are later than the last event of the session")
     if inside.height < frame.height:
         late = frame.height - inside.height

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from replaylab.errors import SweepError
-from replaylab.params import ScoringParams, TradingParams, resolve_params
+from replaylab import __version__
+from replaylab.errors import ReplaylabError, SweepError, did_you_mean
+from replaylab.fsio import atomic_path
+from replaylab.params import Resolved, ScoringParams, TradingParams, resolve_params
 from replaylab.paths import DataRoot
+from replaylab.sessions import Finding, Findings, signal_frame
 from replaylab.sweep.evidence import Clock
+from replaylab.sweep.fills import CLOCK, DRAWDOWN, FIRST, LOW, NET, PEAK, RAW, SQUARES, SUM, N, exits_of
 from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
 from replaylab.sweep.trials import add_trial, ledger_path
+from replaylab.sweep.verdict import PERIODS
+from replaylab.timestamps import parse_ns
 
 
 def sweep(
-    session: SessionLike | pl.DataFrame,
+    session: SessionLike | pl.DataFrame | Sequence[Any],
     grid: Any,
     params: TradingParams | Mapping[str, Any] | None = None,
     *,
@@ -41,8 +56,9 @@ def sweep(
     threads: int | None = None,
     table_memory: float = 1e9,
     cache_dir: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> SweepResult:
-    """Run every combination of ``grid`` over a session and return their metrics.
+    """Run every combination of ``grid`` over a session, or over each of a list of sessions, and return their metrics.
 
     >>> sweep(session, {"entry_threshold": [0.5, 0.6], "sl_pct": [0.2, 0.3]}).best()             # doctest: +SKIP
     >>> sweep(session, {"scoring.gain": [1.0, 2.0], "sl_pct": [0.2, 0.3]}, {"tp1_pct": 0.1})      # doctest: +SKIP
@@ -64,90 +80,204 @@ def sweep(
     "tables", "index", "loop" (same results, other speed; see ``docs/sweep.md``). ``table_memory``: bytes that
     first-touch tables may take. ``cache_dir``: keeps packed sessions (see ``open_tape``).
 
+    A list of sessions gives a ``StudyResult``: pooled metrics, each session from its own initial state and with account
+    limits of its own. ``folder`` keeps the sums of each session as Parquet; the same call after a kill runs only the
+    sessions that are missing there.
+
     Raises SweepError for a grid, session or option that cannot be used, ConfigError for a wrong parameter.
     """
     if executor is not None and not hasattr(executor, "submit"):
         raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
+    options = _Options(price_source, cache_dir, executor, method, threads, table_memory, progress)
+    if isinstance(session, list | tuple):
+        settings = (scoring, default_scoring)
+        ran = _common(session, params, default, grid)
+        return _sweep_sessions(session, grid, ran, settings, options, signals=signals, folder=folder)
+    if folder is not None:
+        raise SweepError("folder= keeps the parts of a sweep over a list of sessions; this is one session")
     ran = resolve_params(params, session, default)
-    base = ran.params
-    rescorer, axes = Rescorer.of(
-        _signalled(session, signals, scoring), grid, scoring, price_source, default_scoring
-    )
-    if signals is not None and rescorer.axes:
-        raise SweepError(f"signals and the axes {', '.join(rescorer.axes)} exclude each other")
-    combinations = make_grid(axes, base)
-
-    @lru_cache(maxsize=2)
-    def opened(number: int) -> tuple[SessionLike | pl.DataFrame, Tape, TapeRef | None]:
-        events = rescorer.session(number)
-        return events, *open_tape(events, price_source, cache_dir)
-
-    def run(number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
-        _, tape, ref = opened(number)
-        options: dict[str, Any] = {"method": method, "memory": table_memory, "clock": clock}
-        if executor is not None:
-            return run_on(executor, tape, ref, part, base, options, done=bar.update)
-        workers = threads or os.cpu_count() or 1
-        return run_rows(
-            tape, part, base, threads=workers, done=bar.update, say=bar.set_description, **options
-        )
-
+    alone: Any = session
+    given = _signalled(alone, signals, scoring)
+    source = _Source.of(session, grid, ran.params, (scoring, default_scoring), given, options)
     frames, used = [], set()
-    total = combinations.rows * rescorer.count
-    with tqdm(total=total, unit="comb", unit_scale=True, disable=not progress) as bar:
-        for number in range(rescorer.count):
+    with options.bar(source.rows) as bar:
+        for number in range(source.rescorer.count):
             swept = []
-            for start, stop in parts(combinations.rows):
-                raw, how = run(number, combinations.part(start, stop), bar)
+            for start, stop in parts(source.grid.rows):
+                raw, how = source.run(number, source.grid.part(start, stop), bar)
                 swept.append(metrics(raw))
                 used.add(how)
-            columns = [*rescorer.columns(number, combinations.rows), *combinations.columns().values()]
-            frames.append(pl.DataFrame([*columns, *pl.concat(swept)]))
-
-    def trades_of_row(row: int, chosen: TradingParams) -> pl.DataFrame:
-        events, tape, _ = opened(row // combinations.rows)
-        trades = trades_of(tape, chosen)[0]
-        return events.in_session(trades) if isinstance(events, Rescored) else trades
-
-    def pnl_of_rows(rows: list[int], clock: Clock) -> Array:
-        found = np.zeros((len(rows), clock.periods))
-        chosen = np.asarray(rows)
-        few = len(rows) * clock.periods < 10_000
-        with tqdm(total=len(rows), unit="comb", desc="PnL by period", disable=few or not progress) as bar:
-            for number in range(rescorer.count):
-                here = np.flatnonzero(chosen // combinations.rows == number)
-                for start, stop in parts(len(here)):
-                    places = here[start:stop]
-                    part = combinations.rows_at(chosen[places] % combinations.rows, len(places))
-                    found[places] = run(number, part, bar, clock)[0][:, -clock.periods :]
-        return found
-
+            frames.append(pl.DataFrame([*source.columns(number), *pl.concat(swept)]))
     table = pl.concat(frames)
+    axes = source.grid.axes
     return SweepResult(
         frame=table,
-        axes={**rescorer.axes, **combinations.axes},
-        params=base,
+        axes={**source.rescorer.axes, **axes},
+        params=ran.params,
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: _said(assumptions_of(opened(0)[1], ran, axes=combinations.axes, table=table), signals),
+        assume=lambda: _said(assumptions_of(source.opened(0)[1], ran, axes=axes, table=table), signals),
         digest=getattr(session, "digest", None),
-        trades_of=trades_of_row,
-        pnl_of=pnl_of_rows,
+        trades_of=source.trades,
+        pnl_of=source.pnl,
         checks=getattr(session, "check", lambda: None),
-        earlier_trials=_earlier_trials(
-            session,
-            combinations,
-            base,
-            table.select(*rescorer.axes, *combinations.axes),
-            cache_dir=cache_dir,
-            settings=rescorer.settings if signals is None else _digest(rescorer.source),
-            price_source=price_source,
-        ),
-        left_out=combinations.left_out,
+        earlier_trials=source.add_trials(table),
+        left_out=source.grid.left_out,
         method=", ".join(sorted(used)),
-        span=opened(0)[1].span,
+        span=source.opened(0)[1].span,
     )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a sweep runs, whatever it runs over."""
+
+    price_source: PriceSource
+    cache_dir: str | os.PathLike[str] | None
+    executor: Executor | None
+    method: str
+    threads: int | None
+    memory: float
+    progress: bool
+
+    def bar(self, rows: int, **options: Any) -> Any:
+        return tqdm(
+            total=rows, **{"unit": " sets", "unit_scale": True, "disable": not self.progress, **options}
+        )
+
+    def bar_over(self, sessions: Sequence[Any], *, desc: str, few: bool) -> Any:
+        return tqdm(sessions, desc=desc, unit=" sessions", disable=few or not self.progress)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One session of a sweep under the scoring settings of its grid: opens its tapes, runs rows on them."""
+
+    session: Any
+    rescorer: Rescorer
+    grid: Grid
+    base: TradingParams
+    options: _Options
+
+    @classmethod
+    def of(
+        cls,
+        session: Any,
+        grid: Any,
+        base: TradingParams,
+        scoring: tuple[Any, ScoringParams | None],
+        given: Any,
+        options: _Options,
+    ) -> _Source:
+        """Return the source of a session; raises SweepError for a grid that cannot be used.
+
+        ``scoring``: settings and their default. ``given``: the session with given signals, or the session itself.
+        """
+        rescorer, axes = Rescorer.of(given, grid, scoring[0], options.price_source, scoring[1])
+        if given is not session and rescorer.axes:
+            raise SweepError(f"signals and the axes {', '.join(rescorer.axes)} exclude each other")
+        return cls(session, rescorer, make_grid(axes, base), base, options)
+
+    @property
+    def rows(self) -> int:
+        """All rows: each combination under each scoring setting, which varies slowest."""
+        return self.grid.rows * self.rescorer.count
+
+    def columns(self, number: int) -> list[pl.Series]:
+        """Return the columns of the axes for the rows of one scoring setting."""
+        return [*self.rescorer.columns(number, self.grid.rows), *self.grid.columns().values()]
+
+    def opened(self, number: int) -> tuple[Any, Tape, TapeRef | None]:
+        """Return events, tape and its file under one scoring setting; the last two stay open."""
+        if number not in self._open:
+            if len(self._open) == 2:
+                self._open.pop(next(iter(self._open)))
+            events = self.rescorer.session(number)
+            self._open[number] = (
+                events,
+                *open_tape(events, self.options.price_source, self.options.cache_dir),
+            )
+        return self._open[number]
+
+    @cached_property
+    def _open(self) -> dict[int, tuple[Any, Tape, TapeRef | None]]:
+        return {}
+
+    def run(self, number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
+        """Return the raw sums of some combinations under one scoring setting, and the method."""
+        _, tape, ref = self.opened(number)
+        how: dict[str, Any] = {"method": self.options.method, "memory": self.options.memory, "clock": clock}
+        if self.options.executor is not None:
+            return run_on(self.options.executor, tape, ref, part, self.base, how, done=bar.update)
+        workers = self.options.threads or os.cpu_count() or 1
+        return run_rows(
+            tape, part, self.base, threads=workers, done=bar.update, say=bar.set_description, **how
+        )
+
+    def all_rows(self, bar: Any, clock: Clock | None) -> Array:
+        """Return the raw sums of every row."""
+        found = [
+            self.run(number, self.grid.part(start, stop), bar, clock)[0]
+            for number in range(self.rescorer.count)
+            for start, stop in parts(self.grid.rows)
+        ]
+        return np.concatenate(found)
+
+    def chosen_rows(self, rows: Sequence[int], bar: Any, clock: Clock) -> Array:
+        """Return the raw sums of some rows, by period."""
+        found = np.zeros((len(rows), RAW + CLOCK + clock.periods))
+        chosen = np.asarray(rows)
+        for number in range(self.rescorer.count):
+            here = np.flatnonzero(chosen // self.grid.rows == number)
+            for start, stop in parts(len(here)):
+                places = here[start:stop]
+                part = self.grid.rows_at(chosen[places] % self.grid.rows, len(places))
+                found[places] = self.run(number, part, bar, clock)[0]
+        return found
+
+    def pnl(self, rows: list[int], clock: Clock) -> Array:
+        """Return the PnL of some rows by period, an array (rows, periods)."""
+        few = len(rows) * clock.periods < 10_000
+        with self.options.bar(
+            len(rows), desc="PnL by period", disable=few or not self.options.progress
+        ) as bar:
+            return self.chosen_rows(rows, bar, clock)[:, RAW + CLOCK :]
+
+    def trades(self, row: int, params: TradingParams) -> pl.DataFrame:
+        """Return the trades of one row, at positions of the session itself."""
+        events, tape, _ = self.opened(row // self.grid.rows)
+        trades = trades_of(tape, params)[0]
+        return events.in_session(trades) if isinstance(events, Rescored) else trades
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the combinations, the base and what else makes it another sweep of the same session."""
+        settings = self.rescorer.settings
+        source = self.rescorer.source
+        given = source is not self.session and isinstance(source, Rescored)
+        about = {
+            "settings": _digest(source) if given else settings,
+            "price_source": self.options.price_source,
+        }
+        digest = hashlib.sha256(repr(about).encode())
+        for start, stop in parts(self.grid.rows):
+            digest.update(np.ascontiguousarray(self.grid.part(start, stop).pack(self.base).params).data)
+        return digest.hexdigest()[:32]
+
+    def add_trials(self, table: pl.DataFrame) -> int:
+        """Enter the sweep of a stored session in the ledger of its data root; return what was tried before."""
+        root, tape = getattr(self.session, "root", None), getattr(self.session, "digest", None)
+        if not isinstance(root, DataRoot) or tape is None:
+            return 0
+        axes = table.select(*self.rescorer.axes, *self.grid.axes)
+        return add_trial(
+            ledger_path(root, self.options.cache_dir),
+            tape=tape,
+            rows=axes.n_unique() if axes.width else 1,
+            grid=self.digest,
+            session_id=_session_id(self.session),
+        )
 
 
 def backtest(
@@ -194,7 +324,7 @@ def _signalled(session: SessionLike | pl.DataFrame, signals: Any, scoring: Any) 
     if signals is None:
         return session
     if scoring is not None:
-        raise SweepError("signals and scoring exclude each other: both replace the recorded scores")
+        raise SweepError(_EXCLUSIVE)
     return signalled(session, signals)
 
 
@@ -213,19 +343,385 @@ def _session_id(session: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _earlier_trials(session: Any, grid: Grid, base: TradingParams, frame: pl.DataFrame, **sweep: Any) -> int:
-    """Enter the sweep of a stored session in the ledger of its data root; return what was tried before.
+# ---- Many sessions -------------------------------------------------------------------------------------------
 
-    ``frame``: the columns of the axes; ``sweep``: what else makes it another sweep, and ``cache_dir``.
+# With at most so many rows the first pass also sums the PnL of the verdict's periods.
+_CLOCKED = 20_000
+# Numbers of the lists of exits that are held at a time.
+_LISTED = 16_000_000
+# ``by_symbol``: rows × events of the sessions that are played for it.
+_PLAYED = 1e8
+# With more events than this the sessions are not checked for a verdict.
+_CHECKED = 5_000_000
+_EXCLUSIVE = "signals and scoring exclude each other: both replace the recorded scores"
+_RAW_KEY = b"replaylab.study"
+_ACCOUNT = ("max_open_positions", "max_daily_loss_usd", "max_trades_per_day")
+
+
+@dataclass(repr=False, kw_only=True)
+class StudyResult(SweepResult):
+    """The pooled metrics of every combination over several sessions.
+
+    >>> study = sweep([monday, tuesday], {"sl_pct": [0.2, 0.3]})                                  # doctest: +SKIP
+    >>> study.frame, study.by_session, study.by_symbol, study.trades(0)                          # doctest: +SKIP
+
+    ``sessions``: their ids, by the start of their range. All trades count in the order of their exits, over all
+    sessions. ``trades(row)`` has a column ``session_id``; its positions are those of that session. ``folder``: the sums
+    of each session, a Parquet file each.
     """
-    root, tape = getattr(session, "root", None), getattr(session, "digest", None)
-    if not isinstance(root, DataRoot) or tape is None:
-        return 0
-    path = ledger_path(root, sweep.pop("cache_dir"))
-    digest = hashlib.sha256(repr(sweep).encode())
-    for start, stop in parts(grid.rows):
-        digest.update(np.ascontiguousarray(grid.part(start, stop).pack(base).params).data)
-    rows = frame.n_unique() if frame.width else 1
-    return add_trial(
-        path, tape=tape, rows=rows, grid=digest.hexdigest()[:32], session_id=_session_id(session)
+
+    sessions: list[str]
+    folder: Path
+    keys: list[str]
+    played: Callable[[], tuple[int, int]]
+
+    def __repr__(self) -> str:
+        head = f"<StudyResult: {self.frame.height:,} combinations of {', '.join(self.axes)} over "
+        return f"{head}{self.session_id}; {self.setup}>\n{self.verdict()!r}"
+
+    @property
+    def by_session(self) -> pl.DataFrame:
+        """``row``, ``session_id``, the axes and the metrics of every combination in every session."""
+        found = []
+        for name, key in zip(self.sessions, self.keys, strict=True):
+            raw = _read_part(_part_path(self.folder, key), key)
+            if raw is None:
+                raise SweepError(
+                    f"{_part_path(self.folder, key)}: the sums of {name} are gone: run the sweep again"
+                )
+            axes = self.frame.select(self.axes.keys())
+            about = [pl.Series("session_id", [name]).new_from_index(0, len(raw)), *axes.get_columns()]
+            found.append(pl.DataFrame([*about, *metrics(raw)]).with_row_index("row"))
+        return pl.concat(found).with_columns(pl.col("row").cast(pl.Int64))
+
+    @cached_property
+    def by_symbol(self) -> pl.DataFrame:
+        """``row``, ``symbol``, the axes and ``n_trades, n_wins, win_rate, fees, net_pnl, expectancy`` per symbol.
+
+        Computed from the trades of each row when first asked for. Of a large study it holds the best rows alone (by net
+        PnL), with a warning that says how many.
+        """
+        _, events = self.played()
+        most = max(10, int(_PLAYED / max(1, events)))
+        rows = self.best(most)["row"].sort().to_list()
+        if len(rows) < self.frame.height:
+            warnings.warn(
+                f"by_symbol holds the best {len(rows)} of {self.frame.height:,} combinations: it plays each",
+                stacklevel=2,
+            )
+        names = (
+            self.frame.select(self.axes.keys())
+            .with_row_index("row")
+            .with_columns(pl.col("row").cast(pl.Int64))
+        )
+        found = [self.trades(row).with_columns(row=pl.lit(row, pl.Int64)) for row in rows]
+        won = pl.col("realized_pnl") > 0
+        return (
+            pl.concat(found)
+            .group_by("row", "symbol")
+            .agg(
+                n_trades=pl.len(),
+                n_wins=won.sum(),
+                win_rate=won.mean(),
+                fees=pl.col("fees").sum(),
+                net_pnl=pl.col("realized_pnl").sum(),
+                expectancy=pl.col("realized_pnl").mean(),
+            )
+            .join(names, on="row")
+            .sort("row", "symbol")
+            .select("row", "symbol", *self.axes, pl.exclude("row", "symbol", *self.axes))
+        )
+
+
+def _sweep_sessions(
+    given: Sequence[Any],
+    grid: Any,
+    ran: Resolved[TradingParams],
+    scoring: tuple[Any, ScoringParams | None],
+    options: _Options,
+    *,
+    signals: Any,
+    folder: str | os.PathLike[str] | None,
+) -> StudyResult:
+    """Run a grid over several sessions; see ``sweep``. ``scoring``: settings and their default."""
+    sessions = _ordered(given)
+    signals = _required_place(signals, scoring[0], sessions)
+
+    @lru_cache(maxsize=1)
+    def source(place: int) -> _Source:
+        session = sessions[place]
+        given = session
+        try:
+            if signals is not None:
+                given = signalled(session, _within(signals, session), allow_empty=True)
+            return _Source.of(session, grid, ran.params, scoring, given, options)
+        except ReplaylabError as error:
+            error.args = (f"session {session.id}: {error}", *error.args[1:])
+            raise
+
+    first = source(0)
+    span = _range(sessions[0])[0], max(_range(session)[1] for session in sessions) - 1
+    clock = Clock(span[0], -(-(span[1] - span[0] + 1) // PERIODS), PERIODS)
+    clocked = clock if first.rows <= _CLOCKED else None
+    about = repr((first.digest, clocked, __version__)).encode()
+    kept = Path(tempfile.mkdtemp(prefix="replaylab-study-") if folder is None else folder)
+    kept.mkdir(parents=True, exist_ok=True)
+    keys, pooled, periods, spans, sizes = [], None, None, [], []
+    earlier = 0
+    with options.bar(first.rows * len(sessions)) as bar:
+        for place, session in enumerate(sessions):
+            bar.set_description(f"session {place + 1} of {len(sessions)}")
+            keys.append(hashlib.sha256(about + repr(_identity(session, signals)).encode()).hexdigest())
+            raw = _read_part(_part_path(kept, keys[-1]), keys[-1])
+            if raw is None:
+                raw = source(place).all_rows(bar, clocked)
+                _write_part(_part_path(kept, keys[-1]), keys[-1], raw)
+            else:
+                bar.update(first.rows)
+            spans.append(_range(session))
+            sizes.append(int(session.manifest.total_events or 0))
+            pooled = raw[:, :RAW].copy() if pooled is None else _pool(pooled, raw)
+            if clocked is not None:
+                periods = raw[:, RAW + CLOCK :] if periods is None else periods + raw[:, RAW + CLOCK :]
+    assert pooled is not None
+    _mend_drawdowns(pooled, source, keys, kept, spans, options)
+    columns = [first.columns(number) for number in range(first.rescorer.count)]
+    table = pl.concat(
+        pl.DataFrame([*names, *metrics(pooled[k * first.grid.rows : (k + 1) * first.grid.rows])])
+        for k, names in enumerate(columns)
     )
+    for place in range(len(sessions)):
+        earlier = max(earlier, replace(first, session=sessions[place]).add_trials(table))
+
+    @lru_cache(maxsize=16)
+    def trades(row: int, chosen: TradingParams) -> pl.DataFrame:
+        found = []
+        for place, session in enumerate(
+            options.bar_over(sessions, desc="trades", few=sum(sizes) < 1_000_000)
+        ):
+            mine = source(place).trades(row, chosen)
+            found.append(mine.select(pl.lit(session.id).alias("session_id"), pl.all()))
+        return pl.concat(found).sort("exit_time", maintain_order=True)
+
+    def pnl(rows: list[int], wanted: Clock) -> Array:
+        if periods is not None and wanted == clock:
+            return periods[rows]
+        total = np.zeros((len(rows), wanted.periods))
+        with options.bar(len(rows) * len(sessions), desc="PnL by period") as bar:
+            for place in range(len(sessions)):
+                total += source(place).chosen_rows(rows, bar, wanted)[:, RAW + CLOCK :]
+        return total
+
+    result = StudyResult(
+        frame=table,
+        axes={**first.rescorer.axes, **first.grid.axes},
+        params=ran.params,
+        params_source=ran.source,
+        changes=ran.changes,
+        session_id=f"{len(sessions)} sessions, {sessions[0].id} to {sessions[-1].id}",
+        assume=lambda: _assumed(source(0).opened(0)[1], ran, first, table, signals, len(sessions)),
+        trades_of=trades,
+        pnl_of=pnl,
+        checks=lambda: _findings(sessions, sum(sizes)),
+        earlier_trials=earlier,
+        left_out=first.grid.left_out,
+        method=options.method,
+        span=span,
+        sessions=[session.id for session in sessions],
+        folder=kept,
+        keys=keys,
+        played=lambda: (len(sessions), sum(sizes)),
+    )
+    if folder is None:
+        weakref.finalize(result, shutil.rmtree, kept, ignore_errors=True)
+    return result
+
+
+def _ordered(given: Sequence[Any]) -> list[Any]:
+    """Return the sessions by the start of their range; raises SweepError for an empty list, a twin, or no session."""
+    if not given:
+        raise SweepError("the list of sessions is empty")
+    for one in given:
+        if not hasattr(one, "manifest"):
+            raise SweepError(f"a list of sessions holds Sessions, found {type(one).__name__}")
+    sessions = sorted(given, key=lambda one: (*_range(one), one.id))
+    for one, other in pairwise(sessions):
+        if one.path == other.path:
+            raise SweepError(f"session {one.id} is in the list twice: its trades would count twice")
+    return sessions
+
+
+def _range(session: Any) -> tuple[int, int]:
+    span = session.manifest.source_date_range
+    return parse_ns(span.from_), parse_ns(span.to)
+
+
+def _common(
+    sessions: Sequence[Any], params: Any, default: TradingParams | None, grid: Any
+) -> Resolved[TradingParams]:
+    """Return the parameters that all sessions run; raises SweepError where they recorded different ones."""
+    sessions = _ordered(sessions)
+    ran = resolve_params(params, sessions[0], default)
+    axes = set(grid) if isinstance(grid, Mapping) else set(getattr(grid, "columns", ()))
+    for session in sessions[1:]:
+        other = resolve_params(params, session, default)
+        for name in TradingParams.__struct_fields__:
+            ours, theirs = getattr(ran.params, name), getattr(other.params, name)
+            if name not in axes and ours != theirs:
+                raise SweepError(
+                    f"the sessions recorded different parameters: {name} is {ours!r} in {sessions[0].id} and "
+                    f"{theirs!r} in {session.id}; pass params=TradingParams(...), or sweep them apart"
+                )
+    return ran
+
+
+def _within(signals: pl.DataFrame, session: Any) -> pl.DataFrame:
+    """Return the signals of a session's symbols in its range."""
+    start, end = _range(session)
+    at = pl.col("timestamp").dt.timestamp("ns")
+    return signals.filter((at >= start) & (at < end) & pl.col("symbol").is_in(session.manifest.symbols))
+
+
+def _required_place(signals: Any, scoring: Any, sessions: Sequence[Any]) -> pl.DataFrame | None:
+    """Return the signals; raise SweepError for a symbol that no session has, warn of signals that lie in no session."""
+    if signals is None:
+        return None
+    if scoring is not None:
+        raise SweepError(_EXCLUSIVE)
+    frame = signal_frame(signals)
+    names = sorted({symbol for session in sessions for symbol in session.manifest.symbols})
+    for symbol in sorted(set(frame["symbol"].unique().to_list()) - set(names)):
+        raise SweepError(f"signals: no session has the symbol {symbol!r}.{did_you_mean(symbol, names)}")
+    inside = sum(_within(frame, session).height for session in sessions)
+    if inside == 0:
+        raise SweepError("signals: none of them lies in the range of any session")
+    if inside < frame.height:
+        warnings.warn(
+            f"{frame.height - inside:,} signals lie in the range of no session and are left out",
+            stacklevel=4,
+        )
+    return frame
+
+
+def _identity(session: Any, signals: pl.DataFrame | None) -> list[Any]:
+    """Return what the trades of a session depend on, besides the grid."""
+    given = None if signals is None else _within(signals, session).hash_rows().sum()
+    return [session.digest, session.initial_state, session.instruments, given]
+
+
+def _pool(total: Array, raw: Array) -> Array:
+    """Return the sums of one more session added to those before it, as though its trades came after theirs."""
+    joined = total + raw[:, :RAW]
+    n, shift = raw[:, N], np.where(total[:, N] > 0, raw[:, FIRST] - total[:, FIRST], 0.0)
+    joined[:, FIRST] = np.where(total[:, N] > 0, total[:, FIRST], raw[:, FIRST])
+    joined[:, SUM] = total[:, SUM] + raw[:, SUM] + n * shift
+    joined[:, SQUARES] = total[:, SQUARES] + raw[:, SQUARES] + 2 * shift * raw[:, SUM] + n * shift**2
+    joined[:, PEAK] = np.maximum(total[:, PEAK], total[:, NET] + raw[:, PEAK])
+    joined[:, LOW] = np.minimum(total[:, LOW], total[:, NET] + raw[:, LOW])
+    across = total[:, NET] + raw[:, LOW] - total[:, PEAK]
+    joined[:, DRAWDOWN] = np.minimum.reduce([total[:, DRAWDOWN], raw[:, DRAWDOWN], across])
+    return joined
+
+
+def _mend_drawdowns(
+    pooled: Array,
+    source: Callable[[int], _Source],
+    keys: Sequence[str],
+    folder: Path,
+    spans: Sequence[tuple[int, int]],
+    options: _Options,
+) -> None:
+    """Put the drawdowns right where sessions overlap in time: their trades are in the order of their exits."""
+    groups: list[list[int]] = []
+    until = None
+    for place, (start, end) in enumerate(spans):
+        if until is not None and start < until:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+        until = end if until is None else max(until, end)
+    if len(groups) == len(spans):
+        return
+    total: Array | None = None
+    work = sum(len(group) for group in groups if len(group) > 1) * len(pooled)
+    with options.bar(work, desc="order of exits") as bar:
+        for group in groups:
+            raws = [_read_part(_part_path(folder, keys[place]), keys[place]) for place in group]
+            sums = None
+            for raw in raws:
+                assert raw is not None
+                sums = raw[:, :RAW].copy() if sums is None else _pool(sums, raw)
+            assert sums is not None
+            if len(group) > 1:
+                _in_order(sums, [source(place).rows for place in group], group, source, raws, bar)
+            total = sums if total is None else _pool(total, sums)
+    assert total is not None
+    for column in (PEAK, LOW, DRAWDOWN):
+        pooled[:, column] = total[:, column]
+
+
+def _in_order(
+    sums: Array,
+    rows: Sequence[int],
+    group: Sequence[int],
+    source: Callable[[int], _Source],
+    raws: Sequence[Any],
+    bar: Any,
+) -> None:
+    """Compute peak, lowest equity and drawdown of sessions that overlap, from their exits in order of time."""
+    most = max(int(raw[:, N].max()) for raw in raws)
+    step = max(1, _LISTED // max(1, len(group) * 3 * most))
+    for start in range(0, rows[0], step):
+        chosen = list(range(start, min(start + step, rows[0])))
+        listed = [source(place).chosen_rows(chosen, bar, Clock(0, 0, 3 * most)) for place in group]
+        for k, row in enumerate(chosen):
+            exits = [exits_of(wide[k]) for wide in listed]
+            times = np.concatenate([ts for ts, _ in exits])
+            pnl = np.concatenate([money for _, money in exits])[np.argsort(times, kind="stable")]
+            equity = np.concatenate([[0.0], np.cumsum(pnl)])
+            peak = np.maximum.accumulate(equity)
+            sums[row, PEAK], sums[row, LOW] = peak[-1], equity.min()
+            sums[row, DRAWDOWN] = (equity - peak).min()
+
+
+def _assumed(
+    tape: Tape, ran: Resolved[TradingParams], first: _Source, table: pl.DataFrame, signals: Any, count: int
+) -> str:
+    """Return the assumptions of a study: prices of its first session, account limits per session."""
+    text = _said(assumptions_of(tape, ran, axes=first.grid.axes, table=table), signals)
+    notes = [f"prices are those of the first of {count} sessions"]
+    if any(getattr(ran.params, name) is not None for name in _ACCOUNT) or set(_ACCOUNT) & set(
+        first.grid.axes
+    ):
+        notes.append("account limits hold within each session only")
+    return "; ".join([text, *notes])
+
+
+def _findings(sessions: Sequence[Any], events: int) -> Findings | None:
+    """Return what ``check`` finds in each session; of a large study a note that it was left out."""
+    if events > _CHECKED:
+        note = f"session.check() was not run on these {events:,} events of {len(sessions)} sessions: run it on each"
+        return Findings([Finding("unchecked", "warning", None, None, note)])
+    found = [(session.id, one) for session in sessions for one in session.check()]
+    return Findings([replace(one, message=f"{name}: {one.message}") for name, one in found])
+
+
+def _part_path(folder: Path, key: str) -> Path:
+    return folder / f"{key[:32]}.parquet"
+
+
+def _read_part(path: Path, key: str) -> Array | None:
+    """Return the raw sums of a session, None where they are not there or are of another sweep."""
+    try:
+        table = pq.read_table(path)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    if (table.schema.metadata or {}).get(_RAW_KEY) != key.encode():
+        return None
+    return np.column_stack([column.to_numpy() for column in table.columns])
+
+
+def _write_part(path: Path, key: str, raw: Array) -> None:
+    table = pa.table({f"c{k}": raw[:, k] for k in range(raw.shape[1])}, metadata={_RAW_KEY: key.encode()})
+    with atomic_path(path) as half:
+        pq.write_table(table, half, compression="zstd")

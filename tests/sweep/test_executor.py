@@ -8,19 +8,24 @@ import signal
 import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+from distributed import Client, LocalCluster
 
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
+from replaylab.sessions import SessionStore, save_session_frame
 from replaylab.sweep import run, sweep
 from replaylab.sweep.grid import make_grid
 from replaylab.sweep.run import run_on, run_rows
 from replaylab.sweep.tape import pack
 from tests.strategies import make_session
 
+BASE = TradingParams(market_fill="print", limit_fill="touch", rounding="none")
 GRID = {
     "entry_threshold": [0.2, 0.5, 0.7],
     "sl_pct": np.linspace(0.1, 1.0, 10),
@@ -91,20 +96,36 @@ def test_an_error_of_the_sweep_itself_is_raised() -> None:
         sweep(make_session(1), {"sl_pct": [0.1]}, progress=False, executor=Counting(), method="fast")
 
 
-def test_a_dask_cluster_gives_the_same_result_to_the_bit() -> None:
-    distributed_library = pytest.importorskip(
-        "distributed", reason="the extra replaylab[dask] is not installed"
-    )
-    session = make_session(3, 3000, 2)
-    here = sweep(session, GRID, progress=False)
+class Killing(Executor):
+    """Hands tasks to another executor, and kills a process before one of them."""
+
+    def __init__(self, executor: Executor, before: int, pid: int) -> None:
+        self.executor, self.before, self.pid = executor, before, pid
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.before -= 1
+        if self.before == 0:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.executor.submit(fn, *args, **kwargs)
+
+
+def test_a_dask_cluster_that_loses_a_worker_gives_the_same_result_to_the_bit(tmp_path: Path) -> None:
+    events = make_session(3, 3000, 2).events.filter(pl.col("symbol") != "")
+    for name, days in (("one", "0d"), ("two", "1d"), ("three", "2d")):
+        save_session_frame(tmp_path, events.with_columns(pl.col("timestamp").dt.offset_by(days)), name)
+    sessions = [SessionStore(tmp_path).open(name) for name in ("one", "two", "three")]
+    here = sweep(sessions, GRID, BASE, progress=False)
     with (
-        distributed_library.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed_library.Client(cluster) as client,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
     ):
-        there = sweep(session, GRID, progress=False, executor=client.get_executor())
+        before = set(client.run(os.getpid).values())
+        killing = Killing(client.get_executor(), before=4, pid=min(before))
+        there = sweep(sessions, GRID, BASE, progress=False, executor=killing)
+        assert killing.before < 0
+        assert min(before) not in set(client.run(os.getpid).values())
     assert there.frame.equals(here.frame)
+    assert there.trades(7).equals(here.trades(7))
 
 
 def test_what_cannot_take_work_is_refused() -> None:

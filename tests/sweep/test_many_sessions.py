@@ -1,0 +1,208 @@
+"""Sweeps over several sessions equal the sessions' backtests put together by hand, also when they overlap in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from replaylab.errors import SweepError
+from replaylab.params import TradingParams
+from replaylab.sessions import Session, SessionStore, save_session_frame
+from replaylab.sweep import StudyResult, backtest, sweep
+
+BASE = TradingParams(tp1_fraction=0.0, break_even_offset_pct=None, max_hold_s=30.0, rounding="none")
+GRID = {"entry_threshold": [0.1, 0.3, 0.6], "sl_pct": [0.1, 0.4], "market_fill": ["print", "auto"]}
+
+
+def market(seed: int, symbols: int, start: int) -> pl.DataFrame:
+    """A random walk of prints for each symbol, and a score after every fifth of them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name in ("AIUSDT", "BTCUSDT")[:symbols]:
+        times = start + np.cumsum(rng.integers(1, 400_000_000, 1200))
+        prices = np.round(100 * np.exp(np.cumsum(rng.normal(0, 5e-4, 1200))), 2)
+        rows += [
+            (int(ts), "MARKET_TRADE", name, f'{{"price":{price},"qty":1.0,"side":"BUY"}}')
+            for ts, price in zip(times, prices, strict=True)
+        ]
+        rows += [
+            (int(ts) + 1, "SCORING_UPDATE", name, f'{{"score":{score}}}')
+            for ts, score in zip(times[::5], rng.uniform(-1, 1, 240).round(3), strict=True)
+        ]
+    frame = pl.DataFrame(sorted(rows), schema=["timestamp", "type", "symbol", "payload"], orient="row")
+    return frame.with_columns(pl.col("timestamp").cast(pl.Datetime("ns", "UTC")))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SessionStore:
+    """Three sessions one after another, and two more in the time of the second."""
+    root = tmp_path_factory.mktemp("data")
+    start = 1_700_000_000_000_000_000
+    for place, (name, symbols) in enumerate((("a", 2), ("b", 1), ("b-other", 2), ("b-third", 1), ("c", 2))):
+        begin = start + 300_000_000_000 * (0 if name == "a" else 2 if name == "c" else 1)
+        save_session_frame(root, market(place, symbols, begin), name)
+    return SessionStore(root)
+
+
+def opened(store: SessionStore, *names: str) -> list[Session]:
+    return [store.open(name) for name in names]
+
+
+def by_hand(sessions: list[Session], params: TradingParams) -> dict[str, float]:
+    """Pooled metrics from the trades of each session, in the order of their exits."""
+    trades = pl.concat(
+        backtest(one, params).trades.sort("exit_index", maintain_order=True) for one in sessions
+    )
+    pnl = trades.sort("exit_time", maintain_order=True)["realized_pnl"].to_numpy()
+    equity = np.concatenate([[0.0], np.cumsum(pnl)])
+    spread = pnl.std(ddof=1) if len(pnl) > 1 else np.nan
+    return {
+        "n_trades": len(pnl),
+        "n_wins": int((pnl > 0).sum()),
+        "net_pnl": float(pnl.sum()),
+        "fees": float(trades["fees"].sum()),
+        "max_drawdown": float((equity - np.maximum.accumulate(equity)).min()),
+        "sharpe_per_trade": float(pnl.mean() / spread) if len(pnl) > 1 and spread > 0 else np.nan,
+        "n_stop_loss": int((trades["reason"] == "STOP_LOSS").sum()),
+    }
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b-third", "a", "b", "b-other"), ("b", "b-other")])
+def test_pooled_metrics_are_those_of_all_trades_in_order(store: SessionStore, names: tuple[str, ...]) -> None:
+    sessions = opened(store, *names)
+    study = sweep(sessions, GRID, BASE, progress=False)
+    assert isinstance(study, StudyResult)
+    assert sorted(study.sessions) == sorted(names)
+    for row in range(study.frame.height):
+        expected = by_hand([store.open(name) for name in study.sessions], study.params_of(row))
+        found = study.frame.row(row, named=True)
+        assert found["n_trades"] > 3
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (row, name)
+        trades = study.trades(row)
+        assert trades["exit_time"].is_sorted()
+        assert trades["realized_pnl"].sum() == pytest.approx(found["net_pnl"], abs=1e-9)
+    alone = sweep(sessions[0], GRID, BASE, progress=False).frame
+    mine = study.by_session.filter(session_id=sessions[0].id).drop("row", "session_id")
+    assert mine.equals(alone)
+    whole = study.by_session.group_by("row", maintain_order=True).agg(pl.col("net_pnl", "n_trades").sum())
+    np.testing.assert_allclose(whole["net_pnl"], study.frame["net_pnl"], atol=1e-9)
+    symbols = study.by_symbol.group_by("row", maintain_order=True).agg(pl.col("net_pnl", "n_trades").sum())
+    np.testing.assert_allclose(symbols["net_pnl"], study.frame["net_pnl"], atol=1e-9)
+    assert symbols["n_trades"].to_list() == study.frame["n_trades"].to_list()
+    for every in (96, "1m"):
+        clock, (_, pnl) = study.clock(every), study.pnl_by_period(every)
+        ends = study.trades(2)["exit_time"].dt.timestamp("ns").to_numpy()
+        place = np.clip((ends - clock.start) // clock.length, 0, clock.periods - 1)
+        np.testing.assert_allclose(
+            pnl[:, 2], np.bincount(place, study.trades(2)["realized_pnl"], clock.periods), atol=1e-9
+        )
+    assert study.verdict().level in ("insufficient", "luck", "fails_out_of_sample", "supported")
+    assert f"the first of {len(names)} sessions" in study.assumptions
+
+
+def test_every_executor_gives_the_same_to_the_bit(store: SessionStore) -> None:
+    sessions = opened(store, "a", "b", "b-other", "c")
+    here = sweep(sessions, GRID, BASE, progress=False, threads=1)
+    assert sweep(sessions, GRID, BASE, progress=False, threads=2).frame.equals(here.frame)
+    with ProcessPoolExecutor(2) as pool:
+        assert sweep(sessions, GRID, BASE, progress=False, executor=pool).frame.equals(here.frame)
+
+
+def test_signals_of_all_sessions_in_one_frame(store: SessionStore) -> None:
+    sessions = opened(store, "a", "b", "c")
+    frames = [
+        one.events.filter(pl.col("type").str.starts_with("MARKET_")).sample(60, seed=3) for one in sessions
+    ]
+    rng = np.random.default_rng(0)
+    signals = pl.concat(frames).select("timestamp", "symbol").drop_nulls().unique(maintain_order=True)
+    signals = signals.with_columns(score=pl.Series(rng.uniform(-1, 1, signals.height)))
+    study = sweep(sessions, {"entry_threshold": [0.2, 0.5]}, BASE, signals=signals, progress=False)
+    for row in range(2):
+        total = 0.0
+        for one in sessions:
+            start, end = one.events["timestamp"][0], one.events["timestamp"][-1]
+            mine = signals.filter(pl.col("timestamp").is_between(start, end))
+            total += backtest(one, study.params_of(row), signals=mine).metrics["net_pnl"]
+        assert study.frame["net_pnl"][row] == pytest.approx(total, abs=1e-9)
+    with pytest.raises(SweepError, match="no session has the symbol 'XUSDT'"):
+        sweep(sessions, GRID, BASE, signals=signals.with_columns(symbol=pl.lit("XUSDT")), progress=False)
+    only = signals.filter(pl.col("timestamp") <= sessions[0].events["timestamp"][-1])
+    assert (
+        sweep(sessions, GRID, BASE, signals=only, progress=False)
+        .by_session.filter(session_id="c")["n_trades"]
+        .sum()
+        == 0
+    )
+
+
+def test_a_list_that_cannot_be_swept_says_why(store: SessionStore, tmp_path: Path) -> None:
+    a, b = opened(store, "a", "b")
+    with pytest.raises(SweepError, match="list of sessions is empty"):
+        sweep([], GRID, BASE, progress=False)
+    with pytest.raises(SweepError, match="session a is in the list twice"):
+        sweep([a, b, a], GRID, BASE, progress=False)
+    with pytest.raises(SweepError, match="folder= keeps the parts"):
+        sweep(a, GRID, BASE, progress=False, folder=tmp_path)
+    events = a.events
+    for name, sl in (("x", 0.3), ("y", 0.4)):
+        shifted = events.with_columns(pl.col("timestamp").dt.offset_by("1d" if name == "y" else "0s"))
+        save_session_frame(tmp_path, shifted, name, recorded_params=BASE.replace(sl_pct=sl))
+    pair = opened(SessionStore(tmp_path), "x", "y")
+    with pytest.raises(SweepError, match=r"different parameters: sl_pct is 0.3 in x and 0.4 in y"):
+        sweep(pair, {"tp2_pct": [1.0]}, progress=False)
+    assert sweep(pair, {"sl_pct": [0.3]}, progress=False).frame.height == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from replaylab.params import TradingParams
+from replaylab.sessions import SessionStore
+from replaylab.sweep import study
+import os, signal
+from tests.sweep.test_many_sessions import BASE, GRID
+root, folder = sys.argv[1:]
+write = study._write_part
+def write_and_die(path, key, raw):
+    write(path, key, raw)
+    if len(list(Path(folder).glob("*.parquet"))) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+study._write_part = write_and_die
+store = SessionStore(root)
+study.sweep([store.open(name) for name in ("a", "b", "c")], GRID, BASE, progress=False, folder=folder)
+"""
+
+
+def test_a_killed_study_continues_where_it_was(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done is not done again; the result is that of a study that was never killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(store.root.path), str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert len(kept) == 2
+    sessions = opened(store, "a", "b", "c")
+    again = sweep(sessions, GRID, BASE, progress=False, folder=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
+    assert again.frame.equals(sweep(sessions, GRID, BASE, progress=False).frame)
+    # Another grid, and a file that was cut, are not taken for what is asked.
+    next(iter(kept)).write_bytes(b"PAR1")
+    assert sweep(sessions, GRID, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
+    other: Any = {**GRID, "sl_pct": [0.2, 0.5]}
+    assert not sweep(sessions, other, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
