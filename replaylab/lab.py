@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import datetime
 from functools import cached_property
@@ -74,6 +75,7 @@ class Lab:
         self.root = DataRoot(chosen)
         self.frame = frame
         self._rejects: list[pl.DataFrame] = []
+        self._last_sweep: Callable[[], SweepResult | None] = lambda: None
 
     @classmethod
     def sample(cls, config: Config | None = None, frame: Literal["polars", "pandas"] = "polars") -> Self:
@@ -411,7 +413,13 @@ class Lab:
             folder=folder,
             cache_dir=self.config.cache_path,
         )
+        self._last_sweep = weakref.ref(result)
         return self._give(result)
+
+    @property
+    def last_sweep(self) -> SweepResult | None:
+        """The result of the last sweep of this Lab, while it is in use; the panel shows its verdict."""
+        return self._give(self._last_sweep())
 
     def backtest(
         self,

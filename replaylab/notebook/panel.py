@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from html import escape
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -74,6 +75,8 @@ class Panel:
         self.params = RunParams()
         self.live = LiveView()
         self.result = RunResultView()
+        self.verdict = w.HTML()
+        self._judged: Any = None
         self.detail = DetailView()
         self.controls = Controls(
             on_pause=self._pause,
@@ -114,7 +117,11 @@ class Panel:
             ]
         )
         self.tabs = w.Tab(
-            children=[w.VBox([self.live.widget, self.result.widget]), sessions, self.detail.widget],
+            children=[
+                w.VBox([self.live.widget, self.result.widget, self.verdict]),
+                sessions,
+                self.detail.widget,
+            ],
             titles=("Overview", "Logs & Events", "Detail"),
             selected_index=LOGS,
         )
@@ -149,7 +156,7 @@ class Panel:
             await asyncio.sleep(_PERIOD_S)
 
     def _gather(self) -> tuple[News, bytes | None, dict[str, Any] | None]:
-        """Read files and draw plots, which takes time; touches no widget."""
+        """Read files, draw plots and judge the last sweep, which takes time; touches no widget."""
         news = self._follower.poll()
         self.live.take(news)
         now = time.monotonic()
@@ -163,6 +170,7 @@ class Panel:
                 "manifests": self._new_manifests(),
                 "health": self.lab.health(),
                 "covered": covered(self.lab.root),
+                "verdict": self._new_verdict(),
             }
         return news, png, slow
 
@@ -182,8 +190,19 @@ class Panel:
             if slow["manifests"] is not None:
                 self.table.set_manifests(slow["manifests"])
             self.form.offer(*slow["covered"])
+            if slow["verdict"] is not None:
+                self.verdict.value = slow["verdict"]
         self.badge.value = self._badge_text(status) + self._health
         self.actions.offer(self.table.selected, running=status.running or self._starting)
+
+    def _new_verdict(self) -> str | None:
+        """Return the verdict of the last sweep as HTML; None where there was no other sweep since the last call."""
+        result = getattr(self.lab.last_sweep, "__wrapped__", self.lab.last_sweep)
+        if result is None or result is self._judged:
+            return None
+        self._judged = result
+        heading = f"Verdict on the last sweep, of {escape(str(result.session_id))}"
+        return f'<div class="rl-heading">{heading}</div>{result.verdict()._repr_html_()}'
 
     def _badge_text(self, status: ReplayStatus) -> str:
         if status.running:

@@ -336,6 +336,7 @@ def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -
         "recordedParams": params[0] if params else None,
         "recordedParamsChanges": params[1:],
         "instruments": recorded_instruments(root, options.symbols),
+        "gaps": recorded_gaps(root, options),
         "warnings": _warnings(options, written),
         "pin": False,
     }
@@ -344,6 +345,25 @@ def _fill(root: DataRoot, options: BuildOptions, folder: Path, progress: bool) -
 def recorded_instruments(root: DataRoot, symbols: Sequence[str]) -> dict[str, dict[str, Any]]:
     known = history.load_instruments(root)
     return {symbol: known[symbol] for symbol in sorted(symbols) if symbol in known}
+
+
+def recorded_gaps(root: DataRoot, options: BuildOptions) -> dict[str, Any]:
+    """Return by symbol and kind ("missing", "crossed") what imports found doubtful in the book inside the range.
+
+    ``{"BTCUSDT": {"missing": {"count": 2, "seconds": 3.5, "first": "2025-11-18T10:02:11Z"}}}``
+    """
+    found: dict[str, Any] = {}
+    for symbol in options.symbols:
+        rows = history.scan_gaps(root, symbol, None, iso(options.end)).collect()
+        start = pl.lit(options.start).cast(rows.schema["timestamp"])
+        rows = rows.filter(pl.col("end").fill_null(pl.col("timestamp")) >= start).with_columns(
+            seconds=(pl.col("end") - pl.max_horizontal("timestamp", start)).dt.total_nanoseconds() / 1e9
+        )
+        for (what,), part in rows.sort("timestamp").partition_by("what", as_dict=True).items():
+            first = iso(int(part["timestamp"].dt.timestamp("ns")[0]))
+            about = {"count": part.height, "seconds": float(part["seconds"].sum()), "first": first}
+            found.setdefault(symbol, {})[str(what)] = about
+    return found
 
 
 class _Writer:

@@ -5,8 +5,9 @@
     session.check()                      # a table of findings; .warnings are those that distort results
     check_events(frame)                  # the same for a DataFrame of events
 
-Clock of the signals against the tape, holes, missing trade ids, crossed and thin books, signals without prices, density
-of prices, positions of two strategies in one log, carried positions, parameters.
+Clock of the signals against the tape, holes, missing trade ids, gaps that the import found in the book, crossed and
+thin books, signals without prices, density of prices, positions of two strategies in one log, carried positions and the
+parameters.
 """
 
 from __future__ import annotations
@@ -94,8 +95,12 @@ def check_events(
     *,
     initial_state: Mapping[str, Any] | None = None,
     recorded_params: TradingParams | None = None,
+    gaps: Mapping[str, Any] | None = None,
 ) -> Findings:
-    """Return what a session's events show of their own quality; see the module."""
+    """Return what a session's events show of their own quality; see the module.
+
+    ``gaps``: what imports found doubtful in the books, as ``meta.json`` keeps it.
+    """
     found: list[Finding] = []
     tapes = pack_market(events, 1, initial_state=initial_state)
     signals = events.filter((pl.col("type") == "SCORING_UPDATE") & pl.col("symbol").is_not_null()).select(
@@ -120,6 +125,7 @@ def check_events(
     found += _trade_ids(events)
     found += _overlaps(events)
     found += _start(initial_state, recorded_params)
+    found += _imported(gaps or {})
     return Findings(found)
 
 
@@ -270,4 +276,19 @@ def _start(state: Mapping[str, Any] | None, params: TradingParams | None) -> lis
     if params is None:
         message = "no parameters were recorded: runs use those of the configuration"
         found.append(Finding("parameters", "note", None, None, message))
+    return found
+
+
+def _imported(gaps: Mapping[str, Any]) -> list[Finding]:
+    """Findings on intervals in which the import could not trust the book."""
+    found = []
+    reasons = {"missing": "update messages are missing from", "crossed": "best bid and ask cross in"}
+    for symbol, kinds in gaps.items():
+        for what, about in kinds.items():
+            count, seconds = int(about["count"]), float(about["seconds"])
+            message = (
+                f"{symbol}: {reasons.get(what, what)} the imported book in {count:,} intervals, {seconds:.3g} s in "
+                f"all, the first at {about['first']}: fills from the book are doubtful there"
+            )
+            found.append(Finding(f"book_{what}", "note", symbol, seconds, message))
     return found

@@ -193,8 +193,12 @@ class Session:
 
     @cached_property
     def _checked(self) -> Findings:
+        gaps = self.meta.get("gaps")
         return check_events(
-            self.events, initial_state=self.initial_state, recorded_params=self.recorded_params
+            self.events,
+            initial_state=self.initial_state,
+            recorded_params=self.recorded_params,
+            gaps=gaps if isinstance(gaps, dict) else None,
         )
 
     @cached_property

@@ -431,3 +431,21 @@ def test_a_hundred_runs_leave_nothing_behind(lab: Lab) -> None:
     before, after, grown = repeat(lab, 100)
     assert after == before
     assert grown == 0
+
+
+@pytest.mark.parametrize("frame", ["polars", "pandas"])
+def test_the_verdict_of_the_last_sweep_is_shown(lab: Lab, frame: Any) -> None:
+    """The same words as in the repr of the result; a sweep that comes later takes their place."""
+    lab = Lab(lab.root, frame=frame)
+    panel = Panel(lab)
+    try:
+        assert panel.verdict.value == ""
+        for grid in ({"entry_threshold": [0.3, 0.5]}, {"sl_pct": [0.1, 0.2, 0.3]}):
+            result = lab.sweep("a-minute", grid, progress=False)
+            panel._slow_at = 0.0
+            panel.tick()
+            assert "Verdict on the last sweep, of a-minute" in panel.verdict.value
+            assert all(line in panel.verdict.value for line in result.verdict().reasons)
+        del result
+    finally:
+        panel.close()

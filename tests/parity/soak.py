@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = [dataclasses.replace(c, version=options.version) for c in chosen]
     fixed = {name: json.loads(value) for name, value in (text.split("=", 1) for text in options.set)}
     found: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     start = time.monotonic()
     for seed in range(options.seed, options.seed + options.cases):
@@ -47,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
             if found[contender.name] >= options.most:
                 continue
             case = case_for(contender, session, params)
-            if problem(contender, case):
+            wrong = problem(contender, case)
+            if is_refusal(wrong, session):
+                refused[contender.name] += 1
+            elif wrong:
                 found[contender.name] += 1
                 show(contender, seed, case if options.whole else shrink(contender, case))
         seen.update(oracle_outcome(session, params).seen)
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     for contender in chosen:
         print(
             f"  {contender.name} (version {contender.version} of the model): {found[contender.name]} differences"
+            + (f", {refused[contender.name]} refused: no prices" if refused[contender.name] else "")
         )
     if options.seen:
         for name, count in sorted(seen.items()):
@@ -115,6 +120,25 @@ def problem(contender: Contender, case: Case) -> list[str]:
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
     return differences(expected, found, contender.version)
+
+
+def is_refusal(wrong: list[str], session: RandomSession) -> bool:
+    """Whether a case was refused for a symbol that has scores and no price, which the contract asks for."""
+    if not wrong or not wrong[0].startswith("PriceError: no prices in this session for "):
+        return False
+    symbol = wrong[0].split(" for ", 1)[1].split(".", 1)[0]
+    return not any(
+        event[2] == symbol
+        and (
+            (
+                event[1] == "MARKET_TRADE"
+                and isinstance(event[3].get("price"), int | float)
+                and event[3]["price"] > 0
+            )
+            or (event[1] == "MARKET_BOOK" and event[3].get("bids") and event[3].get("asks"))
+        )
+        for event in session.raw
+    )
 
 
 # -- shrinking ---------------------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ import polars as pl
 import pytest
 
 from replaylab import Lab
+from replaylab.history import scan_gaps
 from replaylab.params import TradingParams
-from replaylab.sessions import check_events
+from replaylab.sessions import as_session, check_events
+from replaylab.sweep import sweep
+from replaylab.timestamps import iso
 
 SECOND = 1_000_000_000
 START = 1_763_460_000_000_000_000
@@ -117,3 +120,90 @@ def test_a_session_is_checked_when_asked_and_when_built(tmp_path: Any) -> None:
     session = lab.session(lab.sessions.list_sessions()[0])
     assert session.check() is session.check()
     assert session.check().warnings == []
+
+
+def test_what_the_import_found_in_a_book_reaches_its_sessions(tmp_path: Any) -> None:
+    """Intervals of missing messages are in meta.json of each session that they touch, and among its findings."""
+    lab = Lab(tmp_path / "data")
+    lines = []
+    for place in range(60):
+        # The numbers of the updates skip at 20 and at 40.
+        number = 100 + place + (5 if place >= 20 else 0) + (9 if place >= 40 else 0)
+        kind = "snapshot" if place in (0, 25, 45) else "delta"
+        lines.append(
+            json.dumps(
+                {
+                    "topic": "orderbook.50.BTCUSDT",
+                    "type": kind,
+                    "ts": START // 1_000_000 + 1000 * place,
+                    "data": {
+                        "s": "BTCUSDT",
+                        "b": [["100.0", "1"]],
+                        "a": [["100.2", "1"]],
+                        "u": number,
+                        "seq": number,
+                    },
+                    "cts": START // 1_000_000 + 1000 * place,
+                }
+            )
+        )
+    (tmp_path / "book.jsonl").write_text("\n".join(lines) + "\n")
+    lab.import_history("bybit-book", [tmp_path / "book.jsonl"])
+    gaps = scan_gaps(lab.root, "BTCUSDT").collect()
+    assert gaps["what"].to_list() == ["missing", "missing"]
+    start = START // SECOND
+    whole = lab.session(lab.build_replay_session(_iso(start), _iso(start + 60), ["BTCUSDT"]))
+    assert whole.meta["gaps"]["BTCUSDT"]["missing"]["count"] == 2
+    found = whole.check().of("book_missing")
+    assert "2 intervals" in found[0].message
+    assert found[0].value == pytest.approx(
+        gaps.select((pl.col("end") - pl.col("timestamp")).dt.total_seconds().sum()).item()
+    )
+    late = lab.session(lab.build_replay_session(_iso(start + 30), _iso(start + 60), ["BTCUSDT"]))
+    assert late.meta["gaps"]["BTCUSDT"]["missing"]["count"] == 1
+    none = lab.session(lab.build_replay_session(_iso(start + 50), _iso(start + 60), ["BTCUSDT"]))
+    assert none.check().of("book_missing") == []
+
+
+def _iso(seconds: int) -> str:
+    return iso(seconds * SECOND)
+
+
+def momentum_bot(offset_s: float, seed: int = 11) -> list[Row]:
+    """A bot that scores the move of the last second of a random walk; its clock is behind by ``offset_s``."""
+    rng = np.random.default_rng(seed)
+    size = 36_000
+    prices = np.round(50_000 * np.exp(np.cumsum(rng.normal(0, 3e-5, size))), 1)
+    rows: list[Row] = []
+    for place, price in enumerate(prices.tolist()):
+        at = START + place * SECOND // 10
+        rows.append((at, "MARKET_TRADE", "A", {"price": price, "qty": 1.0}))
+        if place >= 10 and place % 10 == 9:
+            move = float(np.log(price / prices[place - 10]) / 1.5e-4)
+            logged = at + 20_000_000 - round(offset_s * SECOND)
+            rows.append((logged, "SCORING_UPDATE", "A", {"score": max(-1.0, min(1.0, move)), "price": price}))
+    return rows
+
+
+def test_a_clock_that_is_off_manufactures_an_edge_and_is_warned_of() -> None:
+    """All combinations earn on the wrong clock, few on the right one; the verdict's caveats name the clock."""
+    grid = {"entry_threshold": [0.3, 0.5, 0.8], "tp1_pct": [0.02, 0.03, 0.05], "sl_pct": [0.02, 0.03, 0.05]}
+    costs = {
+        "tp1_fraction": 0.0,
+        "max_hold_s": 5.0,
+        "taker_fee_bps": 0.2,
+        "maker_fee_bps": 0.2,
+        "slippage_bps": 0.0,
+    }
+    profitable = {}
+    for offset in (0.0, 1.3):
+        session = as_session(frame(momentum_bot(offset)))
+        result = sweep(session, grid, TradingParams(**costs), progress=False)
+        profitable[offset] = int((result.frame["net_pnl"] > 0).sum())
+        warned = [one for one in result.verdict().caveats if "clock of the signals" in one]
+        assert bool(warned) == (offset > 0)
+        assert [round(one.value or 0, 1) for one in session.check().of("clock_offset")] == (
+            [1.3] if offset else []
+        )
+    assert profitable[1.3] == 27
+    assert profitable[0.0] <= 3

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
+from benchmarks import evidence as benchmark
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep import SweepResult, backtest, sweep
@@ -227,3 +228,26 @@ def test_assumptions_name_prices_and_parameters(result: SweepResult, tmp_path: P
     assert result.assumptions.endswith(result.setup)
     back = SweepResult.load(result.save(tmp_path / "sweep.parquet"))
     assert (back.assumptions, back.changes) == (result.assumptions, result.changes)
+
+
+def test_the_heatmap_shows_as_many_profits_as_there_are() -> None:
+    """Of costless noise about half of the rows earn; the maximum over hidden axes shows nearly all cells green."""
+    events = benchmark.tape(np.random.default_rng(21))
+    grid = {
+        "entry_threshold": [0.8, 1.2],
+        "tp1_pct": [0.03, 0.05, 0.08],
+        "sl_pct": [0.03, 0.05, 0.08],
+        "max_hold_s": [20.0, 60.0, 120.0],
+        "cooldown_s": [0.0, 30.0, 60.0, 90.0],
+    }
+    result = sweep(events, grid, benchmark.base(**benchmark.FREE), progress=False)
+    rows = float((result.frame["net_pnl"] > 0).mean())
+    shares = {}
+    for how in ("median", "max"):
+        figure = result.heatmap("tp1_pct", "sl_pct", how=how)
+        cells = np.ma.getdata(figure.axes[0].images[0].get_array()).ravel()
+        assert len(cells) == 9
+        shares[how] = float((cells > 0).mean())
+    assert 0.2 < rows < 0.8
+    assert shares["max"] == 1.0
+    assert abs(shares["median"] - rows) < 0.5
