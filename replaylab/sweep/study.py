@@ -260,7 +260,8 @@ class _Source:
             "settings": _digest(source) if given else settings,
             "price_source": self.options.price_source,
         }
-        digest = hashlib.sha256(repr(about).encode())
+        # Packed combinations hold the number of a regime set, not its names.
+        digest = hashlib.sha256(repr((about, self.grid.regime_sets(self.base))).encode())
         for start, stop in parts(self.grid.rows):
             digest.update(np.ascontiguousarray(self.grid.part(start, stop).pack(self.base).params).data)
         return digest.hexdigest()[:32]
@@ -446,6 +447,10 @@ def _sweep_sessions(
     """Run a grid over several sessions; see ``sweep``. ``scoring``: settings and their default."""
     sessions = _ordered(given)
     signals = _required_place(signals, scoring[0], sessions)
+    if folder is not None and hasattr(scoring[0], "predict"):
+        raise SweepError(
+            "folder= cannot tell one scoring model from another: leave it out, or pass signals= instead"
+        )
 
     @lru_cache(maxsize=1)
     def source(place: int) -> _Source:

@@ -206,3 +206,23 @@ def test_a_killed_study_continues_where_it_was(
     assert sweep(sessions, GRID, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
     other: Any = {**GRID, "sl_pct": [0.2, 0.5]}
     assert not sweep(sessions, other, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
+
+
+def test_the_folder_tells_sweeps_apart(store: SessionStore, tmp_path: Path) -> None:
+    """Other regime sets, bases and signals are other sums; a model has no identity that a file could keep."""
+    sessions = opened(store, "a", "c")
+    for base in (BASE, BASE.replace(allowed_regimes=("CALM",)), BASE.replace(taker_fee_bps=9.0)):
+        kept = sweep(sessions, GRID, base, progress=False, folder=tmp_path)
+        assert kept.frame.equals(sweep(sessions, GRID, base, progress=False).frame)
+    for sets in ([None, ("CALM",)], [None, ()]):
+        grid = {"allowed_regimes": sets}
+        assert sweep(sessions, grid, BASE, progress=False, folder=tmp_path).frame.equals(
+            sweep(sessions, grid, BASE, progress=False).frame
+        )
+
+    class Model:
+        def predict(self, rows: Any) -> Any:
+            return np.zeros(len(rows))
+
+    with pytest.raises(SweepError, match="cannot tell one scoring model from another"):
+        sweep(sessions, GRID, BASE, scoring=Model(), progress=False, folder=tmp_path)
