@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from replaylab.logging import Logger
     from replaylab.ml import Export
     from replaylab.notebook import Panel
-    from replaylab.replay import Fidelity, ReplayControl, ReplayEngine, SimRun
+    from replaylab.replay import Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
@@ -372,6 +372,27 @@ class Lab:
             params=params,
             scoring=scoring,
             price_source=price_source,
+        )
+        return self._give(found)
+
+    def reconcile(
+        self,
+        session: AnySession,
+        params: Params = None,
+        *,
+        price_source: PriceSource = "auto",
+        progress: bool = True,
+    ) -> Reconciliation:
+        """Split live PnL minus model PnL by cause; see ``replaylab.replay.reconcile``."""
+        from replaylab.replay import reconcile
+
+        found = reconcile(
+            self._open(session),
+            params,
+            price_source=price_source,
+            default=self.config.trading,
+            cache_dir=self.config.cache_path,
+            progress=progress,
         )
         return self._give(found)
 

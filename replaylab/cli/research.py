@@ -191,6 +191,52 @@ def fidelity(
         raise typer.Exit(1)
 
 
+def reconcile(
+    session: SessionId,
+    data: Data = None,
+    param: Param = None,
+    price_source: PriceSource = "auto",
+    tolerance: Annotated[
+        float, typer.Option(help="Difference (USD) up to which live and model agree.", min=0.0)
+    ] = 0.01,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the trades here: .parquet or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Split live PnL minus model PnL by cause: signals, missed entries, delays, prices, quantity, fees, funding.
+
+    Exit code 0 where they agree within --tolerance, 1 where they differ, 3 where the model does not describe the bot.
+
+    [bold]Examples[/bold]
+
+    replaylab reconcile 2025-11-18T10-11-BTCUSDT
+
+    replaylab reconcile 2025-11-18T10-11-BTCUSDT -p latency_ms=80 -o trades.csv
+    """
+    found = open_lab(data).reconcile(
+        session, parse_params(param), price_source=price_source, progress=on_terminal()
+    )
+    if output is not None:
+        _write(found.trades, output)
+    if json:
+        print_json(found.to_dict())
+    else:
+        if not found.is_described:
+            say("the model does not describe this bot:")
+            for line in found.reasons or ["no reason found"]:
+                say(f"  {line}")
+        say(found.summary)
+        print_frame(found.causes, title="Live minus model by cause (PnL in USD)")
+        for line in (*found.notes, found.assumptions):
+            say(line)
+    if not found.is_described:
+        raise typer.Exit(3)
+    # A difference of causes that cancel out is a difference.
+    if float(found.causes["pnl"].abs().sum()) > tolerance:
+        raise typer.Exit(1)
+
+
 def _write(frame: Any, path: Path) -> None:
     if path.suffix not in (".csv", ".parquet"):
         raise SweepError(f"{path}: expected a name that ends in .parquet or .csv")

@@ -6,18 +6,22 @@
 True
 """
 
-from replaylab.frames.archived import (
+from replaylab.frames.cache import to_table
+from replaylab.frames.files import (
     METADATA_KEY,
+    Fingerprint,
     PartInfo,
+    ReplacedError,
     archive_folder,
+    begins_with,
+    chunks_of,
+    fingerprint,
     is_superseded,
     part_info,
     parts_of,
     pending_mark,
     read_part,
 )
-from replaylab.frames.cache import to_table
-from replaylab.frames.files import Fingerprint, ReplacedError, begins_with, chunks_of, fingerprint
 from replaylab.frames.jsonl import (
     REJECTS_SCHEMA,
     Block,

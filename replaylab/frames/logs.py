@@ -27,22 +27,20 @@ import orjson
 import polars as pl
 
 from replaylab.errors import ConfigError, LogReadError, RecordError
-from replaylab.frames.archived import (
-    PartInfo,
-    archived_days,
-    is_superseded,
-    part_info,
-    parts_of,
-    read_part,
-)
 from replaylab.frames.cache import cached_chunks
 from replaylab.frames.files import (
+    PartInfo,
     ReplacedError,
     Time,
     Window,
+    archived_days,
     in_window,
+    is_superseded,
     name_in,
+    part_info,
+    parts_of,
     read_file,
+    read_part,
     window,
 )
 from replaylab.frames.jsonl import (

@@ -14,7 +14,7 @@ import polars as pl
 from replaylab import plots
 from replaylab.errors import ReplaylabError
 from replaylab.ml import prices_by_symbol
-from replaylab.notebook.hotlist import Hotlist, Row
+from replaylab.notebook.controls import Hotlist, Row
 from replaylab.notebook.style import bar, number, table
 from replaylab.replay import News
 from replaylab.sessions import Session, SessionStore

@@ -28,8 +28,7 @@ from replaylab.errors import ReplaylabError, SessionError
 from replaylab.notebook.controls import Controls
 from replaylab.notebook.live import LiveView, MarketTrack
 from replaylab.notebook.run_params import RunParams
-from replaylab.notebook.run_result import RunResult, RunResultView, run_result
-from replaylab.notebook.session_detail import DetailView, describe
+from replaylab.notebook.session_detail import DetailView, RunResult, RunResultView, describe, run_result
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
 from replaylab.notebook.session_table import Actions, SessionTable
 from replaylab.notebook.style import STYLE, badge, error, health, note

@@ -12,3 +12,4 @@ from .trades import equity as equity
 from .trades import excursions as excursions
 from .trades import exit_reasons as exit_reasons
 from .trades import price_with_trades as price_with_trades
+from .trades import waterfall as waterfall

@@ -169,6 +169,43 @@ def equity(trades: Any, title: str | None = None) -> Plot:
     return figure
 
 
+def waterfall(start: float, steps: Mapping[str, float], end: float, title: str | None = None) -> Plot:
+    """Return a waterfall from the model's PnL over the causes to the live PnL, all in USD.
+
+    ``steps``: name of a cause → PnL; their sum is ``end - start``.
+    """
+    names = ["model", *steps, "live"]
+    heights = np.array([start, *steps.values(), end])
+    bottoms = np.concatenate([[0.0], start + np.cumsum([0.0, *steps.values()])])
+    bottoms[-1] = 0.0
+    figure = Plot(max(6.0, 0.95 * len(names)), 4.2)
+    axes = figure.panel()
+    colours = [INK, *(WIN if step >= 0.0 else LOSS for step in steps.values()), INK]
+    axes.bar(range(len(names)), heights, bottom=bottoms, color=colours, width=0.62)
+    reached = np.maximum(bottoms, bottoms + heights)
+    for place, (height, top) in enumerate(zip(heights, reached, strict=True)):
+        text = f"{height:,.2f}" if place in (0, len(names) - 1) else f"{height:+,.2f}"
+        axes.annotate(
+            text,
+            (place, top),
+            ha="center",
+            va="bottom",
+            fontsize="small",
+            xytext=(0, 2),
+            textcoords="offset points",
+            color=INK,
+        )
+    levels = bottoms[1:-1] + heights[1:-1]
+    for place, level in enumerate([start, *levels]):
+        axes.plot([place + 0.31, place + 0.69], [level, level], color=INK, linewidth=0.8)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
+    axes.set_ylabel("PnL (USD)")
+    axes.margins(y=0.12)
+    figure.heading(title)
+    return figure
+
+
 def excursions(trades: Any, title: str | None = None) -> Plot:
     """Return a scatter of how far each trade went against and in favour, in percent of its notional.
 

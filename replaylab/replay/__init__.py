@@ -8,11 +8,13 @@ from replaylab.replay.control import ReplayControl, read_status
 from replaylab.replay.engine import ReplayEngine, ReplayRun
 from replaylab.replay.fidelity import Fidelity, fidelity
 from replaylab.replay.follow import News, RunFollower
+from replaylab.replay.reconcile import Reconciliation, reconcile
 from replaylab.replay.sim import SimRun, run_sim
 
 __all__ = [
     "Fidelity",
     "News",
+    "Reconciliation",
     "ReplayControl",
     "ReplayEngine",
     "ReplayProcess",
@@ -21,5 +23,6 @@ __all__ = [
     "SimRun",
     "fidelity",
     "read_status",
+    "reconcile",
     "run_sim",
 ]

@@ -17,22 +17,31 @@ from replaylab.sweep.evidence import (
     overfitting_probability,
     plateaus,
     probabilistic_sharpe_ratio,
+    shapley,
     superior_predictive_ability,
     walk_forward_steps,
 )
 from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
-from replaylab.sweep.result import Backtest, SweepResult
-from replaylab.sweep.run import warm_up
+from replaylab.sweep.result import Backtest, Outcome, SweepResult
+from replaylab.sweep.run import Positions, warm_up
 from replaylab.sweep.study import StudyResult, backtest, sweep
-from replaylab.sweep.tape import Tape, pack
-from replaylab.sweep.trials import ledger_path, read_trials, reset_trials
-from replaylab.sweep.verdict import Verdict
-from replaylab.sweep.what_if import WhatIf, match_trades, recorded_trades, what_if
+from replaylab.sweep.tape import Tape, open_tape, pack
+from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials
+from replaylab.sweep.what_if import (
+    WhatIf,
+    comparable_trades,
+    match_trades,
+    pair_trades,
+    recorded_trades,
+    what_if,
+)
 
 __all__ = [
     "GIVEN_SIGNALS",
     "Backtest",
+    "Outcome",
+    "Positions",
     "Rescored",
     "StudyResult",
     "SweepResult",
@@ -41,6 +50,7 @@ __all__ = [
     "WhatIf",
     "backtest",
     "bootstrap_intervals",
+    "comparable_trades",
     "deflated_sharpe_ratio",
     "effective_trials",
     "expected_max_sharpe",
@@ -48,8 +58,10 @@ __all__ = [
     "make_grid",
     "match_trades",
     "min_track_record",
+    "open_tape",
     "overfitting_probability",
     "pack",
+    "pair_trades",
     "plateaus",
     "probabilistic_sharpe_ratio",
     "read_trials",
@@ -57,6 +69,7 @@ __all__ = [
     "rescored",
     "reset_trials",
     "sample",
+    "shapley",
     "signalled",
     "superior_predictive_ability",
     "sweep",

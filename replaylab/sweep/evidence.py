@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, islice
 from typing import Any, Literal, NamedTuple
 
@@ -661,3 +662,31 @@ def _gather(pairs: Ints, values: Floats) -> tuple[Floats, Floats, Floats, Floats
 
 def _nullable(name: str, values: Floats, missing: npt.NDArray[np.bool_]) -> pl.Series:
     return pl.Series(name, np.where(missing, np.nan, values)).fill_nan(None)
+
+
+@cache
+def _weights(n: int) -> tuple[Ints, Ints, Floats]:
+    """Return for every fact and every set without it: the fact, the set (as bits), and the set's Shapley weight."""
+    sets = np.arange(1 << n)
+    size = np.array([int(s).bit_count() for s in sets])
+    factor = np.array([math.factorial(k) * math.factorial(n - k - 1) / math.factorial(n) for k in range(n)])
+    facts, without = np.nonzero((sets[None, :] >> np.arange(n)[:, None] & 1) == 0)
+    return facts, without, factor[size[without]]
+
+
+def shapley(values: Floats) -> Floats:
+    """Return the Shapley values of a game of n players; ``values[s]`` is that of the set with the bits of ``s``.
+
+    >>> shapley(np.array([0.0, 1.0, 2.0, 5.0]))
+    array([2., 3.])
+
+    ``values`` has 2ⁿ rows; with further axes each is a game of its own. The result sums to ``values[-1] - values[0]``.
+    """
+    n = len(values).bit_length() - 1
+    if n == 0:
+        return np.zeros((0, *values.shape[1:]))
+    facts, without, weight = _weights(n)
+    gain = values[without | (1 << facts)] - values[without]
+    found = np.zeros((n, *values.shape[1:]))
+    np.add.at(found, facts, weight.reshape(-1, *[1] * (values.ndim - 1)) * gain)
+    return found

@@ -556,3 +556,114 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
                 expired = s.phase == RESTING and s.due <= tape.start[0].last_ts
                 sums[fills.EXPIRED if expired else fills.CANCELLED] += 1.0
     return account.trades
+
+
+# A position that ran from a given entry: its last exit, when that was decided (a stop: touched), and what TP1 closed.
+HELD = layout(
+    i8="exit_ts decided_ts exit_at",
+    f8="close_price price tp1_price tp1_qty left funding",
+    i4="reason tp1_filled",
+)
+
+
+@compiled
+def run_position(tape: Any, params: Any, k: Any, x: Any, entry: Any, qty: Any, maker: Any, held: Any) -> None:
+    """Run one position of symbol ``k``, opened at the price event ``x`` for ``entry``, to its end; into ``held[0]``.
+
+    ``qty`` is negative for a SHORT. ``maker``: a limit order opened it, so the event's own price can stop it out.
+    Whatever price and quantity are given, exits, holes and funding follow ``params[0]`` as in ``run_loop``.
+    """
+    p = params[0]
+    state = np.zeros(1, dtype=_STATE)
+    accounts = np.zeros(1, dtype=ACCOUNT)
+    trades = np.zeros(1, dtype=TRADE)
+    raw = np.zeros(fills.RAW)
+    s, account, found = state[0], accounts[0], held[0]
+    symbol, last = tape.symbol[k], tape.price_from[k + 1] - 1
+    index = tape.price_index[x]
+    s.at_score = tape.score_from[k]
+    while s.at_score < tape.score_from[k + 1] and tape.score_index[s.at_score] <= index:
+        s.at_score += 1
+    s.at_force = tape.force_from[k]
+    while s.at_force < tape.force_from[k + 1] and tape.force_index[s.at_force] <= index:
+        s.at_force += 1
+    s.at_funding = tape.funding_from[k]
+    while s.at_funding < tape.funding_from[k + 1] and tape.funding[s.at_funding].index <= index:
+        s.at_funding += 1
+    s.direction = 1.0 if qty > 0.0 else -1.0
+    s.qty = abs(qty)
+    s.entry = entry
+    price = tape.price[x]
+    _open(tape, p, symbol, s, x, index, tape.price_ts[x], price, 0.0)
+    if not maker:
+        _trail(s, p, fills.tick_of(p, symbol), symbol.tick_den, price)
+    found.decided_ts = -NEVER
+    at = x
+    while True:
+        ts = tape.price_ts[at]
+        if at > x or maker:
+            _manage(tape, s, p, k, at, at == x, account, raw, trades)
+            if s.phase == CLOSING and found.decided_ts == -NEVER:
+                found.decided_ts = ts
+        if s.phase != OPEN and s.phase != CLOSING:
+            break
+        if at == last or (p.max_gap_ns >= 0 and tape.price_ts[at + 1] - ts > p.max_gap_ns):
+            _end_segment(tape, s, p, k, at, account, raw, trades)
+            found.decided_ts = ts
+            break
+        at += 1
+        _between(tape, s, p, k, tape.price_index[at])
+    trade = trades[0]
+    found.exit_ts = trade.exit_ts
+    found.exit_at = at
+    found.reason = trade.reason
+    if found.decided_ts == -NEVER:
+        decided = trade.reason == fills.SCORE_EXIT or trade.reason == fills.RISK_EXIT
+        found.decided_ts = s.exit_due - p.latency_ns if decided else trade.exit_ts
+    found.close_price = trade.close_price
+    found.tp1_filled = trade.tp1_filled
+    found.tp1_price = s.tp1
+    found.tp1_qty = s.tp1_qty if trade.tp1_filled == 1 else 0.0
+    found.left = 0.0 if trade.reason == fills.TP1 else s.left
+    found.price = trade.close_price
+    if found.tp1_qty > 0.0 and found.left > 0.0:
+        found.price = (trade.close_price * trade.qty - s.tp1 * s.tp1_qty) / s.left
+    found.funding = trade.funding
+
+
+@inlined
+def _between(tape: Any, s: Any, p: Any, k: Any, index: Any) -> None:
+    """Apply the scores, forced closes and funding of a symbol's open position before the event ``index``."""
+    while True:
+        score = force = paid = NEVER
+        if s.at_score < tape.score_from[k + 1]:
+            score = int(tape.score_index[s.at_score])
+        if s.at_force < tape.force_from[k + 1]:
+            force = int(tape.force_index[s.at_force])
+        if s.at_funding < tape.funding_from[k + 1]:
+            paid = int(tape.funding[s.at_funding].index)
+        first = min(score, force, paid)
+        if first >= index:
+            return
+        may_decide = s.phase == OPEN and s.exit_reason < 0
+        if first == paid:
+            settled = tape.funding[s.at_funding]
+            s.funding += fills.funding_cash(s.left, settled.mark, settled.rate, s.direction)
+            s.at_funding += 1
+        elif first == score:
+            if may_decide and s.direction * tape.score[s.at_score] < p.exit_threshold:
+                s.exit_reason = fills.SCORE_EXIT
+                s.exit_due = tape.score_ts[s.at_score] + p.latency_ns
+            s.at_score += 1
+        else:
+            if may_decide:
+                s.exit_reason = fills.RISK_EXIT
+                s.exit_due = tape.force_ts[s.at_force] + p.latency_ns
+            s.at_force += 1
+
+
+@compiled
+def market_fill(tape: Any, params: Any, k: Any, x: Any, qty: Any, side: Any) -> Any:
+    """Return the price of a market order of ``qty`` at the price event ``x``; ``side``: +1 buys, −1 sells."""
+    price, _ = _market(tape, params[0], tape.symbol[k], x, tape.price_ts[x], tape.price[x], qty, side)
+    return price

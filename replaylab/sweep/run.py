@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
-from replaylab.sweep.model_loop import TRADE, run_loop
+from replaylab.sweep.model_loop import HELD, TRADE, market_fill, run_loop, run_position
 from replaylab.sweep.result import metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
@@ -325,6 +325,57 @@ def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str
     return _frame(tape, params, np.sort(recorded[:n], order=["entry_index"])), metrics(raw).row(0, named=True)
 
 
+class Position(NamedTuple):
+    """How a position ended: ``price`` is that of what was left (``left`` of its quantity) after a TP1.
+
+    ``decided_ts``: when its last exit was decided or its stop was touched; ``exit_at``: the price event of the exit.
+    """
+
+    exit_ts: int
+    decided_ts: int
+    exit_at: int
+    close_price: float
+    price: float
+    tp1_price: float
+    tp1_qty: float
+    left: float
+    funding: float
+    reason: str
+
+
+class Positions:
+    """Single positions under one parameter set: what the model does from an entry that the caller chooses.
+
+    >>> positions = Positions(tape, params)                                                     # doctest: +SKIP
+    >>> positions.run(at=120, entry=100.5, qty=-0.2).reason                                     # doctest: +SKIP
+    'TP2'
+
+    ``at`` is a row of the tape's prices, ``qty`` in base currency and negative for a SHORT. The rules are those of the
+    plain loop, whose steps this runs.
+    """
+
+    def __init__(self, tape: Tape, params: TradingParams) -> None:
+        self.tape = tape
+        self._packed = Grid({}, {}, 1, {}).pack(params).params
+        _check_fills(tape, self._packed, params)
+        self._held = np.zeros(1, dtype=HELD)
+
+    def run(self, at: int, entry: float, qty: float, *, maker: bool = False) -> Position:
+        """Run a position from its entry to its end. ``maker``: a limit order opened it."""
+        symbol = self._symbol(at)
+        run_position(self.tape.arrays, self._packed, symbol, at, entry, qty, maker, self._held)
+        held = {name: self._held[0][name].item() for name in Position._fields}
+        return Position(**{**held, "reason": REASONS[held["reason"]]})
+
+    def market_fill(self, at: int, qty: float) -> float:
+        """Return the price of a market order that buys ``qty`` (sells, where negative) at a price event."""
+        side = 1.0 if qty > 0.0 else -1.0
+        return float(market_fill(self.tape.arrays, self._packed, self._symbol(at), at, abs(float(qty)), side))
+
+    def _symbol(self, at: int) -> int:
+        return int(np.searchsorted(self.tape.arrays.price_from, at, side="right")) - 1
+
+
 def _check_fills(tape: Tape, params: Array, base: TradingParams) -> None:
     """Raise PriceError where a fill model of any row lacks the data that it needs."""
     fields = [DECLARED[name] for name in ("market_fill", "limit_fill", "rounding")]
@@ -378,7 +429,10 @@ def warm_up() -> None:
 
 
 def _warm_loop() -> None:
-    trades_of(_tiny_tape(), TradingParams())
+    tape = _tiny_tape()
+    trades_of(tape, TradingParams())
+    positions = Positions(tape, TradingParams())
+    positions.run(0, positions.market_fill(0, 1.0), 1.0)
 
 
 def _warm_chain() -> None:

@@ -35,8 +35,7 @@ from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescore
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
-from replaylab.sweep.trials import add_trial, ledger_path
-from replaylab.sweep.verdict import PERIODS
+from replaylab.sweep.verdict import PERIODS, add_trial, ledger_path
 from replaylab.timestamps import parse_ns
 
 

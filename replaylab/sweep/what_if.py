@@ -56,6 +56,7 @@ _PAYLOAD = {
     "mfe": ("mfe", pl.Float64),
     "mae": ("mae", pl.Float64),
     "fees": ("fees", pl.Float64),
+    "funding": ("funding", pl.Float64),
     "duration_seconds": ("durationSeconds", pl.Float64),
     "reason": ("reason", pl.String),
     "tp1_filled": ("tp1Filled", pl.Boolean),
@@ -81,7 +82,7 @@ def match_trades(
     ``symbol``, ``side`` and those of ``COMPARED``, and ``fields`` where these are others.
     """
     names = list(dict.fromkeys((*COMPARED, *fields)))
-    pairs = _pairs(recorded, recomputed)
+    pairs = pair_trades(recorded, recomputed)
     left, right = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
     table = pl.concat(
         [_gathered(recorded, names, left, "_logged"), _gathered(recomputed, names, right, "")],
@@ -247,6 +248,19 @@ def what_if(
         default_scoring=default_scoring,
         cache_dir=cache_dir,
     )
+    logged, compared, carried_in, cut_off = comparable_trades(session, ran.trades)
+    return WhatIf(
+        trades=match_trades(logged, compared), carried_in=carried_in, cut_off=cut_off, **ran.provenance()
+    )
+
+
+def comparable_trades(
+    session: Session, recomputed: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return the logged and the recomputed trades that a session can judge, then those that it cannot.
+
+    Left out are logged trades that were decided before the session, and recomputed ones that the log closes after it.
+    """
     span = session.manifest.source_date_range
     start, end = to_ns(span.from_), to_ns(span.to)
     logged = recorded_trades(session)
@@ -258,17 +272,13 @@ def what_if(
         .select("symbol", "side", "entry_time")
         .unique()
     )
-    cut_off = ran.trades.filter(pl.col("reason") == "SESSION_END").join(
+    cut_off = recomputed.filter(pl.col("reason") == "SESSION_END").join(
         closed_later, on=["symbol", "side", "entry_time"], how="semi"
     )
-    compared = ran.trades.join(cut_off, on=["symbol", "entry_index"], how="anti")
+    compared = recomputed.join(cut_off, on=["symbol", "entry_index"], how="anti")
     key = ["symbol", "side", "entry_time"]
-    return WhatIf(
-        trades=match_trades(logged.filter(~before & ~after).join(cut_off, on=key, how="anti"), compared),
-        carried_in=logged.filter(before),
-        cut_off=cut_off,
-        **ran.provenance(),
-    )
+    judged = logged.filter(~before & ~after).join(cut_off, on=key, how="anti")
+    return judged, compared, logged.filter(before), cut_off
 
 
 def _decided_before(session: Session, start: int) -> pl.Expr:
@@ -311,7 +321,7 @@ def _explained(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _pairs(recorded: pl.DataFrame, recomputed: pl.DataFrame) -> list[tuple[int, int]]:
+def pair_trades(recorded: pl.DataFrame, recomputed: pl.DataFrame) -> list[tuple[int, int]]:
     """Return positions (recorded, recomputed) of partners; −1 where there is none."""
     ours, theirs = _spans(recorded), _spans(recomputed)
     pairs: list[tuple[int, int]] = []

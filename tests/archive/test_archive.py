@@ -18,7 +18,7 @@ from replaylab.archive.summary import SymbolSummary, read_summary
 from replaylab.config import RetentionConfig
 from replaylab.errors import LogReadError
 from replaylab.frames import logs
-from replaylab.frames.archived import part_info, parts_of
+from replaylab.frames.files import part_info, parts_of
 from replaylab.logging import Logger
 from replaylab.paths import DataRoot
 from replaylab.timestamps import parse_ns

@@ -14,7 +14,7 @@ from replaylab import frames
 from replaylab.archive import archived, daily_summary, last_report, retention, run_retention
 from replaylab.config import RetentionConfig
 from replaylab.errors import RetentionError
-from replaylab.frames.archived import pending_mark
+from replaylab.frames.files import pending_mark
 from replaylab.paths import DataRoot
 from tests.archive.roots import event, set_age, trade, tree, write_lines, write_session
 

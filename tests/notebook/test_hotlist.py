@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from replaylab.notebook.hotlist import Hotlist
+from replaylab.notebook.controls import Hotlist
 
 
 def state(symbol: str, kind: str, to_state: str = "IDLE", **extra: Any) -> dict[str, Any]:

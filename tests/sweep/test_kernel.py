@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from replaylab.errors import SweepError
+from replaylab.errors import ReplaylabError, SweepError
 from replaylab.params import TradingParams
 from replaylab.sweep.grid import Grid, make_grid
 from replaylab.sweep.result import COUNTS, metrics
-from replaylab.sweep.run import run_rows, trades_of
+from replaylab.sweep.run import Positions, run_rows, trades_of
 from replaylab.sweep.tables import is_plain
 from replaylab.sweep.tape import Tape, pack
-from tests.strategies import RandomSession, allow, cases, make_session, random_params
+from tests.strategies import RandomSession, allow, cases, make_case, make_session, random_params
 
 METHODS = ("loop", "index", "tables")
 
@@ -213,6 +213,30 @@ def test_tables_that_do_not_fit_are_made_in_parts(memory: int) -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(SweepError, match="Did you mean 'tables'"):
         run_rows(pack(make_session(1)), make_grid({"sl_pct": [0.1]}), TradingParams(), "table")
+
+
+def test_single_positions_end_as_in_the_loop() -> None:
+    """From the entries of the loop's own trades ``Positions`` gives the same exits, to the bit."""
+    compared = 0
+    for seed in range(60):
+        session, params = make_case(seed)
+        params = allow(session, params)
+        try:
+            tape = pack(session)
+            trades, _ = trades_of(tape, params)
+        except ReplaylabError:
+            continue
+        positions, arrays = Positions(tape, params), tape.arrays
+        for trade in trades.iter_rows(named=True):
+            low, high = arrays.price_from[tape.symbols.index(trade["symbol"]) :][:2]
+            at = int(low + np.searchsorted(arrays.price_index[low:high], trade["entry_index"]))
+            qty = trade["qty"] if trade["side"] == "LONG" else -trade["qty"]
+            found = positions.run(at, trade["entry_price"], qty, maker=params.entry_order == "LIMIT")
+            assert (found.reason, found.close_price) == (trade["reason"], trade["close_price"])
+            assert arrays.price_index[found.exit_at] == trade["exit_index"]
+            assert found.funding == pytest.approx(trade["funding"], abs=1e-12)
+            compared += 1
+    assert compared > 100
 
 
 @pytest.mark.stress

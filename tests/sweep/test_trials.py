@@ -12,7 +12,7 @@ from replaylab import Lab
 from replaylab.errors import SweepError
 from replaylab.paths import DataRoot
 from replaylab.sweep import ledger_path, read_trials, reset_trials
-from replaylab.sweep.trials import add_trial
+from replaylab.sweep.verdict import add_trial
 
 
 def test_sweeps_on_a_root_count_as_trials_of_the_next() -> None:
@@ -61,7 +61,7 @@ def test_processes_add_at_the_same_time(tmp_path: Path) -> None:
     """Four processes of 25 sweeps each: a hundred lines, none lost or torn."""
     path = ledger_path(DataRoot(tmp_path))
     code = (
-        "import sys; from pathlib import Path; from replaylab.sweep.trials import add_trial\n"
+        "import sys; from pathlib import Path; from replaylab.sweep.verdict import add_trial\n"
         "for k in range(25): add_trial(Path(sys.argv[1]), tape='a', rows=1, grid=f'{sys.argv[2]}-{k}', session_id=None)"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(path), str(number)]) for number in range(4)]
