@@ -409,10 +409,10 @@ class _Pair:
         self.decided = min(model.decided if live.decided is None else live.decided, live.entry_ts)
         # None: the model's own delay, which leads to the same price event.
         self.delay: int | None = live.entry_ts - self.decided
-        usual = model.entry_ts
+        expected = model.entry_ts
         if self.decided != model.decided:
-            usual = work.time(work.first_at(model.symbol, self.decided + work.delay))
-        if live.entry_ts == usual:
+            expected = work.time(work.first_at(model.symbol, self.decided + work.delay))
+        if live.entry_ts == expected:
             self.delay = None
         # An exit that did not change with the entry: no level of it hangs on the entry.
         same_close = abs(live.close - model.close) <= _CLOSE * live.close
@@ -496,13 +496,13 @@ class _Pair:
             live.exit_decided = run.decided_ts if self.same_exit else live.exit_ts
             live.exit_kind = live.exit_kind or ("limit" if live.reason in _TARGETS else "market")
         self.exit_delay = live.exit_ts - live.exit_decided
-        usual = run.exit_ts
+        expected = run.exit_ts
         if not self.same_exit:
-            # Where the log has the decision only at the fill, it tells of no delay.
-            usual = live.exit_ts
+            # Where the log has the decision only at the fill, no delay is known.
+            expected = live.exit_ts
             if self.exit_delay:
-                usual = work.time(work.first_at(live.symbol, live.exit_decided + self._usual_delay()))
-        self.late = live.exit_ts != usual and live.exit_kind != "limit"
+                expected = work.time(work.first_at(live.symbol, live.exit_decided + self._model_delay()))
+        self.late = live.exit_ts != expected and live.exit_kind != "limit"
 
     def _run(self, at: int, entry: float, qty: float) -> Any:
         model = self.model
@@ -546,7 +546,7 @@ class _Pair:
         if maker or live.reason in _ENDS:
             price = live.last_price if math.isnan(live.limit) else live.limit
         else:
-            due = ts if delayed or not self.late else (live.exit_decided or 0) + self._usual_delay()
+            due = ts if delayed or not self.late else (live.exit_decided or 0) + self._model_delay()
             x = work.first_at(model.symbol, due)
             price = work.positions.market_fill(max(x, at), -model.direction * left * qty)
             ts = due if delayed else work.time(x)
@@ -554,7 +554,7 @@ class _Pair:
         parts.append((left, price, maker))
         return _Exit(ts, sum(share * part for share, part, _ in parts), tuple(parts), run.funding)
 
-    def _usual_delay(self) -> int:
+    def _model_delay(self) -> int:
         """Return the model's delay of the live exit in ns."""
         if self.live.exit_kind == "stop":
             return self.work.stop_latency
