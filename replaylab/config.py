@@ -71,8 +71,19 @@ class LoggingConfig(Settings, kw_only=True, frozen=True):
     max_delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     overflow: Literal["wait", "drop"] = "wait"
     redact: tuple[str, ...] = (
-        *("apiKey", "apiSecret", "secret", "password", "passphrase", "privateKey", "accessToken"),
-        "authorization",
+        *(
+            "apiKey",
+            "apiSecret",
+            "secret",
+            "password",
+            "passwd",
+            "pwd",
+            "passphrase",
+            "privateKey",
+            "accessKey",
+        ),
+        *("listenKey", "accessToken", "refreshToken", "sessionToken", "authToken", "jwt", "authorization"),
+        *("cookie", "signature", "X-BAPI-SIGN", "apiSign", "accessSign", "mnemonic", "seedPhrase"),
     )
 
 

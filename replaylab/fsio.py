@@ -70,15 +70,19 @@ class Disk:
     fsync = staticmethod(os.fsync)
     truncate = staticmethod(os.ftruncate)
 
-    def open(self, path: str, flags: int) -> int:
-        """Return a descriptor of ``path``; with O_CREAT, missing folders are made."""
+    def open(self, path: str, flags: int, opened: list[int]) -> None:
+        """Open ``path`` and add its descriptor to ``opened``; with O_CREAT, missing folders are made.
+
+        Both happen in one call of C: a signal handler that raises cannot leave an open file behind.
+        """
+        arguments = (path,), (flags,), (0o644,)
         try:
-            return os.open(path, flags, 0o644)
+            opened.extend(map(os.open, *arguments))
         except FileNotFoundError:
-            if not flags & os.O_CREAT:
+            if opened or not flags & os.O_CREAT:
                 raise
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, flags, 0o644)
+            opened.extend(map(os.open, *arguments))
 
 
 _DISK = Disk()
@@ -109,17 +113,20 @@ def write_atomic(path: _Path, data: bytes, *, sync: bool = False, disk: Disk = _
     temporary = _temporary(target)
     if sync:
         make_folder(os.path.dirname(target) or ".", sync=True, disk=disk)  # noqa: PTH120 - as below
-    fd = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    opened: list[int] = []
     try:
         try:
-            write_all(fd, data, disk)
+            disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, opened)
+            write_all(opened[0], data, disk)
             if sync:
-                disk.fsync(fd)
+                disk.fsync(opened[0])
         finally:
-            os.close(fd)
+            for fd in opened:
+                os.close(fd)
         os.replace(temporary, target)  # noqa: PTH105 - a Path costs more than the call, and snapshots are frequent
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if opened:
+            Path(temporary).unlink(missing_ok=True)
         raise
     if sync:
         sync_folder(os.path.dirname(target), disk)  # noqa: PTH120 - as above

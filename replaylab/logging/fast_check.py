@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from replaylab.logging.files import forget_dead_threads
 from replaylab.records import StateEvent
 
 # A program that invents keys must not make the type ever larger.
@@ -33,15 +34,20 @@ class FastCheck:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._keys = {""}
         self.form = _form(self._keys)
+        self.start_fresh()
+
+    def start_fresh(self) -> None:
+        """Make the lock again: in a forked child, that of another thread stays locked."""
+        self._lock = threading.RLock()
 
     def learn(self, extra: Any) -> None:
         """Add the keys of an ``extra`` that holds no secret."""
         if not isinstance(extra, dict):
             return
         keys = {key for level in (extra, *extra.values()) if isinstance(level, Mapping) for key in level}
+        forget_dead_threads()
         with self._lock:
             new = {key for key in keys - self._keys if type(key) is str}
             if new and len(self._keys) + len(new) <= _MOST_KEYS:

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 import weakref
+from _thread import start_new_thread
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from os import SEEK_CUR, SEEK_END, lseek
 from pathlib import Path
+from sys import is_finalizing
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -36,6 +39,11 @@ _BUSY_LINES = 500
 _PAUSE_SECONDS = 0.0003
 _SHARED_SECONDS = 1.0
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+# The other half of the descriptors that the system allows is the program's: its sockets and files.
+_SHARE = 2
+_LEAST_OPEN, _MOST_OPEN = 8, 1024
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_T = TypeVar("_T")
 
 
 class Handle(ABC):
@@ -139,8 +147,9 @@ class _Stream:
         return busy
 
     def __del__(self) -> None:
-        # A logger that was not closed must not leave its files open.
-        _close(self)
+        # A logger that was not closed must not leave its files open. Without a descriptor its making was interrupted.
+        with suppress(AttributeError):
+            _close(self)
 
 
 class FileStreamManager:
@@ -149,16 +158,18 @@ class FileStreamManager:
     >>> streams = FileStreamManager()
     >>> streams.append_line("data/events/BTCUSDT.jsonl", '{"a":1}')  # doctest: +SKIP
 
+    ``max_open=None`` is half of the files that the process may open (``ulimit -n``), from 8 to 1024. Where the system
+    has no descriptor left (EMFILE), streams of this process are closed until there is one.
     Safe to use from many threads, and beside other processes that use it on the same files. Every method raises
     OSError when the disk refuses; the next call tries again with a freshly opened file.
     """
 
-    def __init__(self, *, max_open: int = 256, disk: Disk | None = None) -> None:
+    def __init__(self, *, max_open: int | None = None, disk: Disk | None = None) -> None:
         self.disk = disk or Disk()
         self.max_open = max_open
         self._write = self.disk.write
         self._streams: dict[str, _Stream] = {}
-        self._releaser: threading.Thread | None = None
+        self._releaser: object | None = None
         self._keeping = threading.RLock()
         self._overwritten: set[str | os.PathLike[str]] = set()
         self._retired_lines = 0
@@ -183,6 +194,8 @@ class FileStreamManager:
         When it raises, none of the lines is in the file, as far as the disk allows to take them back.
         """
         # Runs for every line: the common case is inline, everything rare is behind a call.
+        if _exiting:
+            forget_dead_threads()
         while True:
             stream = self._streams.get(path) or self._add(path)
             with stream.lock:
@@ -212,9 +225,17 @@ class FileStreamManager:
                     stream.bytes += size
                     return
                 except BaseException:
+                    # Closing releases the lock too; the next line opens the file again. Inline: the handler of a second
+                    # signal could raise at the start of a function.
                     stream.depth = depth
-                    # Closing releases the lock too; the next line opens the file again.
-                    _close(stream)
+                    fd = stream.fd
+                    stream.kept = False
+                    if fd >= 0:
+                        try:
+                            stream.fd = -1
+                            os.close(fd)
+                        except OSError:
+                            pass
                     raise
 
     def write_json(self, path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> Handle:
@@ -233,8 +254,8 @@ class FileStreamManager:
         """Overwrite ``path`` with ``data``, atomically."""
         if path not in self._overwritten:
             self._overwritten.add(path)
-            remove_leftovers(path)
-        write_atomic(path, data, sync=sync, disk=self.disk)
+            self.with_descriptor(lambda: remove_leftovers(path))
+        self.with_descriptor(lambda: write_atomic(path, data, sync=sync, disk=self.disk))
 
     @property
     def open_files(self) -> int:
@@ -261,31 +282,56 @@ class FileStreamManager:
         with self._lock:
             stream = self._streams.get(path)
             if stream is None:
-                while len(self._streams) >= self.max_open and self._evict():
+                limit = self.max_open or _fair_share()
+                while len(self._streams) >= limit and self._evict():
                     pass
                 stream = self._streams[path] = _Stream(path)
             return stream
 
-    def _evict(self) -> bool:
+    def _evict(self, *, open_only: bool = False) -> bool:
         """Close the least recently used stream that no thread is writing to."""
         for stream in sorted(self._streams.values(), key=lambda stream: stream.check_at):
-            if stream.lock.acquire(blocking=False):
-                try:
-                    if stream.depth:
-                        continue  # this thread was interrupted while writing to it
+            if stream.fd < 0 and open_only:
+                continue
+            acquired: list[bool] = []
+            try:
+                # One call of C: no signal handler runs between the lock and the note of it.
+                acquired.extend(map(stream.lock.acquire, (False,)))
+                if (
+                    acquired == [True] and not stream.depth
+                ):  # else this thread was interrupted while writing to it
                     self._retire(stream)
-                finally:
+                    return True
+            finally:
+                if acquired == [True]:
                     stream.lock.release()
-                return True
+        return False
+
+    def with_descriptor(self, act: Callable[[], _T]) -> _T:
+        """Do what needs a descriptor; where the system has none left, close streams until it works."""
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS or not self._make_room():
+                    raise
+
+    def _make_room(self) -> bool:
+        """Close one open stream of this process, of this manager first; return whether there was one."""
+        for manager in (self, *members(_managers)):
+            with manager._lock:
+                if manager._evict(open_only=True):
+                    return True
         return False
 
     def _retire(self, stream: _Stream) -> None:
         """Close a stream for good; under both locks. Its path gets a new one when it is next used."""
+        # No signal handler runs between these two steps: a retired stream that kept its name would be tried for ever.
         stream.retired = True
+        del self._streams[stream.path]
         _close(stream)
         self._retired_lines += stream.lines
         self._retired_bytes += stream.bytes
-        del self._streams[stream.path]
 
     def _take(self, stream: _Stream, may_keep: bool) -> None:
         """Lock the file of a stream, make sure that it is the one of that name, and note where it ends."""
@@ -302,7 +348,7 @@ class FileStreamManager:
         if end != stream.end and end and os.pread(stream.fd, 1, end - 1) != b"\n":
             stream.mending = True
             try:
-                end = _close_tail(stream.fd, stream.path, self.disk)
+                end = self.with_descriptor(lambda: _close_tail(stream.fd, stream.path, self.disk))
             finally:
                 stream.mending = False
         stream.end = end
@@ -315,17 +361,26 @@ class FileStreamManager:
         """Keep the lock after this line, once a thread runs that releases it when lines become fewer."""
         with self._keeping:
             if self._releaser is None:
-                releaser = threading.Thread(target=self._give_way, name="replaylab-log-releaser", daemon=True)
+                if _exiting:
+                    return
+                run, token, started = self._give_way, object(), list[int]()
+                functions, arguments = (run,), ((token,),)
+                self._releaser = token
                 try:
-                    releaser.start()
+                    # One call of C: no signal handler runs between the thread's start and the note of it.
+                    started.extend(map(start_new_thread, functions, arguments))
                 except RuntimeError:
-                    return  # no thread can start: the interpreter is ending
-                self._releaser = releaser
+                    if not started:
+                        return  # no thread can start
+                    raise
+                finally:
+                    if not started:
+                        self._releaser = None
             stream.kept = True
 
-    def _give_way(self) -> None:
+    def _give_way(self, token: object) -> None:
         """Release the kept locks for a pause at every check; end when none is kept any more."""
-        while True:
+        while self._releaser is token:
             sleep(_CHECK_SECONDS)
             for stream in list(self._streams.values()):
                 if stream.kept:
@@ -377,21 +432,28 @@ class FileStreamManager:
         # The file's name may not be synced yet, whichever process made it: with ``sync`` the first lines do that.
         folder = Path(stream.path).parent
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        fd = self.disk.open(stream.path, _FLAGS)
-        if stream.fd >= 0:
-            # A signal handler that logs has opened and locked it meanwhile.
-            os.close(fd)
-            return stream.fd
-        stream.fd, stream.end = fd, -1
-        stream.unsynced_names = [str(folder), *(str(parent.parent) for parent in missing)]
-        return fd
+        names = [str(folder), *(str(parent.parent) for parent in missing)]
+        opened: list[int] = []
+        try:
+            self.with_descriptor(lambda: self.disk.open(stream.path, _FLAGS, opened))
+            if stream.fd < 0:
+                stream.end, stream.unsynced_names = -1, names
+                stream.fd = opened[0]
+        finally:
+            for fd in opened:
+                if fd != stream.fd:
+                    os.close(
+                        fd
+                    )  # a signal handler that logs has opened and locked it meanwhile, or it raised
+        return stream.fd
 
     def _sync(self, stream: _Stream, length: int) -> None:
         try:
             self.disk.fsync(stream.fd)
             # The names of the file and of the folders made for it must reach the disk too.
             while stream.unsynced_names:
-                sync_folder(stream.unsynced_names[-1], self.disk)
+                name = stream.unsynced_names[-1]
+                self.with_descriptor(lambda name=name: sync_folder(name, self.disk))  # type: ignore[misc]
                 stream.unsynced_names.pop()
         except OSError:
             # The kernel may have dropped the pages. These lines were never acknowledged: take them back.
@@ -402,11 +464,28 @@ class FileStreamManager:
 
 
 def _close(stream: _Stream) -> None:
-    fd, stream.fd, stream.kept = stream.fd, -1, False
+    fd = stream.fd
+    stream.kept = False
     if fd >= 0:
-        # Every line is written already: a failing close loses nothing.
-        with suppress(OSError):
+        # Every line is written already: a failing close loses nothing. No signal handler runs between the two steps.
+        try:
+            stream.fd = -1
             os.close(fd)
+        except OSError:
+            pass
+
+
+def _fair_share() -> int:
+    """Return how many logs may be open at once under the limit that the system has now."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_OPEN if limit < 0 else min(_MOST_OPEN, max(_LEAST_OPEN, limit // _SHARE))
+
+
+def members(known: Iterable[_T]) -> list[_T]:
+    """Return the members of a WeakSet, also while other threads add to it."""
+    while True:
+        with suppress(RuntimeError):
+            return list(known)
 
 
 _managers: weakref.WeakSet[FileStreamManager] = weakref.WeakSet()
@@ -414,7 +493,7 @@ _managers: weakref.WeakSet[FileStreamManager] = weakref.WeakSet()
 
 def _forget_after_fork() -> None:
     """A child must not share descriptors with its parent: they would share the advisory locks too."""
-    for manager in list(_managers):
+    for manager in members(_managers):
         streams = list(manager._streams.values())
         manager._streams = {}
         manager._lock = threading.RLock()
@@ -424,7 +503,46 @@ def _forget_after_fork() -> None:
             _close(stream)
 
 
+# The end of the interpreter. While exit handlers run, other threads do too, but a new one may never get to run: callers
+# write themselves. Then every thread but the last is frozen where it is, perhaps with a lock: as in a forked child,
+# locks and descriptors are made again before the last thread uses one (``__del__``, generators that are closed).
+_exiting = False
+_alone = False
+_when_alone: list[Callable[[], None]] = []
+
+
+def begin_exit() -> None:
+    """Start no more threads."""
+    global _exiting
+    _exiting = True
+
+
+def is_exiting() -> bool:
+    """Whether the exit handlers of this process run, or have run."""
+    return _exiting
+
+
+def is_last_thread() -> bool:
+    """Whether the interpreter has frozen all other threads."""
+    return _alone
+
+
+def when_alone(step: Callable[[], None]) -> None:
+    """Have a step called before the last thread of an ending interpreter logs."""
+    _when_alone.append(step)
+
+
+def forget_dead_threads() -> None:
+    """Free the last thread of an ending interpreter of what the others held; does nothing before."""
+    global _alone
+    if _exiting and not _alone and is_finalizing():
+        _alone = True
+        for step in _when_alone:
+            step()
+
+
 os.register_at_fork(after_in_child=_forget_after_fork)
+when_alone(_forget_after_fork)
 
 
 # Shorter than the pause in which a busy writer releases its lock.
@@ -502,7 +620,19 @@ def _close_tail(fd: int, path: str, disk: Disk) -> int:
     if _is_whole_object(fd, start, size):
         write_all(fd, b"\n", disk)
         return size + 1
-    torn = disk.open(f"{path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    opened: list[int] = []
+    try:
+        disk.open(f"{path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, opened)
+        _move(fd, start, size, opened[0], path, disk)
+    finally:
+        for torn in opened:
+            os.close(torn)
+    disk.truncate(fd, start)
+    return start
+
+
+def _move(fd: int, start: int, size: int, torn: int, path: str, disk: Disk) -> None:
+    """Append what is between two offsets to another open file, and sync it."""
     before = os.fstat(torn).st_size
     try:
         place = start
@@ -520,10 +650,6 @@ def _close_tail(fd: int, path: str, disk: Disk) -> int:
         with suppress(OSError):
             disk.truncate(torn, before)
         raise
-    finally:
-        os.close(torn)
-    disk.truncate(fd, start)
-    return start
 
 
 def _is_whole_object(fd: int, start: int, size: int) -> bool:

@@ -13,12 +13,25 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from replaylab.errors import LogWriteError
-from replaylab.logging.files import FileStreamManager, Handle, fresh_error
+from replaylab.logging.files import (
+    FileStreamManager,
+    Handle,
+    begin_exit,
+    forget_dead_threads,
+    fresh_error,
+    is_exiting,
+    is_last_thread,
+    members,
+    when_alone,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,19 +53,16 @@ class Entry(Protocol):
 class _Pending(Handle):
     """A handle whose line waits in the queue."""
 
-    __slots__ = ("_error", "_finished", "_futures", "_writer")
+    __slots__ = ("_error", "_finished", "_writer")
 
     def __init__(self, writer: GroupWriter) -> None:
         self._writer = writer
         self._finished = False
         self._error: LogWriteError | None = None
-        self._futures: list[asyncio.Future[None]] | None = None
 
     def result(self, timeout: float | None = None) -> None:
         if not self._finished:
-            with self._writer.settled:
-                if not self._writer.settled.wait_for(self.done, timeout):
-                    raise TimeoutError(f"the line was not written within {timeout} s")
+            self._writer.wait_for(self, timeout)
         if self._error is not None:
             raise fresh_error(self._error)
 
@@ -64,9 +74,7 @@ class _Pending(Handle):
             from asyncio import get_running_loop
 
             future = get_running_loop().create_future()
-            with self._writer.settled:
-                if not self._finished:
-                    self._futures = [*(self._futures or ()), future]
+            self._writer.add_waiter(self, future)
             if not self._finished:
                 yield from future
         self.result()
@@ -74,8 +82,13 @@ class _Pending(Handle):
     def finish(self, error: LogWriteError | None) -> None:
         self._error = error
         self._finished = True
-        if self._futures:
-            self._writer.wake(self._futures)
+
+
+# A line or a new content: its path, its bytes, whether it is a content, and who receives the outcome. Without a path it
+# is a mark, which is finished when everything that was queued before it is.
+_Item = tuple[str, bytes, bool, Entry]
+_Waiter: TypeAlias = "LockType | asyncio.Future[None]"
+_FLUSH, _CLOSE, _ABANDON = b"flush", b"close", b"abandon"
 
 
 class GroupWriter:
@@ -85,6 +98,9 @@ class GroupWriter:
     most 50 ms), or its line is dropped at once (``"drop"``); ``put`` returns None for a line that was refused.
     ``sync`` makes every group survive a crash of the machine; ``max_delay_s`` lets a group gather for that long.
     ``extra_lines`` may add lines to each group.
+
+    A signal handler may interrupt a caller anywhere, log, flush, or raise. So what a caller changes is changed in one
+    call of C (a ``SimpleQueue``, a ``deque``), and no lock is held that the thread needs to write.
     """
 
     def __init__(
@@ -109,26 +125,23 @@ class GroupWriter:
         _writers.add(self)
 
     def _start_fresh(self) -> None:
-        self._queue: list[tuple[str, bytes, bool, Entry]] = []
-        # A signal handler that logs may interrupt a call that holds it.
-        self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)
-        self._room = threading.Condition(self._lock)
-        self.settled = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._idle = False
-        self._hurry = False
-        self._stopping = False
-        self._refusing = False
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
+        # What the thread has taken from the queue: while it gathers, and while the disk has it.
+        self._gathered = 0
+        self._group: list[_Item] = []
         self._busy_since: float | None = None
-        self._put = 0
-        self._finished = 0
-        self._awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        # The thread that writes has this token; None where none runs.
+        self._token: object | None = None
+        self._ident = 0
+        self._starting = threading.RLock()
+        self._refusing = False
+        self._room: deque[LockType] = deque()
+        self._waiters: dict[_Pending, deque[_Waiter]] = {}
 
     @property
     def waiting(self) -> int:
         """Number of lines in the queue."""
-        return len(self._queue)
+        return self._queue.qsize() + self._gathered
 
     @property
     def busy_seconds(self) -> float:
@@ -138,118 +151,185 @@ class GroupWriter:
 
     def put(self, path: str, data: bytes, *, overwrite: bool = False) -> Handle | None:
         """Queue whole lines for ``path``, or its new content; None when there was no room for them."""
+        forget_dead_threads()
         handle = _Pending(self)
-        with self._lock:
-            if len(self._queue) >= self.size and not self._wait_for_room():
-                return None
-            self._queue.append((path, data, overwrite, handle))
-            self._put += 1
-            if self._idle or len(self._queue) == self.size:
-                self._work.notify()
-            if self._thread is None:
-                self._start()
+        if self._queue.qsize() + self._gathered >= self.size and not self._wait_for_room():
+            return None
+        self._queue.put((path, data, overwrite, handle))
+        if self._token is None:
+            self._start()
         return handle
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything queued before this call is written, or has failed; raises TimeoutError."""
-        with self._lock:
-            target = self._put
-            self._hurry = True
-            self._work.notify()
-            if self._queue and not (self._thread is not None and self._thread.is_alive()):
-                # A signal handler flushes a line that the interrupted call has just queued, or it raised in that call.
-                self._thread = None
-                self._start()
-            if not self.settled.wait_for(lambda: self._finished >= target, timeout):
-                waiting = target - self._finished
-                raise TimeoutError(f"{waiting} lines still wait for the disk after {timeout} s")
+        self._pass(_FLUSH, timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Write everything that waits and end the thread; a later ``put`` starts another."""
-        self.flush(timeout)
-        with self._lock:
-            thread = self._thread
-            self._stopping = thread is not None
-            self._work.notify()
-        if thread is not None:
-            thread.join(timeout)
+        self._pass(_CLOSE, timeout)
 
-    def wake(self, futures: list[asyncio.Future[None]]) -> None:
-        """Collect futures of one group; called by handles, under the lock."""
-        for future in futures:
-            self._awaited.setdefault(future.get_loop(), []).append(future)
+    def abandon(self) -> None:
+        """Have the thread write what waits, close the files and end; waits for nothing: the garbage collector calls."""
+        if self._token is not None:
+            self._queue.put(("", _ABANDON, False, _Pending(self)))
+
+    def wait_for(self, handle: _Pending, timeout: float | None = None) -> None:
+        """Wait until a handle is finished; raises TimeoutError."""
+        forget_dead_threads()
+        if self._token is None:
+            # A signal handler raised in the call that would have started the thread, or no thread can run any more.
+            self._start()
+        waiter = allocate_lock()
+        waiter.acquire()
+        waiters = self.add_waiter(handle, waiter)
+        if handle.done():
+            self._waiters.pop(handle, None)
+        elif is_last_thread():
+            handle.finish(LogWriteError(errno.EINTR, "the interpreter ended while this line was written"))
+        elif not waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            with suppress(ValueError):
+                waiters.remove(waiter)
+            raise TimeoutError(f"the line was not written within {timeout} s")
+
+    def add_waiter(self, handle: _Pending, waiter: _Waiter) -> deque[_Waiter]:
+        """Have a lock released, or a future set, when a handle is finished. Ask the handle afterwards: it may be."""
+        waiters = self._waiters.setdefault(handle, deque())
+        waiters.append(waiter)
+        return waiters
+
+    def _pass(self, mark: bytes, timeout: float | None) -> None:
+        forget_dead_threads()
+        if self._token is None and self._queue.empty():
+            # Another caller may be writing, where no thread can be started.
+            with self._starting:
+                return
+        handle = _Pending(self)
+        self._queue.put(("", mark, False, handle))
+        try:
+            self.wait_for(handle, timeout)
+        except TimeoutError:
+            waiting = self.waiting + len(self._group)
+            raise TimeoutError(f"{waiting} lines still wait for the disk after {timeout} s") from None
 
     def _start(self) -> None:
-        self._stopping = False
-        thread = threading.Thread(target=self._run, name="replaylab-log-writer", daemon=True)
-        if self._thread is not None:
-            return  # a signal handler that logs has started it meanwhile
-        self._thread = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            # No thread can start: too many, or the interpreter is ending. The caller writes.
-            self._thread = None
-            group, self._queue = self._queue, []
-            self._write(group)
-            self._finished += len(group)
-            self.settled.notify_all()
-            return
-        except BaseException:
-            # A signal handler raised. If the thread runs all the same, it finds another in its place and ends.
-            self._thread = None
-            raise
+        run, started = self._run, list[int]()
+        with self._starting:
+            if self._token is not None:
+                return
+            if not is_exiting():
+                token = object()
+                functions, arguments = (run,), ((token,),)
+                self._token = token
+                try:
+                    # One call of C: no signal handler runs between the thread's start and the note of it.
+                    started.extend(map(start_new_thread, functions, arguments))
+                except BaseException as error:
+                    if started:
+                        raise
+                    self._token = None
+                    if not isinstance(error, RuntimeError):
+                        raise
+            if not started:
+                # No thread can start: too many, or the interpreter is ending. The caller writes.
+                self._write_waiting()
+                return
         _flush_at_exit()
+
+    def _write_waiting(self) -> None:
+        while True:
+            try:
+                lines, marks = self._take(self._queue.get_nowait(), 0.0)
+            except Empty:
+                return
+            self._write(lines)
+            if any(mark[1] != _FLUSH for mark in marks):
+                self._write([])
+            self._finish([mark[3] for mark in marks], None)
 
     def _wait_for_room(self) -> bool:
         # The writer thread, logging from a handler of Python's logging, would wait for itself.
-        if not self._waits or threading.current_thread() is self._thread:
+        if not self._waits or get_ident() == self._ident:
             return False
+        if self._token is None:
+            self._start()
         limit = _LOOP_WAIT_SECONDS if _in_event_loop() else None
         # After one wait in vain the next calls are refused at once until the disk moves again: a thousand calls must
         # not wait a thousand times.
         if limit is not None and self._refusing:
             return False
-        taken = self._room.wait_for(lambda: len(self._queue) < self.size, limit)
-        self._refusing = not taken
-        return taken
+        deadline = None if limit is None else time.monotonic() + limit
+        while self.waiting >= self.size:
+            waiter = allocate_lock()
+            waiter.acquire()
+            self._room.append(waiter)
+            if self.waiting >= self.size:
+                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                if not waiter.acquire(timeout=left):
+                    self._refusing = self.waiting >= self.size
+                    return not self._refusing
+        return True
 
-    def _run(self) -> None:
+    def _run(self, token: object) -> None:
+        self._ident = get_ident()
         while True:
-            with self._lock:
-                if self._thread is not threading.current_thread():
-                    return
-                while not self._queue and not self._stopping:
-                    self._idle = True
-                    self._work.wait()
-                    self._idle = False
-                self._gather()
-                group, self._queue = self._queue, []
-                self._hurry = False
-                self._refusing = False
-                self._room.notify_all()
-                self._busy_since = time.monotonic()
-            # The last group, which is empty, still writes the extra lines.
-            self._write(group)
-            with self._lock:
-                self._busy_since = None
-                self._finished += len(group)
-                self.settled.notify_all()
-                if not group and not self._queue:
-                    self._thread = None
-                    self._stopping = False
-                    return
-
-    def _gather(self) -> None:
-        """Let more lines come, for at most max_delay; under the lock."""
-        deadline = time.monotonic() + self._max_delay if self._max_delay else 0.0
-        while not (self._hurry or self._stopping) and len(self._queue) < self.size:
-            left = deadline - time.monotonic() if deadline else 0.0
-            if left <= 0:
+            lines, marks = self._take(self._queue.get(), self._max_delay)
+            self._group, self._busy_since = lines, time.monotonic()
+            self._gathered = 0
+            self._refusing = False
+            while self._room:
+                self._room.popleft().release()
+            kinds = {mark[1] for mark in marks}
+            # This thread must not end: every caller waits for it. The lines have their outcome.
+            with suppress(Exception):
+                self._write(lines)
+                if _CLOSE in kinds or _ABANDON in kinds:
+                    # Without lines, this writes the extra ones.
+                    self._write([])
+            self._group, self._busy_since = [], None
+            if _ABANDON in kinds:
+                self._streams.close()
+            if kinds <= {_FLUSH}:
+                self._finish([mark[3] for mark in marks], None)
+                continue
+            # A caller puts first and looks for the token then: either it or this thread sees the other.
+            self._token, self._ident = None, 0
+            self._finish([mark[3] for mark in marks], None)
+            # While the interpreter ends, callers write what comes now: this thread may be frozen at any moment.
+            if self._queue.empty() or is_exiting():
                 return
-            self._work.wait(left)
+            with self._starting:
+                if self._token is not None:
+                    return
+                self._token, self._ident = token, get_ident()
 
-    def _write(self, group: list[tuple[str, bytes, bool, Entry]]) -> None:
+    def _take(self, item: _Item, max_delay: float) -> tuple[list[_Item], list[_Item]]:
+        """Return lines and marks from ``item`` on; let more come for at most ``max_delay`` seconds."""
+        lines: list[_Item] = []
+        marks: list[_Item] = []
+        deadline = time.monotonic() + max_delay if max_delay else 0.0
+        while True:
+            (lines if item[0] else marks).append(item)
+            if get_ident() == self._ident:
+                self._gathered = len(lines)
+            if len(lines) >= self.size:
+                break
+            left = deadline - time.monotonic() if deadline and not marks else 0.0
+            try:
+                item = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except Empty:
+                break
+        return lines, marks
+
+    def _write(self, group: list[_Item]) -> None:
+        try:
+            self._write_group(group)
+        except BaseException as error:
+            # A signal handler raised where a caller writes. Others may wait for these lines.
+            reason = LogWriteError(errno.EINTR, f"the call that wrote this line was interrupted: {error!r}")
+            self._finish([item[3] for item in group if not cast(_Pending, item[3]).done()], reason)
+            raise
+
+    def _write_group(self, group: list[_Item]) -> None:
         appended: dict[str, tuple[list[bytes], list[Entry]]] = {}
         replaced: dict[str, tuple[bytes, list[Entry]]] = {}
         for path, data, overwrite, entry in group:
@@ -309,11 +389,19 @@ class GroupWriter:
         with suppress(Exception):
             # A handler of Python's logging may raise: this thread must not end.
             self._report(path, len(entries), error)
-        with self._lock:
-            for entry in entries:
-                entry.finish(error)
-            awaited, self._awaited = self._awaited, {}
-            self.settled.notify_all()
+        self._finish(entries, error)
+
+    def _finish(self, entries: Iterable[Entry], error: LogWriteError | None) -> None:
+        """Give entries their outcome, and wake who waits for them."""
+        awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        for entry in entries:
+            entry.finish(error)
+            waiters = self._waiters.pop(entry, None) if isinstance(entry, _Pending) else None
+            for waiter in waiters or ():
+                if isinstance(waiter, LockType):
+                    waiter.release()
+                else:
+                    awaited.setdefault(waiter.get_loop(), []).append(waiter)
         for loop, futures in awaited.items():
             # A loop that was closed meanwhile has no waiters.
             with suppress(RuntimeError):
@@ -347,12 +435,30 @@ _writers: weakref.WeakSet[GroupWriter] = weakref.WeakSet()
 
 def _start_fresh_after_fork() -> None:
     """The waiting lines are the parent's to write, and the writer thread does not exist in the child."""
-    for writer in list(_writers):
+    reason = LogWriteError(
+        errno.ECHILD, "this line is the parent's to write; a forked child cannot wait for it"
+    )
+    for writer in members(_writers):
+        theirs, waiting = writer._queue, list(writer._group)
+        while not theirs.empty():
+            waiting.append(theirs.get_nowait())
         writer._start_fresh()
+        for item in waiting:
+            item[3].finish(reason)
+
+
+def _forget_writer_threads() -> None:
+    """What waits is written by the last thread of the interpreter, with the next line that it logs."""
+    for writer in members(_writers):
+        waiting = writer._queue
+        writer._start_fresh()
+        while not waiting.empty():
+            writer._queue.put(waiting.get_nowait())
 
 
 def _close_all() -> None:
-    for writer in list(_writers):
+    begin_exit()
+    for writer in members(_writers):
         try:
             writer.close(_EXIT_SECONDS)
         except TimeoutError as error:
@@ -371,4 +477,5 @@ def _flush_at_exit() -> None:
 
 _registered: set[int] = set()
 os.register_at_fork(after_in_child=_start_fresh_after_fork)
+when_alone(_forget_writer_threads)
 atexit.register(_close_all)

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from replaylab.errors import LogWriteError
+from replaylab.logging.files import forget_dead_threads, members, when_alone
 from replaylab.logging.group_commit import Entry
 from replaylab.paths import DataRoot, is_safe_symbol
 from replaylab.records import ReplayEvent, ServiceHealth, StateEvent, encode_record
@@ -105,6 +106,7 @@ class Troubles:
             self.worked(path)
 
     def failed(self, path: str, lines: int, error: LogWriteError) -> None:
+        forget_dead_threads()
         with self._lock:
             is_new = path not in self.failing
             self.failing[path] = time.monotonic()
@@ -117,6 +119,7 @@ class Troubles:
 
     def worked(self, path: str) -> None:
         """A write to ``path`` succeeded while some file was failing."""
+        forget_dead_threads()
         with self._lock:
             self.failing_since = None
             recovered = self.failing.pop(path, None) is not None
@@ -128,6 +131,7 @@ class Troubles:
 
     def redacted(self, key: str) -> None:
         """Record that the value of a key was replaced, and warn at the first of each key."""
+        forget_dead_threads()
         with self._lock:
             is_new = key not in self.redactions
             self.redactions[key] = self.redactions.get(key, 0) + 1
@@ -139,6 +143,7 @@ class Troubles:
 
         ``stream`` is None for a file that the next content replaces: that leaves no gap.
         """
+        forget_dead_threads()
         with self._lock:
             self.drops += 1
             self.last_drop = time.monotonic()
@@ -153,6 +158,7 @@ class Troubles:
 
     def report_lines(self) -> list[tuple[str, bytes, Entry]]:
         """Return a line for each log that lost some, to be written with the next group."""
+        forget_dead_threads()
         with self._lock:
             unreported, self._unreported = self._unreported, {}
         found: list[tuple[str, bytes, Entry]] = []
@@ -192,6 +198,7 @@ class Troubles:
         return found
 
     def _put_back(self, key: tuple[str, str], dropped: _Dropped) -> None:
+        forget_dead_threads()
         with self._lock:
             self._unreported.setdefault(key, _Dropped()).add(dropped)
 
@@ -200,11 +207,12 @@ _all_troubles: weakref.WeakSet[Troubles] = weakref.WeakSet()
 
 
 def _start_fresh_after_fork() -> None:
-    for troubles in list(_all_troubles):
+    for troubles in members(_all_troubles):
         troubles._start_fresh()
 
 
 os.register_at_fork(after_in_child=_start_fresh_after_fork)
+when_alone(_start_fresh_after_fork)
 
 
 @dataclass(frozen=True)

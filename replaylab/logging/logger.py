@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -22,7 +24,16 @@ from replaylab.config import LoggingConfig
 from replaylab.errors import ConfigError, InterlockError, LogWriteError, RecordError
 from replaylab.fsio import Disk
 from replaylab.logging.fast_check import FastCheck, Redactor
-from replaylab.logging.files import DONE, DoneHandle, FileStreamManager, Handle
+from replaylab.logging.files import (
+    DONE,
+    NO_DESCRIPTORS,
+    DoneHandle,
+    FileStreamManager,
+    Handle,
+    forget_dead_threads,
+    members,
+    when_alone,
+)
 from replaylab.logging.group_commit import GroupWriter, write_error
 from replaylab.logging.health import LOW_DISK_BYTES, LogStats, Troubles, judge
 from replaylab.params import ScoringParams, TradingParams
@@ -45,6 +56,7 @@ from replaylab.records import (
     TpslSnapshot,
     TradeLogRecord,
     encode_record,
+    prepare_record,
 )
 from replaylab.timestamps import check_time, date_key, iso, to_ns
 
@@ -61,6 +73,12 @@ _METRICS: dict[str, type[Record]] = {
     "SCORING_SNAPSHOT": ScoringSnapshot,
     "REGIME_SNAPSHOT": RegimeSnapshot,
 }
+
+
+_LOGGED: tuple[type[Record], ...] = (
+    *(StateEvent, TradeLogRecord, OrderLogRecord, RiskSnapshot, TpslSnapshot, ExecutionSnapshot),
+    *(HealthSnapshot, MarketTrade, OrderBookSnapshot, ReplayManifest, ReplayEvent),
+)
 
 
 class StreamType(StrEnum):
@@ -115,6 +133,7 @@ class Logger:
         self._rolling: dict[str, deque[bytes]] = {}
         self._rolling_lock = threading.RLock()
         self._writer: GroupWriter | None = None
+        _loggers.add(self)
         if config.queue or config.durability == "fsync":
             self._writer = GroupWriter(
                 self.streams,
@@ -125,6 +144,13 @@ class Logger:
                 extra_lines=self._troubles.report_lines,
                 report=self._troubles.report,
             )
+            # A logger that was not closed: its thread holds the writer, and must end with the logger.
+            weakref.finalize(self, self._writer.abandon).atexit = False
+
+    def _start_fresh(self) -> None:
+        """In a forked child, and in the last thread of an ending interpreter, the locks of other threads stay locked."""
+        self._rolling_lock = threading.RLock()
+        self._check.start_fresh()
 
     def log_state_event(self, symbol: str, event: StateEvent | Plain) -> Handle:
         """Append to ``events/<symbol>.jsonl``."""
@@ -403,9 +429,10 @@ class Logger:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ConfigError(f"{method}: keep: expected a whole number ≥ 1, found {keep!r}", field="keep")
         name = os.fspath(path)
+        forget_dead_threads()
         with self._rolling_lock:
             try:
-                held = self._rolling.get(name) or _elements_of(path)
+                held = self._rolling.get(name) or self.streams.with_descriptor(lambda: _elements_of(path))
             except OSError as error:
                 return self._failed(name, error)
             held = self._rolling[name] = deque([*held, *elements], maxlen=keep)
@@ -426,6 +453,9 @@ class Logger:
     def _failed(self, path: str, error: OSError) -> Handle:
         cause = write_error(error, path)
         self._troubles.failed(path, 1, cause)
+        if error.errno in NO_DESCRIPTORS:
+            # Nothing can be logged at all: a caller that drops handles must not lose every line with one warning.
+            raise cause from None
         return DoneHandle(cause)
 
     def _dropped(self, stream: str | None, path: str, line: bytes, session_id: str | None) -> Handle:
@@ -434,6 +464,28 @@ class Logger:
             f"the queue is full ({self.config.queue_size} lines wait for the disk): this line is dropped"
         )
         return DoneHandle(LogWriteError(errno.EAGAIN, waiting, path))
+
+
+_loggers: weakref.WeakSet[Logger] = weakref.WeakSet()
+
+
+def _start_fresh_alone() -> None:
+    for logger in members(_loggers):
+        logger._start_fresh()
+
+
+os.register_at_fork(after_in_child=_start_fresh_alone)
+when_alone(_start_fresh_alone)
+
+
+def _prepare_exit() -> None:
+    """Make the decoders while modules can be imported: ``__del__`` may log a kind of record for the first time."""
+    if _loggers:
+        for cls in (*_METRICS.values(), *_LOGGED):
+            prepare_record(cls)
+
+
+atexit.register(_prepare_exit)
 
 
 def _check_symbol(record: str, found: Any, symbol: str) -> None:

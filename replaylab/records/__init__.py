@@ -3,7 +3,7 @@
 >>> from replaylab.records import TradeLogRecord, encode_record, decode_record
 """
 
-from replaylab.records.codec import Record, decode_record, encode_record, find_not_finite
+from replaylab.records.codec import Record, decode_record, encode_record, find_not_finite, prepare_record
 from replaylab.records.logs import (
     AccountState,
     DailyRiskStats,
@@ -62,4 +62,5 @@ __all__ = [
     "decode_record",
     "encode_record",
     "find_not_finite",
+    "prepare_record",
 ]

@@ -204,6 +204,13 @@ _find_null = re.compile(b"null").search
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
+def prepare_record(cls: type[Record]) -> None:
+    """Do now what the first record of a type would need: its decoder, and what that imports."""
+    _decoder(cls)
+    _holds_records(cls)
+    _fields(cls)
+
+
 @cache
 def _decoder(cls: type[R]) -> Callable[[bytes | str], R]:
     return msgspec.json.Decoder(cls).decode

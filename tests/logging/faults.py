@@ -51,7 +51,7 @@ class FaultyDisk(Disk):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         os.ftruncate(fd, length)
 
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, flags: int, opened: list[int]) -> None:
         if self.open_error:
             raise OSError(self.open_error, os.strerror(self.open_error), path)
-        return super().open(path, flags)
+        super().open(path, flags, opened)

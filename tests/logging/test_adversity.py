@@ -287,12 +287,12 @@ def test_a_worker_of_multiprocessing_that_ends_writes_what_waits(tmp_path: Path,
 def test_where_no_thread_can_be_started_the_caller_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: threading.Thread) -> None:
+    def refuse(*_: Any) -> int:
         raise RuntimeError("can't start new thread")
 
     logger = Logger(tmp_path, LoggingConfig(queue=True))
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+        patched.setattr("replaylab.logging.group_commit.start_new_thread", refuse)
         for _ in range(2):
             assert logger.log_state_event("BTCUSDT", sample.state_event()).done()
     logger.log_state_event("BTCUSDT", sample.state_event()).result(5)

@@ -313,7 +313,7 @@ def test_a_closed_queue_starts_again(tmp_path):
     for _ in range(3):
         logger.log_trade(sample.trade()).result(5)
         logger.close()
-        assert not any(thread.name == "replaylab-log-writer" for thread in threading.enumerate())
+        assert logger._writer._token is None
     assert logger.stats().lines == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,28 @@ def test_secrets_in_unknown_fields_payloads_and_snapshots_are_replaced(tmp_path)
         "clientSecret",
         "access token",
         "Passphrase",
+        *(
+            "listenKey",
+            "LISTEN_KEY",
+            "accessKey",
+            "AWS_ACCESS_KEY",
+            "signature",
+            "X-BAPI-SIGN",
+            "x_bapi_sign",
+        ),
+        *(
+            "cookie",
+            "Set-Cookie",
+            "cookies",
+            "jwt",
+            "JWT",
+            "mnemonic",
+            "wallet_mnemonic",
+            "pwd",
+            "PWD",
+            "db.pwd",
+        ),
+        *("OK-ACCESS-SIGN", "KC-API-SIGN", "refresh_token", "sessionToken", "seed phrase", "passwd"),
     ],
 )
 def test_keys_named_like_a_secret(key):
@@ -78,7 +101,20 @@ def test_keys_named_like_a_secret(key):
 
 
 @pytest.mark.parametrize(
-    "key", ["token", "tokenSymbol", "tokens", "key", "secretary", "passwords_seen", "score", ""]
+    "key",
+    [
+        *("token", "tokenSymbol", "tokens", "key", "secretary", "passwords_seen", "score", ""),
+        *(
+            "seed",
+            "sign",
+            "design",
+            "signal",
+            "signatures_checked",
+            "sessionId",
+            "cookie_count",
+            "quoteToken",
+        ),
+    ],
 )
 def test_keys_that_only_look_like_one(key):
     redactor = Redactor(LoggingConfig().redact)
@@ -102,10 +138,11 @@ def test_the_memory_of_harmless_keys_is_bounded():
 
 
 def test_the_default_names_are_documented_secrets_and_a_token_is_a_coin():
-    assert LoggingConfig().redact == (
-        *("apiKey", "apiSecret", "secret", "password", "passphrase", "privateKey", "accessToken"),
-        "authorization",
-    )
+    names = LoggingConfig().redact
+    page = (Path(__file__).parents[2] / "docs" / "durability.md").read_text()
+    secrets = page.split("## Secrets")[1].split("##")[0]
+    assert [name for name in names if f"`{name}`" not in secrets] == []
+    assert "token" not in names
 
 
 def test_redactions_are_counted_in_health_and_each_key_is_warned_of_once(tmp_path, caplog):
