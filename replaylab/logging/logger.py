@@ -148,7 +148,7 @@ class Logger:
             weakref.finalize(self, self._writer.abandon).atexit = False
 
     def _start_fresh(self) -> None:
-        """In a forked child, and in the last thread of an ending interpreter, the locks of other threads stay locked."""
+        """In a forked child, and in the last thread of an ending interpreter, locks of other threads stay locked."""
         self._rolling_lock = threading.RLock()
         self._check.start_fresh()
 
