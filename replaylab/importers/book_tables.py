@@ -11,9 +11,8 @@ are a snapshot, or, where a column ``is_snapshot`` is false, a change of the boo
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from replaylab.importers.text_tables import (
     Clock,
     Layout,
     TradeTable,
+    cell_of,
     cells_of,
     folded,
     parse,
@@ -53,16 +53,18 @@ _TRADES = TradeTable(
     units=("us",),
     unknown_sides=("unknown",),
 )
-_BOOK: dict[str, type[pl.DataType]] = {
-    "exchange": pl.String,
-    "symbol": pl.String,
-    "timestamp": pl.Int64,
-    "local_timestamp": pl.Int64,
-    "is_snapshot": pl.String,
-    "side": pl.String,
-    "price": pl.Float64,
-    "amount": pl.Float64,
+# The columns of a book file, and ours.
+_BOOK = {
+    "exchange": "",
+    "symbol": "symbol",
+    "timestamp": "time",
+    "local_timestamp": "received",
+    "is_snapshot": "snapshot",
+    "side": "side",
+    "price": "price",
+    "amount": "qty",
 }
+_LAYOUT = Layout([*_BOOK.values()], [*_BOOK], ",", decimal_times={"time": False, "received": False})
 
 
 def read_trades_of_tardis(files: Iterable[Path], intake: Intake) -> None:
@@ -187,42 +189,51 @@ def _parse(block: Block, file: LineFile, intake: Intake, state: _State) -> pl.Da
         intake.file.lines += 1
         intake.file.other += 1
         number += 1
-    if not data:
+    block = Block(data, number)
+    frame = parse(block, _LAYOUT, intake)
+    if frame is None:
         return None
-    rows = data.count(b"\n") + (not data.endswith(b"\n"))
-    intake.file.lines += rows
-    try:
-        frame = pl.read_csv(io.BytesIO(data), has_header=False, schema=_BOOK, ignore_errors=True)
-    except pl.exceptions.PolarsError as error:
-        raise HistoryError(f"{file.name}: from line {number} on: {error}") from None
-    if frame.height != rows:
-        raise HistoryError(f"{file.name}: from line {number} on: {rows} lines hold {frame.height} rows")
-    lines = pl.int_range(number, number + rows, dtype=pl.Int64, eager=True)
     frame = frame.with_columns(
-        lines.alias("line"),
-        *(clock.column(frame[name]).alias(name) for name, clock in state.clocks.items()),
-        pl.col("is_snapshot").replace_strict(
-            {"true": True, "false": False}, default=None, return_dtype=pl.Boolean
-        ),
+        *(clock.column(frame[_BOOK[name]]).alias(name) for name, clock in state.clocks.items()),
+        pl.col("snapshot")
+        .replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+        .alias("is_snapshot"),
+        pl.col("qty").alias("amount"),
     )
-    empty = frame.select(pl.all_horizontal(pl.col(name).is_null() for name in _BOOK).alias("empty"))["empty"]
     price, amount = pl.col("price"), pl.col("amount")
-    fine = (
-        pl.all_horizontal(pl.col(name).is_not_null() for name in _BOOK)
-        & pl.col("side").is_in(["bid", "ask"])
-        & (price > 0)
-        & price.is_finite()
-        & (amount >= 0)
-        & amount.is_finite()
-    ).fill_null(False)
-    good = frame.select(fine.alias("fine"))["fine"]
-    if not good.all():
-        intake.file.blank += int(empty.sum())
-        intake.reject_all(
-            frame.filter(~good & ~empty)["line"], lambda line: "not a level of a book", block.line
-        )
-        frame = frame.filter(good)
+    rules: list[tuple[str, pl.Expr, str | Callable[[Any], str]]] = [
+        *((name, pl.col(name).is_not_null(), clock.wrong) for name, clock in state.clocks.items()),
+        ("symbol", pl.col("symbol").is_not_null(), "the name of a market"),
+        ("is_snapshot", pl.col("is_snapshot").is_not_null(), "true or false"),
+        ("side", pl.col("side").is_in(["bid", "ask"]), "bid or ask"),
+        ("price", (price > 0) & price.is_finite(), "a number above 0"),
+        ("amount", (amount >= 0) & amount.is_finite(), "a number of 0 or more"),
+    ]
+    for name, good, expected in rules:
+        frame = _checked(frame, name, good, expected, block, intake)
     return frame
+
+
+def _checked(
+    frame: pl.DataFrame,
+    name: str,
+    good: pl.Expr,
+    expected: str | Callable[[Any], str],
+    block: Block,
+    intake: Intake,
+) -> pl.DataFrame:
+    """Return the good rows, and reject the others with what their column has."""
+    kept = frame.select(good.fill_null(False).alias("good"))["good"]
+    if kept.all():
+        return frame
+    cell = cell_of(block, _LAYOUT)
+
+    def reason(line: int) -> str:
+        found = cell(line, _BOOK[name])
+        return expected(found) if callable(expected) else f"{name} must be {expected}, found {found!r:.200}"
+
+    intake.reject_all(frame.filter(~kept)["line"], reason, block.line)
+    return frame.filter(kept)
 
 
 def _take(

@@ -18,6 +18,8 @@ from replaylab.importers.intake import FileReport, Intake
 _SLICE_ROWS = 10_000  # rows of one symbol that are collected before they are handed over
 _EARLY_ROWS = 50_000  # deltas that wait for a snapshot
 _CHECK_LINES = 1_024
+# The deepest snapshot of an exchange has some 400 KB.
+_MAX_MESSAGE = 4 << 20
 
 
 class Arrival(NamedTuple):
@@ -55,6 +57,11 @@ def read_lines(
 
 
 def _count(take: Callable[[bytes, int], bool], line: bytes, number: int, intake: Intake) -> None:
+    if len(line) > _MAX_MESSAGE:
+        intake.reject(
+            number, f"the line has {len(line):,} bytes, a message has at most {_MAX_MESSAGE:,}", line
+        )
+        return
     try:
         rows = take(line, number)
     except HistoryError:

@@ -17,6 +17,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from replaylab.errors import HistoryError, TimeError, did_you_mean
@@ -28,6 +29,8 @@ UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 # No exchange kept such records before, and the ranges of the four units stay far apart.
 _FIRST, _LAST = parse_ns("2009-01-01"), parse_ns("2100-01-01")
 _MAX_HEADER = 65_536
+# A row of a thousand levels has some 50 KB.
+_MAX_ROW = 1 << 20
 
 
 class Clock:
@@ -377,6 +380,10 @@ def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:
     """Return the block as a frame of typed columns and ``line``; what has not the right columns is rejected."""
     if not block.data:
         return None
+    if len(block.data) > _MAX_ROW:
+        sizes = np.diff(block.ends, prepend=0)
+        if bool((sizes > _MAX_ROW).any()):
+            return _between_long_lines(block, sizes, layout, intake)
     commas = len(layout.columns) - 1
     marks = np.frombuffer(block.data, dtype=np.uint8)  # some ten times as fast as bytes.count
     rows = len(block.ends)
@@ -399,6 +406,29 @@ def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:
             f"{intake.file.name}: lines {block.first_line} to {block.first_line + rows - 1} cannot be split into rows"
         )
     return frame.with_columns(lines.alias("line"))
+
+
+def _between_long_lines(
+    block: Block, sizes: npt.NDArray[np.int64], layout: Layout, intake: Intake
+) -> pl.DataFrame | None:
+    """Parse what is before, between and after lines that are longer than any row, and reject those unread."""
+    frames, first = [], 0
+    long = np.flatnonzero(sizes > _MAX_ROW)
+    for index in [*long.tolist(), len(sizes)]:
+        start = int(block.ends[first - 1]) if first else 0
+        end = int(block.ends[index - 1]) if index else 0
+        frames.append(parse(Block(block.data[start:end], block.first_line + first), layout, intake))
+        first = index + 1
+    intake.file.lines += len(long)
+    intake.reject_all(
+        (long + block.first_line).tolist(),
+        lambda line: (
+            f"the line has {int(sizes[line - block.first_line]):,} bytes, a row has at most {_MAX_ROW:,}"
+        ),
+        block.line,
+    )
+    found = [frame for frame in frames if frame is not None]
+    return pl.concat(found) if found else None
 
 
 def _typed(data: bytes, layout: Layout) -> pl.DataFrame | None:
@@ -443,13 +473,14 @@ def _regular_lines(block: Block, layout: Layout, intake: Intake) -> tuple[bytes,
     cells = np.bincount(line_of[quotes_before % 2 == 0], minlength=len(ends)) + 1
     blank = count(marks > ord(" ")) == 0
     damaged = (count(marks == 0) > 0) | (count(marks == ord('"')) % 2 == 1)
+    foreign = _not_utf8(block, count(marks > 127) > 0)
     width = len(layout.columns)
     numbers = np.arange(block.first_line, block.first_line + len(ends))
-    good = ~blank & ~damaged & (cells == width)
+    good = ~blank & ~damaged & ~foreign & (cells == width)
     intake.file.blank += int(blank.sum())
     hint = " (a decimal comma?)" if layout.delimiter == "," else ""
     intake.reject_all(
-        numbers[~blank & ~damaged & ~good].tolist(),
+        numbers[~blank & ~damaged & ~foreign & ~good].tolist(),
         lambda line: f"expected {width} columns, found {cells[line - block.first_line]}{hint}",
         block.line,
     )
@@ -458,7 +489,21 @@ def _regular_lines(block: Block, layout: Layout, intake: Intake) -> tuple[bytes,
         lambda line: "NUL bytes, or a quote that is not closed",
         block.line,
     )
+    intake.reject_all(
+        numbers[foreign & ~damaged].tolist(), lambda line: "bytes that are no text in UTF-8", block.line
+    )
     return marks[np.repeat(good, ends - starts)].tobytes(), pl.Series(numbers[good], dtype=pl.Int64)
+
+
+def _not_utf8(block: Block, suspects: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which of the suspected lines cannot be decoded."""
+    found = np.zeros(len(suspects), dtype=bool)
+    for index in np.flatnonzero(suspects).tolist():
+        try:
+            block.line(block.first_line + index).decode()
+        except UnicodeDecodeError:
+            found[index] = True
+    return found
 
 
 _TRUE, _FALSE = ("true", "1", "t", "1.0"), ("false", "0", "f", "0.0")
@@ -486,10 +531,12 @@ def read_trades(
                 rows.shown = layout.shown
             frame = parse(block, layout, intake)
             if frame is not None:
-                rows.take(frame, block.line, _cell(block, layout))
+                rows.take(frame, block.line, cell_of(block, layout))
 
 
-def _cell(block: Block, layout: Layout) -> Callable[[int, str], str | None]:
+def cell_of(block: Block, layout: Layout) -> Callable[[int, str], str | None]:
+    """Return a function that gives a cell by the number of its line and our name of its column."""
+
     def cell(line: int, ours: str) -> str | None:
         cells = cells_of(block.line(line), layout.delimiter)
         index = layout.columns.index(ours)

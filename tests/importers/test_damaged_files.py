@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
+import time
 import zipfile
+from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -447,3 +450,200 @@ def test_missing_messages_of_a_book_are_an_interval_until_a_snapshot(tmp_path: P
     ]
     import_history(tmp_path, "bybit-book", tmp_path / "a.data")
     assert history.scan_gaps(tmp_path, "X").collect().height == 1
+
+
+TARDIS = "exchange,symbol,timestamp,local_timestamp,is_snapshot,side,price,amount"
+
+
+def level(number: int, **changes: object) -> str:
+    at = (T0 + number) * 1000
+    row = {"exchange": "e", "symbol": "X", "timestamp": at, "local_timestamp": at + 5}
+    row |= {"is_snapshot": "true" if number < 2 else "false", "side": ("ask", "bid")[number % 2]}
+    return ",".join(map(str, (row | {"price": 100 - number % 2, "amount": 1} | changes).values()))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (level(5, timestamp=""), "no usable time, found nothing"),
+        (level(5, local_timestamp=""), "no usable time, found nothing"),
+        (level(5, timestamp=0), "timestamp 0 is no time"),
+        (level(5, timestamp="x"), "timestamp 'x' is no time"),
+        (level(5, timestamp=T0), "is in ms, but the timestamp began in us"),
+        (level(5, is_snapshot="maybe"), "is_snapshot must be true or false, found 'maybe'"),
+        (level(5, side="left"), "side must be bid or ask, found 'left'"),
+        (level(5, symbol=""), "symbol must be the name of a market"),
+        (level(5, price="nan"), "price must be a number above 0, found 'nan'"),
+        (level(5, amount="-1"), "amount must be a number of 0 or more, found '-1'"),
+        (level(5) + ",1", "expected 8 columns, found 9"),
+        ("a,b", "expected 8 columns, found 2"),
+        (level(5, symbol='"X'), "a quote that is not closed"),
+        (level(5, exchange="\xff"), "no text in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 50, 200])
+def test_one_bad_row_of_a_tardis_book_is_rejected_with_its_reason(
+    tmp_path: Path, bad: str, reason: str, at: int
+) -> None:
+    lines = [TARDIS, *(level(number) for number in range(200))]
+    lines.insert(at + 1, bad)
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(lines) + "\n", "latin-1")
+    report = import_history(tmp_path, "tardis-book", file)
+    assert [one.line for one in report.rejects] == [at + 2]
+    assert reason in report.rejects[0].reason
+    assert (report.rows, accounted(report)) == (200, True)
+
+
+def spot_trade(number: int) -> str:
+    return f"{number},100,1,100,{T0 + number},true,true"
+
+
+def book_message(number: int) -> str:
+    data = {"s": "X", "b": [["1", "1"]], "a": [["9", str(number)]], "u": number + 1}
+    kind = "delta" if number else "snapshot"
+    message = {"topic": "orderbook.50.X", "ts": T0 + number, "type": kind, "data": data, "cts": T0 + number}
+    return json.dumps(message)
+
+
+ROWS: dict[str, tuple[str, Callable[[int], str]]] = {
+    "csv": ("timestamp,price,qty,side", lambda number: f"{T0 + number},100.5,1,buy"),
+    "binance-trades": ("", spot_trade),
+    "tardis-book": (TARDIS, level),
+    "book-table": ("timestamp,bid_1,bid_qty_1,ask_1,ask_qty_1", lambda number: f"{T0 + number},1.5,2,1.6,1"),
+    "bybit-book": ("", book_message),
+}
+EIGHT_MB = 8_000_000
+ODD = {
+    "text": "x" * EIGHT_MB,
+    "commas": "," * EIGHT_MB,
+    "quotes": '"' * EIGHT_MB,
+    "cells in quotes": 'a,"' * (EIGHT_MB // 3),
+    "a long time": "1" * EIGHT_MB + ",1,1,buy",
+    "levels": book_message(7)[:-1] + ',"more":[' + '["1","2"],' * (EIGHT_MB // 10) + "1]}",
+}
+
+
+@pytest.mark.parametrize("fmt", ROWS)
+def test_one_odd_line_of_8_mb_is_rejected_and_costs_no_more_than_three_clean_files(
+    tmp_path: Path, fmt: str
+) -> None:
+    """20,000 rows with and without it, best of five."""
+    head, row = ROWS[fmt]
+    rows = [row(number) for number in range(20_000)]
+
+    def seconds(odd: list[str], runs: int) -> float:
+        lines = [*([head] if head else []), *rows[:9_000], *odd, *rows[9_000:]]
+        file = write(tmp_path / "X_a.csv", lines)
+        best = 9.0
+        for run in range(runs):
+            start = time.perf_counter()
+            report = import_history(tmp_path / f"{len(odd)}-{run}", fmt, file, "X")
+            best = min(best, time.perf_counter() - start)
+            assert [one.line for one in report.rejects] == [9_001 + bool(head)] * len(odd)
+            assert (report.rows, accounted(report)) == (20_000, True)
+        return best
+
+    clean = seconds([], 5)
+    for name, line in ODD.items():
+        assert seconds([line], 2) <= 3 * clean or seconds([line], 5) <= 3 * seconds([], 5), name
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """One of many ways in which a file is damaged, or was written by another program."""
+    lines = data.split(b"\n")
+    at = chance.randrange(len(lines))
+    kind = chance.randrange(16)
+    if kind < 4:
+        place = chance.randrange(len(data))
+        junk = (bytes([data[place] ^ (1 << chance.randrange(8))]), b"", chance.randbytes(8), b"\0" * 64)[kind]
+        return data[:place] + junk + data[place + (1 if kind < 2 else len(junk)) :]
+    if kind == 4:
+        return data[: chance.randrange(len(data))]
+    if kind == 5:
+        lines[at] = b""
+    elif kind == 6:
+        lines[at] = chance.choice([b",", b'"', b"x", b"{", b"[", b"\xff", b"9"]) * chance.choice(
+            [1, 9, 70_000]
+        )
+    elif kind == 7:
+        lines[at] += chance.choice([b",1", b'"', b"\r", b"  ", b";", b"\0"])
+    elif kind == 8:
+        cells = lines[at].split(b",")
+        odd = [
+            b"",
+            b"0",
+            b"-1",
+            b"nan",
+            b"inf",
+            b"1e400",
+            b"null",
+            b'"',
+            b"\xff",
+            b"=1+1",
+            b"1" * 400,
+            b"True",
+        ]
+        cells[chance.randrange(len(cells))] = chance.choice(odd)
+        lines[at] = b",".join(cells)
+    elif kind == 9:
+        lines.insert(at, lines[chance.randrange(len(lines))])
+    elif kind == 10:
+        lines[at : at + 40] = reversed(lines[at : at + 40])
+    elif kind == 11:
+        del lines[at : at + chance.randrange(1, 60)]
+    elif kind == 12:
+        return data.replace(b"\n", b"\r\n")
+    elif kind == 13:
+        return data.decode("utf-8", "replace").encode(chance.choice(["utf-16", "utf-8-sig", "utf-32"]))
+    elif kind == 14:
+        return data.replace(b",", chance.choice([b";", b"\t", b" ", b",,"]))
+    else:
+        return data + data[chance.randrange(len(data)) :]
+    return b"\n".join(lines)
+
+
+def mutate(folder: Path, count: int) -> tuple[int, int]:
+    """Import mutated files of every format; returns how many came in and how many were refused, in words."""
+    chance = random.Random(count)
+    good = {
+        fmt: ("\n".join([*([head] if head else []), *(row(number) for number in range(300))]) + "\n").encode()
+        for fmt, (head, row) in ROWS.items()
+    }
+    taken = refused = 0
+    for number in range(count):
+        fmt = [*good][number % len(good)]
+        file = folder / f"X_{number}.csv"
+        file.write_bytes(mutated(good[fmt], chance))
+        start = time.perf_counter()
+        report, message = None, file.name
+        try:
+            report = import_history(
+                folder / str(number), fmt, file, "X", max_rejects=chance.choice([0.01, 1.0])
+            )
+        except HistoryError as error:
+            message = str(error)
+        if report is None:
+            refused += 1
+            assert history.symbols(folder / str(number)) == []
+        else:
+            taken += 1
+            assert accounted(report), (fmt, number)
+        assert file.name in message
+        assert len(message) <= 2_000
+        assert time.perf_counter() - start < 20
+    return taken, refused
+
+
+def test_mutated_files_are_taken_with_every_line_accounted_for_or_refused_in_words(tmp_path: Path) -> None:
+    taken, refused = mutate(tmp_path, 60)
+    assert taken > 10
+    assert refused > 5
+
+
+@pytest.mark.stress
+def test_650_mutated_files(tmp_path: Path) -> None:
+    taken, refused = mutate(tmp_path, 650)
+    print(
+        f"mutated files: {taken + refused} injected, {taken + refused} survived: {taken} imported, {refused} refused"
+    )
