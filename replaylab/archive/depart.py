@@ -123,11 +123,22 @@ class Leaving:
             check_account(self._root, self._log, day, account)
         while self._open:
             self._finish_oldest()
+        self._sync_names()
         if self.archived:
             before = sum(part.source_bytes for part in self.archived)
             _log.info(
                 "%s: archived, %d bytes are %d", name, before, sum(part.bytes for part in self.archived)
             )
+
+    def _sync_names(self) -> None:
+        """Sync every folder above the summaries and parts: a killed run may have made one and not synced it."""
+        above: set[Path] = set()
+        for folder in (self._root.summary_dir / self._log, *(part.path.parent for part in self.archived)):
+            place = folder if folder.is_dir() else folder.parent
+            while place != self._root.path:
+                above.add(place := place.parent)
+        for place in above:
+            sync_folder(place)
 
     def check_unchanged(self, current: int, *, may_grow: bool) -> None:
         """Raise RetentionError unless the file that writers now have is the one whose lines were summarised."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -42,7 +43,7 @@ from replaylab.archive.summary import has_account, summary_path
 from replaylab.config import RetentionConfig
 from replaylab.errors import ReplaylabError, RetentionError
 from replaylab.frames import CHUNK_BYTES, ORDERS, TRADES, Loaded, chunks_of, part_info
-from replaylab.fsio import lock, lock_folder, sync_folder, write_atomic
+from replaylab.fsio import lock, lock_folder, make_folder, sync_folder, write_atomic
 from replaylab.logging import rotate_lock
 from replaylab.paths import DataRoot, symbol_of
 from replaylab.records import FileError, RetentionReport, decode_record
@@ -136,9 +137,8 @@ class _Run:
         self.errors: list[Problem] = []
 
     def all(self) -> None:
-        reserve = self._root.system_dir / ".retention.reserve"
         # On a full disk this makes room for the first summaries; each file that they allow to go makes room for more.
-        reserve.unlink(missing_ok=True)
+        _reserve(self._root).unlink(missing_ok=True)
         self.errors += _sweep_leftovers(self._root)
         made = plan(self._root, self._now, self._config)
         self._kept |= {*made.kept, *(step.path for step in made.steps)}
@@ -149,15 +149,21 @@ class _Run:
         if any(step.kind == "session" for step in made.steps):
             with lock(self._root.replay_sessions_index.with_suffix(".lock")):
                 _rewrite_index(self._root)
-        with suppress(OSError):
-            write_atomic(reserve, bytes(_RESERVE_BYTES))
+        keep_reserve(self._root)
 
     def _take(self, step: Step) -> None:
         try:
             gone = take(self._root, step, archive=self._config.archive)
         except (OSError, ValueError, ReplaylabError) as error:
             _log.warning("clean-up of %s failed: %s", step.path, error)
-            self.errors.append((step.path, str(error)))
+            why = str(error)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                why += (
+                    ". The disk is full, and a log only goes once its summary is written: free "
+                    f"{_RESERVE_BYTES >> 10} KiB (a session, a cache) and run the clean-up again; from then on each "
+                    "keeps that room for the next"
+                )
+            self.errors.append((step.path, why))
             gone = not step.path.exists()
         if gone:
             self._deleted.add(step.path)
@@ -182,6 +188,19 @@ class _Run:
         report.deleted_files = sorted(name(path) for path in self._deleted)
         report.kept_files = sorted(name(path) for path in self._kept)
         report.errors = [FileError(file=name(path), error=why) for path, why in self.errors]
+
+
+def _reserve(root: DataRoot) -> Path:
+    return root.system_dir / ".retention.reserve"
+
+
+def keep_reserve(root: DataRoot) -> None:
+    """Keep room for the first summaries of a clean-up that finds the disk full; without room, nothing is kept."""
+    with suppress(OSError):
+        make_folder(root.system_dir, sync=True)
+        if not _reserve(root).exists():
+            # Zero bytes may become a hole, which keeps no room.
+            write_atomic(_reserve(root), os.urandom(_RESERVE_BYTES), sync=True)
 
 
 def _rewrite_index(root: DataRoot) -> None:
@@ -235,6 +254,7 @@ def _sweep_leftovers(root: DataRoot) -> list[Problem]:
 @contextmanager
 def _only_one(root: DataRoot) -> Iterator[None]:
     """Exclude a second clean-up of the same root: a scheduler and a cron job may overlap."""
+    make_folder(root.system_dir, sync=True)
     try:
         held = lock(root.system_dir / ".retention.lock", timeout=0)
     except TimeoutError:
@@ -506,6 +526,8 @@ class RetentionScheduler:
         """Start the thread; a second call does nothing."""
         if self.config.daily_at is None or self._thread is not None:
             return
+        if self.root.path.is_dir():
+            keep_reserve(self.root)
         self._stopped.clear()
         self._thread = threading.Thread(target=self._run, name="replaylab-retention", daemon=True)
         self._thread.start()

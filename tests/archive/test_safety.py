@@ -259,3 +259,59 @@ def test_a_damaged_part_is_a_reject_that_names_it(tmp_path: Path, damage: str) -
     assert "not an archived log" in loaded.rejects["reason"][0]
     assert loaded.lines == loaded.rows + loaded.rejects.height + loaded.blank
     run_retention(tmp_path, now=NOW, config=ARCHIVE)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize("made_before", [False, True])
+def test_every_name_above_a_summary_or_part_is_synced_before_the_last_copy_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: bool, made_before: bool
+) -> None:
+    """Also of folders that a killed clean-up made and did not sync."""
+    root = tmp_path / "data"
+    write_lines(root / "trades_log" / "day-2025-01-01.jsonl", trade("2025-01-01"))
+    write_lines(root / "events" / "BTCUSDT.jsonl", event("2025-01-01"), event("2025-11-20"))
+    write_lines(root / "events" / "ETHUSDT.jsonl", event("2025-01-01"))
+    unsynced: set[Path] = set()
+    departed = []
+    if made_before:
+        for name in ("summary/trades_log", "summary/events/BTCUSDT", "archive/trades_log"):
+            (root / name).mkdir(parents=True)
+            unsynced |= {root, (root / name).parent, root / name}
+    mkdir, unlink, replace, fsync = os.mkdir, os.unlink, os.replace, os.fsync
+
+    def make(path: str | Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        unsynced.add(Path(path).parent)
+
+    def depart(path: Path) -> None:
+        if path.parent.name in ("events", "trades_log") and path.suffix == ".jsonl" and path.name[0] != ".":
+            departed.append(path.name)
+            own = "trades_log" if path.parent.name == "trades_log" else f"events/{path.stem}"
+            for place in ("summary", "archive") if archive else ("summary",):
+                folder = root / place / own
+                assert any(folder.iterdir())
+                assert not unsynced & {
+                    root,
+                    *(one for one in (folder, *folder.parents) if root in one.parents),
+                }
+
+    def remove(path: str | Path, **options: int) -> None:
+        depart(Path(path))
+        unlink(path, **options)
+
+    def rename(old: str | Path, new: str | Path) -> None:
+        depart(Path(new))
+        replace(old, new)
+        unsynced.add(Path(new).parent)
+
+    def sync(file: int) -> None:
+        fsync(file)
+        unsynced.discard(Path(f"/proc/self/fd/{file}").readlink())
+
+    monkeypatch.setattr("replaylab.fsio.Disk.fsync", staticmethod(sync))
+    for name, act in (("mkdir", make), ("unlink", remove), ("replace", rename), ("fsync", sync)):
+        monkeypatch.setattr(os, name, act)
+    report = run_retention(root, now=NOW, config=RetentionConfig(archive=archive))
+    monkeypatch.undo()
+    assert report.errors == []
+    assert sorted(departed) == ["BTCUSDT.jsonl", "ETHUSDT.jsonl", "day-2025-01-01.jsonl"]

@@ -11,11 +11,13 @@ from pathlib import Path
 import orjson
 import pytest
 
-from replaylab.archive import daily_summary, last_report, run_retention
+from replaylab.archive import RetentionScheduler, daily_summary, last_report, run_retention
+from replaylab.config import RetentionConfig
 from replaylab.errors import LogWriteError
 from replaylab.frames import load_events, load_snapshot
 from replaylab.logging import Handle, Logger
 from replaylab.paths import DataRoot
+from tests.archive.roots import write_session
 from tests.logging.sample_records import snapshots, state_event
 
 
@@ -208,13 +210,18 @@ while True:
         assert load_snapshot(tmp_path, "risk") is not None
 
 
-def test_retention_makes_room_on_a_full_disk(small_disk):
-    """A clean-up keeps some room for its summaries, so that the next one can free a disk without a free byte."""
+@pytest.mark.parametrize("kept_by", ["clean-up", "scheduler"])
+def test_retention_makes_room_on_a_full_disk(small_disk, kept_by):
+    """A clean-up, and a scheduler that starts, keep some room for summaries: the next frees a disk without a byte."""
     root = small_disk / "data"
     run_retention(root)
     with Logger(root) as logger:
         logger.log_state_event("BTCUSDT", state_event()).result()
-    run_retention(root)
+    if kept_by == "clean-up":
+        run_retention(root)
+    else:
+        with RetentionScheduler(root, RetentionConfig(daily_at="03:30")):
+            pass
     for day in ("2020-01-01", "2020-01-02"):
         path = root / f"trades_log/day-{day}.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -227,7 +234,36 @@ def test_retention_makes_room_on_a_full_disk(small_disk):
         (small_disk / "more").write_bytes(b"x" * 4096)
     (small_disk / "more").unlink()
     report = run_retention(root)
-    assert report.deleted_files == ["trades_log/day-2020-01-01.jsonl", "trades_log/day-2020-01-02.jsonl"]
+    assert report.deleted_files[-2:] == [f"trades_log/day-2020-01-0{n}.jsonl" for n in (1, 2)]
     assert report.errors == []
     assert last_report(DataRoot(root)) == report
     assert daily_summary(root).filter(log="trades_log")["rejects"].to_list() == [2000, 2000]
+
+
+def test_a_first_clean_up_of_a_full_disk_takes_what_needs_no_summary_and_says_what_to_do(small_disk):
+    """Without room for a summary no log goes; a session makes the room, and then the logs go in the same clean-up."""
+    root = small_disk / "data"
+    path = root / "trades_log/day-2020-01-01.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("not a trade\n" * 2000)
+    ballast = small_disk / "ballast"
+    (root / "system").mkdir()
+    (root / "system" / ".retention.lock").touch()
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    report = run_retention(root)
+    assert report.deleted_files == []
+    assert "No space left" in report.errors[0].error
+    assert "free 64 KiB" in report.errors[0].error
+    assert path.stat().st_size == 24_000
+    with ballast.open("rb+") as file:
+        file.truncate(ballast.stat().st_size - 80_000)
+    session = write_session(root, "old", "2020-01-01")
+    (session / "events.jsonl").write_bytes(b"x" * 60_000)
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    report = run_retention(root)
+    assert report.deleted_files == ["replay/sessions/old", "trades_log/day-2020-01-01.jsonl"]
+    assert report.errors == []
