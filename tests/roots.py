@@ -1,15 +1,20 @@
-"""Small data roots for tests of the screens: signals with prices, written by the central logger."""
+"""Small data roots for tests of the screens: signals with prices, written by the central logger; small disks."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 from replaylab.logging import Logger
 from replaylab.paths import DataRoot
 from replaylab.timestamps import iso, parse_ns
 
-__all__ = ["END", "START", "SYMBOLS", "signal_root"]
+__all__ = ["END", "START", "SYMBOLS", "fill", "signal_root", "small_file_system"]
 
 START, END = "2025-11-18T10:00:00Z", "2025-11-18T10:01:00Z"
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -42,3 +47,29 @@ def _log(logger: Logger, symbol: str, at: str, kind: str, extra: dict[str, objec
         "extra": extra,
     }
     logger.log_state_event(symbol, event)
+
+
+@contextmanager
+def small_file_system(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a real file system of a size such as "256k"; skips the test where this user may not."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"this user may not mount a small file system: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Write a file until the file system has no byte left."""
+    ballast = folder / "ballast"
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+    return ballast

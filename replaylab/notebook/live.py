@@ -9,13 +9,15 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
+import orjson
 import polars as pl
 
 from replaylab import plots
-from replaylab.errors import ReplaylabError
+from replaylab.errors import RecordError, ReplaylabError
 from replaylab.ml import prices_by_symbol
 from replaylab.notebook.controls import Hotlist, Row
-from replaylab.notebook.style import bar, number, table
+from replaylab.notebook.style import bar, note, number, table
+from replaylab.records import OrderLogRecord, Record, StateEvent, TradeLogRecord, decode_record
 from replaylab.replay import News
 from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import parse_ns
@@ -56,6 +58,7 @@ class MarketTrack:
 
 
 _LAST = 8
+_RECORDS: dict[str, type[Record]] = {"state": StateEvent, "order": OrderLogRecord, "trade": TradeLogRecord}
 _TRADE_SCHEMA: dict[str, Any] = {
     "symbol": pl.String,
     "side": pl.String,
@@ -72,6 +75,7 @@ class LiveView:
 
     def __init__(self) -> None:
         self.hotlist = Hotlist()
+        self.unreadable = 0
         self.track: MarketTrack | None = None
         self.position = 0
         self._changes: deque[dict[str, Any]] = deque(maxlen=_LAST)
@@ -98,6 +102,7 @@ class LiveView:
     def begin(self) -> None:
         """Clear everything of an earlier run."""
         self.hotlist = Hotlist()
+        self.unreadable = 0
         self._changes.clear()
         self._orders.clear()
         self._trades.clear()
@@ -109,6 +114,12 @@ class LiveView:
             self.begin()
         self.position = news.status.current_event_index
         for kind, record in news.records:
+            try:
+                decode_record(_RECORDS[kind], orjson.dumps(record))
+            except RecordError:
+                # A damaged log must not end the panel.
+                self.unreadable += 1
+                continue
             self.hotlist.record(kind, record)
             if kind == "trade":
                 self._trades.append(record)
@@ -140,7 +151,7 @@ class LiveView:
             "State changes",
             ("time", "symbol", "change", "reason"),
             map(_change, sorted(self._changes, key=itemgetter("timestamp"))),
-        )
+        ) + note(f"{self.unreadable:,} lines of the run's logs are no records" if self.unreadable else "")
         self.orders.value = _last(
             "Orders", ("time", "symbol", "order", "#price", "status"), map(_order, self._orders)
         )

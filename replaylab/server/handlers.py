@@ -38,6 +38,11 @@ MAX_BODY = 1 << 20
 _HEARTBEAT_S = 10.0
 _PARAMS = dict(zip(TradingParams.__struct_fields__, TradingParams.__struct_encode_fields__, strict=True))
 _VERBS = ("get", "post", "delete")
+# What an error of the system means, before the data root and the system's own words.
+_OF_THE_DISK = {
+    403: "this server may not write, and nothing is changed in",
+    507: "the disk is full: free some room and ask again. Nothing is stored in",
+}
 
 
 class ReplayHandler(APIHandler):
@@ -70,6 +75,8 @@ class ReplayHandler(APIHandler):
         field = None
         if isinstance(error, ReplaylabError | OSError):
             status_code, message = status_of(error), str(error)
+            if isinstance(error, OSError):
+                message = f"{_OF_THE_DISK.get(status_code, 'the data root')} {self.service.root}: {message}"
             field = getattr(error, "field", None)
             # A parameter is named as the body names it.
             field = _PARAMS.get(str(field), field)
@@ -90,7 +97,7 @@ class ReplayHandler(APIHandler):
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         # A refused request is no fault of the server: a traceback in the log would hide real ones.
-        if isinstance(value, ReplaylabError) or (isinstance(value, OSError) and status_of(value) < 500):
+        if isinstance(value, ReplaylabError) or (isinstance(value, OSError) and status_of(value) != 500):
             self.log.info("%s %s: %s", self.request.method, self.request.path, value)
         else:
             super().log_exception(typ, value, tb)

@@ -19,6 +19,7 @@ from replaylab.logging import Handle, Logger
 from replaylab.paths import DataRoot
 from tests.archive.roots import write_session
 from tests.logging.sample_records import snapshots, state_event
+from tests.roots import fill, small_file_system
 
 
 def write_log(root: Path, count: int) -> Path:
@@ -90,22 +91,9 @@ def test_a_tail_of_zero_bytes_is_moved_aside(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB; skips where this user may not mount one (RLIMIT_FSIZE is tested elsewhere)."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if mounted.returncode:
-        pytest.skip(f"this user may not mount a small file system: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    """A real file system of 256 KiB; RLIMIT_FSIZE is tested elsewhere."""
+    with small_file_system(tmp_path / "small", "256k") as folder:
+        yield folder
 
 
 def failure_of(handle: Handle) -> LogWriteError | None:
@@ -226,10 +214,7 @@ def test_retention_makes_room_on_a_full_disk(small_disk, kept_by):
         path = root / f"trades_log/day-{day}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("not a trade\n" * 2000)
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
+    fill(small_disk)
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "more").write_bytes(b"x" * 4096)
     (small_disk / "more").unlink()
@@ -261,9 +246,7 @@ def test_a_first_clean_up_of_a_full_disk_takes_what_needs_no_summary_and_says_wh
         file.truncate(ballast.stat().st_size - 80_000)
     session = write_session(root, "old", "2020-01-01")
     (session / "events.jsonl").write_bytes(b"x" * 60_000)
-    with ballast.open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
+    fill(small_disk)
     report = run_retention(root)
     assert report.deleted_files == ["replay/sessions/old", "trades_log/day-2020-01-01.jsonl"]
     assert report.errors == []

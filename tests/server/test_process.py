@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -24,7 +25,7 @@ from replaylab.paths import DataRoot
 from replaylab.records import StateEvent, decode_record
 from replaylab.replay import ReplayControl, ReplayEngine, read_status
 from replaylab.sessions import SessionStore, build_replay_session
-from tests.roots import END, START, SYMBOLS, signal_root
+from tests.roots import END, START, SYMBOLS, fill, signal_root, small_file_system
 from tests.server.conftest import SESSION, free_port, serving, session_root, wait_for
 
 
@@ -483,3 +484,82 @@ def test_a_session_that_was_built_by_hand_is_played(client: httpx.Client, root: 
     assert client.post("/run", json={"sessionId": "only-eth", "speedFactor": "inf"}).status_code == 200
     wait_for(lambda: not status(client)["running"], "the end")
     assert status(client)["totalEvents"] == 601
+
+
+def test_a_disk_that_is_really_full_or_read_only_is_507_or_403_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds, replays and deletions; readers are answered all the same, and nothing half made remains."""
+    log = tmp_path / "server.log"
+    body = {"from": START, "to": END, "symbols": list(SYMBOLS), "sessionId": "another"}
+    with small_file_system(tmp_path / "disk", "3m") as disk:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(disk / "cache"))
+        made = session_root(disk / "data")
+        with serving(made, log) as client:
+            ballast = fill(disk)
+            refused = client.post("/sessions", json=body)
+            assert (refused.status_code, "the disk is full" in refused.json()["error"]) == (507, True)
+            refused = run(client)
+            assert (refused.status_code, refused.json()["success"]) == (507, False)
+            assert "No space left" in refused.json()["message"]
+            assert "the disk is full" in client.get("/health").json()["services"]["logging"]["message"]
+            assert [one["sessionId"] for one in client.get("/sessions").json()["sessions"]] == [SESSION]
+            assert [path.name for path in made.sessions_dir.iterdir()] == [SESSION]
+            ballast.unlink()
+            assert client.post("/sessions", json=body).status_code == 200
+            assert run(client, speedFactor=20).status_code == 200
+            fill(disk)
+            wait_for(lambda: not status(client)["running"], "the end of a replay that cannot log")
+            assert status(client)["error"]
+            ballast.unlink()
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            for refused in (client.post("/sessions", json=body | {"sessionId": "third"}), run(client)):
+                assert (refused.status_code, "Read-only" in refused.text) == (403, True)
+            refused = client.delete(f"/sessions/{SESSION}")
+            assert (refused.status_code, "may not write" in refused.json()["error"]) == (403, True)
+            assert client.get(f"/sessions/{SESSION}").status_code == 200
+            assert "cannot be written" in client.get("/health").json()["services"]["logging"]["message"]
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            assert client.delete(f"/sessions/{SESSION}").status_code == 200
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_data_root_without_rights_is_403(tmp_path: Path) -> None:
+    """The server may read, and not write."""
+    made = session_root(tmp_path / "data")
+    port = free_port()
+    command = [sys.executable, "-c", "from replaylab.cli import main; main()", "serve"]
+    command += ["--data", str(made), "--port", str(port), "--token", "word"]
+    if not os.getuid():
+        if not (drop := shutil.which("setpriv")):
+            pytest.skip("root may write everywhere, and there is no setpriv that takes this right away")
+        command = [drop, "--bounding-set=-dac_override,-dac_read_search", *command]
+    for path in (made.path, *made.path.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        auth = {"Authorization": "token word"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/replay", headers=auth, timeout=30) as client:
+            wait_for(lambda: process.poll() is not None or answered(client), "the server")
+            body = {"from": START, "to": END, "symbols": list(SYMBOLS)}
+            for refused in (
+                client.post("/sessions", json=body),
+                run(client),
+                client.delete(f"/sessions/{SESSION}"),
+            ):
+                assert (refused.status_code, "Permission denied" in refused.text) == (403, True)
+            assert client.get("/sessions").json()["sessions"][0]["sessionId"] == SESSION
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        for path in (made.path, *made.path.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def answered(client: httpx.Client) -> bool:
+    try:
+        return client.get("/sessions").status_code == 200
+    except httpx.TransportError:
+        return False
