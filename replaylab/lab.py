@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from replaylab.features import FeatureParams
     from replaylab.frames import Loaded
-    from replaylab.importers import ImportReport
+    from replaylab.importers import ImportReport, LogImportReport
     from replaylab.logging import Logger
     from replaylab.ml import Export
     from replaylab.notebook import Panel
@@ -673,6 +673,33 @@ class Lab:
             funding_rate=funding_rate,
             mark_price=mark_price,
         )
+
+    def import_logs(
+        self,
+        source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        preset: str | None = None,
+        mapping: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        symbol: str | None = None,
+        strategy: str | None = None,
+        dry_run: bool = False,
+        *,
+        max_rejects: float = 0.01,
+    ) -> LogImportReport:
+        """Import the log of another program; see ``replaylab.importers.import_logs`` and ``docs/your-bot.md``."""
+        from replaylab.importers import import_logs
+
+        found = import_logs(
+            self.root,
+            source,
+            preset,
+            mapping,
+            symbol,
+            strategy,
+            dry_run=dry_run,
+            max_rejects=max_rejects,
+            config=self.config,
+        )
+        return self._give(found)
 
     def panel(self, *, params: TradingParams | None = None) -> Panel:
         """Show the dashboard in a notebook cell. ``params``: the parameters that Run uses."""

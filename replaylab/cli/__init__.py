@@ -24,7 +24,7 @@ from replaylab.cli.operations import (
 )
 from replaylab.cli.replay import replay, status, steer, stop
 from replaylab.cli.research import backtest, export, fidelity, reconcile, sweep, what_if
-from replaylab.cli.sessions import build, import_, sessions, sim
+from replaylab.cli.sessions import build, import_, import_logs, sessions, sim
 from replaylab.cli.terminal import CommandGroup, DataOfAll
 
 __all__ = ["app", "main"]
@@ -50,6 +50,7 @@ for panel, name, command in (
     (START, "demo", demo),
     (START, "serve", serve),
     (MAKE, "import", import_),
+    (MAKE, "import-logs", import_logs),
     (MAKE, "sim", sim),
     (MAKE, "build", build),
     (MAKE, "sessions", sessions),

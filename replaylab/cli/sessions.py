@@ -16,12 +16,13 @@ from replaylab.cli.terminal import (
     on_terminal,
     open_lab,
     parse_params,
+    print_frame,
     print_json,
     print_table,
     say,
     split,
 )
-from replaylab.errors import SessionNotFoundError
+from replaylab.errors import HistoryError, SessionNotFoundError
 
 Symbols = Annotated[
     list[str] | None,
@@ -31,6 +32,64 @@ Start = Annotated[
     str | None, typer.Option("--from", help="First moment, ISO, UTC if no zone.", show_default=False)
 ]
 End = Annotated[str | None, typer.Option("--to", help="End, ISO; itself not included.", show_default=False)]
+
+
+def import_logs(
+    source: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="SQLite, CSV, JSON, JSON Lines or Parquet files."),
+    ],
+    data: Data = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A known program, one of those below.", show_default=False)
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="TOML file that says what the columns mean.", show_default=False)
+    ] = None,
+    symbol: Annotated[
+        str | None, typer.Option("--symbol", "-s", help="This symbol only, or its name where none is given.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help='Of several strategies: the one to import, or "*" for all.')
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be written, and write nothing.")] = False,
+    suggest: Annotated[bool, typer.Option(help="Print a mapping proposed by the names of columns.")] = False,
+    max_rejects: Annotated[
+        float, typer.Option(help="Share of rows that may be rejected for one reason.")
+    ] = 0.01,
+    json: Json = False,
+) -> None:
+    """Bring the log of another program in: signals, orders, fills, trades. A second run adds only what is new.
+
+    Presets: freqtrade, ccxt-trades, ccxt-orders, bybit-executions, bybit-closed-pnl, binance-user-trades,
+    binance-income, hummingbot.
+
+    [bold]Examples[/bold]
+
+    replaylab import-logs tradesv3.sqlite --preset freqtrade --data bot
+
+    replaylab import-logs bot.sqlite --suggest > bot.toml
+
+    replaylab import-logs bot.sqlite --mapping bot.toml --dry-run
+    """
+    from replaylab.importers import mapping_text, suggest_mapping
+
+    if suggest:
+        found = suggest_mapping(source)
+        if not found:
+            raise HistoryError("no table looks like signals, orders, fills or trades: see docs/your-bot.md")
+        print_json(found) if json else say(mapping_text(found))
+        return
+    report = open_lab(data).import_logs(
+        source, preset, mapping, symbol, strategy, dry_run, max_rejects=max_rejects
+    )
+    if json:
+        print_json(report.to_dict())
+        return
+    say(str(report))
+    if dry_run:
+        for log, frame in report.preview.items():
+            print_frame(frame, title=f"{log}: first lines")
 
 
 def import_(

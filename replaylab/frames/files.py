@@ -223,7 +223,12 @@ def read_part(path: Path, info: PartInfo, schema: pl.Schema) -> Iterator[Loaded]
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             frame = pl.DataFrame(pl.from_arrow(file.read_row_group(group)))
-            frame = frame.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+            # A part that was written before a column existed has nulls there.
+            have = frame.columns
+            frame = frame.select(
+                pl.col(name).cast(dtype) if name in have else pl.lit(None, dtype).alias(name)
+                for name, dtype in schema.items()
+            )
             yield replace(account, frame=frame, lines=account.lines + frame.height, rows=frame.height)
             account = Loaded(schema.to_frame())
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:

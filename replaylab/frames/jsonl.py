@@ -388,7 +388,7 @@ def _explain(schema: LogSchema, text: bytes, error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
         # The record type gives the full reason: field, value found, values allowed.
         try:
-            decode_record(schema.record, text)
+            decode_record(schema.record, _without_nulls(schema, text))
         except RecordError as better:
             return str(better)
         except ValueError as better:
@@ -396,6 +396,18 @@ def _explain(schema: LogSchema, text: bytes, error: Exception) -> str:
     if isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
         return f"{schema.record.__name__}: not valid JSON: {error}"
     return f"{schema.record.__name__}.{error}"
+
+
+def _without_nulls(schema: LogSchema, text: bytes) -> bytes:
+    """Return a line with values for the nulls that an imported log may have, so that its real fault is found."""
+    nullable = [column for column in schema.columns if column.nullable and not column.optional]
+    if not nullable:
+        return text
+    record = orjson.loads(text)
+    for column in nullable:
+        if isinstance(record, dict) and column.disk in record and record[column.disk] is None:
+            record[column.disk] = 0.0 if column.kind == "float" else ""
+    return orjson.dumps(record)
 
 
 def _check(column: Column, value: Any) -> None:

@@ -30,12 +30,16 @@ _DAYS = frozenset({"date_key"})
 
 @dataclass(frozen=True)
 class Column:
-    """One field of a record: its name in frames, its name on disk, how it is read, whether it may be missing."""
+    """One field of a record: its name in frames, its name on disk, how it is read, whether it may be missing.
+
+    ``nullable``: it may be null, though not missing, as in the imported log of another program.
+    """
 
     name: str
     disk: str
     kind: Kind
     optional: bool
+    nullable: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class LogSchema:
         for info in msgspec.structs.fields(self.record):
             kind, optional = _kind(info.name, hints[info.name])
             optional = optional or not info.required
-            found.append(Column(info.name, info.encode_name, kind, optional))
+            nullable = optional or info.name in self.record.null_when_imported
+            found.append(Column(info.name, info.encode_name, kind, optional, nullable))
         return tuple(found)
 
     @cached_property
@@ -109,7 +114,10 @@ def _decoder(schema: LogSchema, forbid_unknown_fields: bool) -> msgspec.json.Dec
     fields: list[Any] = []
     for column in schema.columns:
         kind: Any = msgspec.Raw if column.kind == "json" else _without_unset(hints[column.name])
-        fields.append((column.name, kind | None, None) if column.optional else (column.name, kind))
+        if column.optional:
+            fields.append((column.name, kind | None, None))
+        else:
+            fields.append((column.name, kind | None if column.nullable else kind))
     struct = msgspec.defstruct(
         schema.record.__name__,
         fields,

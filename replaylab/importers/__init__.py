@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.history import Staging
 from replaylab.importers.files import find_files
+from replaylab.importers.foreign_logs import LogImportReport, import_logs, suggest_mapping
+from replaylab.importers.foreign_sources import PRESETS, mapping_text
 from replaylab.importers.intake import (
     ClockName,
     FileReport,
@@ -33,14 +35,19 @@ from replaylab.paths import DataRoot
 
 __all__ = [
     "FORMATS",
+    "PRESETS",
     "FileReport",
     "Format",
     "Gap",
     "ImportReport",
+    "LogImportReport",
     "Reject",
     "Skew",
     "TapeReport",
     "import_history",
+    "import_logs",
+    "mapping_text",
+    "suggest_mapping",
 ]
 
 

@@ -3,8 +3,18 @@
 >>> from replaylab.logging import Logger
 """
 
+from replaylab.logging.fast_check import Redactor
 from replaylab.logging.files import FileStreamManager, Handle, rotate_lock
 from replaylab.logging.health import LogStats, judge
 from replaylab.logging.logger import Logger, StreamType
 
-__all__ = ["FileStreamManager", "Handle", "LogStats", "Logger", "StreamType", "judge", "rotate_lock"]
+__all__ = [
+    "FileStreamManager",
+    "Handle",
+    "LogStats",
+    "Logger",
+    "Redactor",
+    "StreamType",
+    "judge",
+    "rotate_lock",
+]

@@ -14,6 +14,7 @@ moment. ``check_no_lookahead`` tests it on given data; ``docs/ml.md`` has what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _ANY = msgspec.json.Decoder()
 _BLOCK = 4096
+# Statuses of an order that may have filled, in whole or in part.
+_FILLING = ("FILLED", "PARTIALLY_FILLED", "CANCELED", "CANCELLED", "EXPIRED")
+# A quantity below this share of what was held is the rest of a rounding.
+_DUST = 1e-9
 _KEYS = pl.Schema(
     [
         ("row", pl.Int64()),
@@ -142,7 +147,8 @@ def _signals(
         columns, known_rows(events, ts, kind("RISK_UPDATE") | for_all), part, state.get("tradingBlocked")
     )
     _add_snapshots(columns, known_rows(events, ts, kind("FEATURE_SNAPSHOT")), part)
-    _add_position(columns, known_rows(events, ts, kind("EXECUTION_ORDER"), own=True), part)
+    records = kind("EXECUTION_ORDER") | kind("EXECUTION_TRADE")
+    _add_position(columns, known_rows(events, ts, records, own=True), part)
     _add_trades(columns, known_rows(events, ts, kind("EXECUTION_TRADE"), own=True), part, recent)
     frame = pl.DataFrame(columns)
     return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
@@ -186,25 +192,69 @@ def _add_snapshots(columns: dict[str, Any], known: Known, part: Decisions) -> No
         columns[f"snapshot_{name}"] = known.take(values, place)
 
 
+class _Held:
+    """A position as order and trade records tell of it: quantity (signed), price and time of its entry.
+
+    ``filledQty`` of an order's lines are sums so far, so a line that comes twice adds nothing; an order of the other
+    side closes also where it is not reduce-only (spot), and beyond the position it opens the other side.
+    """
+
+    def __init__(self) -> None:
+        self.qty = self.price = self.closed = 0.0
+        self.since = 0
+        self._filled: dict[Any, float] = {}
+
+    def order(self, record: Mapping[str, Any], ts: int) -> None:
+        status = str(record.get("status")).upper()
+        total = usable_number(record.get("filledQty")) or 0.0
+        if status not in _FILLING or total <= 0.0:
+            return
+        name = record.get("clientOrderId")
+        qty = total - (self._filled.get(name, 0.0) if name else 0.0)
+        if name:
+            self._filled[name] = max(total, self._filled.get(name, 0.0))
+        if qty <= _DUST * total:
+            return
+        signed = qty if str(record.get("side")).upper() == "BUY" else -qty
+        if self.qty * signed < 0.0:
+            part = min(qty, abs(self.qty))
+            self._close(part)
+            signed = math.copysign(qty - part, signed)
+        elif record.get("reduceOnly") is True:
+            return
+        if record.get("reduceOnly") is not True and abs(signed) > _DUST * qty:
+            price = usable_price(record.get("avgFillPrice")) or usable_price(record.get("price")) or math.nan
+            if self.qty:
+                price = (self.price * abs(self.qty) + price * abs(signed)) / (abs(self.qty) + abs(signed))
+            else:
+                self.since, self.closed = ts, 0.0
+            self.qty, self.price = self.qty + signed, price
+
+    def trade(self, record: Mapping[str, Any]) -> None:
+        """Take a closed trade: what no order closed of it is closed now."""
+        qty = usable_number(record.get("qty")) or 0.0
+        direction = {"LONG": 1.0, "SHORT": -1.0}.get(str(record.get("side")).upper(), 0.0)
+        if self.qty * direction > 0.0 and qty - self.closed > _DUST * qty:
+            self._close(min(qty - self.closed, abs(self.qty)))
+
+    def _close(self, part: float) -> None:
+        self.closed += part
+        left = abs(self.qty) - part
+        # Parts of a quantity do not add up to it in floats.
+        self.qty = math.copysign(left, self.qty) if left > _DUST * self.closed else 0.0
+
+
 def _add_position(columns: dict[str, Any], known: Known, part: Decisions) -> None:
-    """Own position from filled orders: entries add, reduce-only orders take away."""
+    """Own position from the records of orders and trades."""
     side, entry_price = np.zeros(len(known.texts)), np.zeros(len(known.texts))
     entry_ts = np.zeros(len(known.texts), dtype=np.int64)
-    held = held_side = price = 0.0
-    since = 0
+    held = _Held()
     for row, record in enumerate(payloads(known.texts)):
-        qty = usable_number(record.get("filledQty"))
-        if record.get("status") == "FILLED" and qty:
-            if record.get("reduceOnly") is True:
-                held -= qty
-                # Parts of a quantity do not add up to it in floats.
-                held = held if held > 1e-9 * qty else 0.0
-            else:
-                held += qty
-                held_side = 1.0 if record.get("side") == "BUY" else -1.0
-                price = usable_price(record.get("avgFillPrice")) or np.nan
-                since = int(known.ts[row])
-        side[row], entry_price[row], entry_ts[row] = (held_side if held else 0.0), price, since
+        if "realizedPnl" in record:
+            held.trade(record)
+        else:
+            held.order(record, int(known.ts[row]))
+        side[row], entry_price[row], entry_ts[row] = np.sign(held.qty), held.price, held.since
     place = known.last(part.index)
     now = known.take(side, place, 0.0)
     opened = known.take(entry_ts, place, 0)

@@ -42,9 +42,11 @@ class Record(msgspec.Struct, rename="camel", dict=True):
 
     Fields that replaylab does not know are kept in ``unknown_fields`` and written again by ``to_dict``.
     ``times`` names the attributes that hold ISO times. A type that is logged very often has a ``quick_form``.
+    ``null_when_imported``: what the log of another program may not hold; readers take null there, writers do not.
     """
 
     times: ClassVar[tuple[str, ...]] = ()
+    null_when_imported: ClassVar[frozenset[str]] = frozenset()
     quick_form: ClassVar[QuickForm | None] = None
 
     def __post_init__(self) -> None:

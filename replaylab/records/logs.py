@@ -52,10 +52,12 @@ class TradeLogRecord(Record, kw_only=True):
 
     Prices and PnL in quote currency, ``qty`` in base currency, ``mfe`` and ``mae`` in quote currency on the full
     quantity. The fields from ``entry_timestamp`` on are replaylab's additions, and optional: ``funding`` and ``thin``
-    are left out where they are 0 and false, ``gap_pnl`` where the reason is not DATA_GAP.
+    are left out where they are 0 and false, ``gap_pnl`` where the reason is not DATA_GAP, ``strategy``
+    is that of an imported log.
     """
 
     times = ("timestamp", "entry_timestamp")
+    null_when_imported = frozenset({"leverage", "mfe", "mae", "duration_seconds"})
     timestamp: str
     date_key: str
     symbol: str
@@ -76,6 +78,7 @@ class TradeLogRecord(Record, kw_only=True):
     funding: float | UnsetType = UNSET
     thin: bool | UnsetType = UNSET
     gap_pnl: float | UnsetType = UNSET
+    strategy: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         Record.__post_init__(self)
@@ -89,6 +92,7 @@ class OrderLogRecord(Record, kw_only=True):
     """An order as it was sent or came back; one line of ``orders/day-YYYY-MM-DD.jsonl``."""
 
     times = ("timestamp",)
+    null_when_imported = frozenset({"time_in_force", "notional_usd"})
     timestamp: str
     client_order_id: str
     exchange_order_id: str | None
@@ -107,6 +111,7 @@ class OrderLogRecord(Record, kw_only=True):
     mode: Mode
     source: str
     last_error: str | None
+    strategy: str | UnsetType = UNSET
 
 
 class AccountState(Record, kw_only=True):

@@ -69,12 +69,10 @@ class StateBefore:
 
     def see_orders(self, frame: pl.DataFrame) -> None:
         """Add a frame of the order log, of all symbols: the account is one."""
-        status, entry = pl.col("status"), ~pl.col("reduce_only")
-        self._orders.append(
-            frame.filter(status.is_in(_FILLED) | (entry & ((status == "NEW") | status.is_in(_ENDED)))).select(
-                *_ORDER_COLUMNS
-            )
-        )
+        status, entry = pl.col("status").str.to_uppercase(), ~pl.col("reduce_only")
+        fills = status.is_in(_FILLED) | (status.is_in(_ENDED) & (pl.col("filled_qty") > 0.0))
+        chosen = fills | (entry & ((status == "NEW") | status.is_in(_ENDED)))
+        self._orders.append(frame.filter(chosen).select(*_ORDER_COLUMNS).with_columns(status=status))
 
     def see_trades(self, frame: pl.DataFrame) -> None:
         """Add a frame of the trade log, of all symbols."""
@@ -321,11 +319,13 @@ class _Ledger:
         """Take a fill, or a line of an entry that is new or ended."""
         self._seq = seq
         current = self._current.get(row["symbol"])
-        if row["status"] in _FILLED:
+        # An order that was cancelled or expired may have filled in part.
+        if row["status"] in _FILLED or (row["status"] in _ENDED and row["filled_qty"] > 0.0):
             if current is not None and current.left > 0 and _closes(current, row):
                 self._exit(current, row)
             elif not row["reduce_only"]:
-                if current is None or current.order_id != row["client_order_id"]:
+                # A further order of the same side adds to the position.
+                if current is None or (current.order_id != row["client_order_id"] and current.left <= 0):
                     current = self._decide(row)
                 self._enter(current, row)
         elif row["status"] == "NEW":
@@ -350,7 +350,7 @@ class _Ledger:
         if position is None:
             entered = row["entry_timestamp"]
             if entered is None:
-                entered = ns - round(row["duration_seconds"] * 1e9)
+                entered = ns - round((row["duration_seconds"] or 0.0) * 1e9)
             position = self._add(_Position(symbol, entered, entered=entered, guessed=True))
         if position.ended is None or position.guessed:
             position.parts = [part for part in position.parts if part.ns <= ns] + [_Part(ns, self._seq, 0.0)]

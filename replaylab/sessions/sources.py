@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import polars as pl
 
@@ -272,7 +273,12 @@ def _payloads(frame: pl.DataFrame, names: dict[str, str], json_columns: set[str]
 
 
 # Fields that a record may leave out: a null in the frame means that it did.
-_OPTIONAL = frozenset({"entry_timestamp", "reason", "tp1_filled", "fees", "funding", "thin", "gap_pnl"})
+_OPTIONAL = frozenset(
+    field.name
+    for kind in (TradeLogRecord, OrderLogRecord)
+    for field in msgspec.structs.fields(kind)
+    if not field.required
+)
 
 
 def _iso_or_null(moments: pl.Series) -> pl.Series:

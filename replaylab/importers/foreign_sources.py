@@ -1,0 +1,627 @@
+"""Tables of other programs' logs: SQLite, CSV, JSON, JSON Lines and Parquet files, read in pieces, never written.
+
+>>> source = Source("tradesv3.sqlite")                                                          # doctest: +SKIP
+>>> source.tables                                                                               # doctest: +SKIP
+{'trades': ['id', 'pair', ...], 'orders': [...]}
+
+A mapping says what a table's columns mean. ``PRESETS`` has those of known programs, ``suggest`` proposes one by the
+names of the columns. Formats: freqtrade (``persistence/trade_model.py``), ccxt (unified trade and order structures),
+Bybit v5 (``/v5/execution/list``, ``/v5/position/closed-pnl``), Binance USD-M futures
+(``/fapi/v1/userTrades``, ``/fapi/v1/income``) and hummingbot (``model/trade_fill.py``).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replaylab.errors import HistoryError
+from replaylab.importers.files import find_files, open_files
+from replaylab.importers.text_tables import folded
+
+# Rows that are read and converted together.
+ROWS = 100_000
+_SQLITE = b"SQLite format 3\0"
+Mapping = dict[str, Any]
+
+
+class Field(NamedTuple):
+    """A field of one of our logs: how its cells are read, whether it is needed, and what others call it."""
+
+    kind: str
+    needed: bool = False
+    names: tuple[str, ...] = ()
+
+
+def dtype_of(field: Field) -> Any:
+    """Return the type of a field's column; times are ns."""
+    return {"time": pl.Int64, "number": pl.Float64}.get(field.kind, pl.String)
+
+
+_TIME = ("timestamp", "time", "ts", "datetime", "date", "createdat", "createdtime", "opentime", "orderdate")
+_SYMBOL = ("symbol", "pair", "market", "instrument", "ticker", "ftpair", "tradingpair")
+_COMMON = {
+    "symbol": Field("symbol", True, _SYMBOL),
+    "strategy": Field("text", names=("strategy", "strategyname", "bot", "algo")),
+}
+FIELDS: dict[str, dict[str, Field]] = {
+    "signals": {
+        "timestamp": Field("time", True, _TIME),
+        **_COMMON,
+        "score": Field("number", True, ("score", "signal", "value", "strength", "prediction")),
+        "side": Field("direction", names=("side", "direction")),
+        "price": Field("number", names=("price", "mid", "lastprice", "close")),
+        "regime": Field("text", names=("regime", "marketregime")),
+    },
+    "orders": {
+        "timestamp": Field("time", True, _TIME),
+        "updated_at": Field(
+            "time",
+            names=("updatedat", "updatedtime", "filledat", "closedat", "lasttradetimestamp", "updatetime"),
+        ),
+        **_COMMON,
+        "order_id": Field("text", True, ("orderid", "clientorderid", "id", "cid", "orderlinkid")),
+        "exchange_order_id": Field("text", names=("exchangeorderid", "exchangeid")),
+        "side": Field("side", True, ("side", "direction", "tradetype", "ordertypeside")),
+        "type": Field("text", True, ("type", "ordertype", "kind")),
+        "time_in_force": Field("text", names=("timeinforce", "tif")),
+        "price": Field("number", names=("price", "limitprice", "orderprice")),
+        "trigger_price": Field("number", names=("triggerprice", "stopprice")),
+        "qty": Field("number", True, ("qty", "quantity", "amount", "size", "origqty", "orderqty")),
+        "reduce_only": Field("flag", names=("reduceonly", "reduce")),
+        "status": Field("status", True, ("status", "state", "orderstatus", "laststatus")),
+        "filled_qty": Field(
+            "number", names=("filledqty", "filled", "executedqty", "cumexecqty", "filledsize")
+        ),
+        "avg_fill_price": Field("number", names=("avgfillprice", "average", "avgprice", "fillprice")),
+        "notional_usd": Field("number", names=("notionalusd", "notional", "cost", "cumquote")),
+        "mode": Field("mode", names=("mode",)),
+        "source": Field("text", names=("source",)),
+        "last_error": Field("text", names=("lasterror", "error", "rejectreason")),
+    },
+    "fills": {
+        "timestamp": Field("time", True, (*_TIME, "exectime", "filltime")),
+        **_COMMON,
+        "trade_id": Field("text", names=("tradeid", "execid", "fillid", "id", "exchangetradeid")),
+        "order_id": Field("text", names=("orderid", "order", "clientorderid")),
+        "side": Field("side", True, ("side", "tradetype", "direction")),
+        "price": Field("number", True, ("price", "execprice", "fillprice")),
+        "qty": Field("number", True, ("qty", "quantity", "amount", "execqty", "size")),
+        "fee": Field("number", names=("fee", "commission", "execfee", "feecost")),
+        "fee_currency": Field("text", names=("feecurrency", "commissionasset", "feeasset")),
+        "maker": Field("maker", names=("maker", "ismaker", "takerormaker")),
+        "realized_pnl": Field("number", names=("realizedpnl", "closedpnl")),
+        "position_side": Field("text", names=("positionside", "posside")),
+        "leverage": Field("number", names=("leverage",)),
+        "mode": Field("mode", names=("mode",)),
+    },
+    "trades": {
+        "timestamp": Field(
+            "time", True, ("exittime", "closedat", "closetime", "closedate", "exitat", *_TIME)
+        ),
+        "entry_time": Field("time", names=("entrytime", "openedat", "opentime", "opendate", "entryat")),
+        **_COMMON,
+        "side": Field("direction", True, ("side", "direction", "positionside", "isshort")),
+        "entry_price": Field("number", True, ("entryprice", "openrate", "openprice", "avgentryprice")),
+        "close_price": Field("number", True, ("closeprice", "closerate", "exitprice", "avgexitprice")),
+        "qty": Field("number", True, ("qty", "quantity", "amount", "size", "closedsize")),
+        "realized_pnl": Field(
+            "number", True, ("realizedpnl", "pnl", "closedpnl", "profit", "closeprofitabs")
+        ),
+        "fees": Field("number", names=("fees", "fee", "commission")),
+        "funding": Field("number", names=("funding", "fundingfees")),
+        "leverage": Field("number", names=("leverage",)),
+        "mfe": Field("number", names=("mfe",)),
+        "mae": Field("number", names=("mae",)),
+        "duration_seconds": Field("number", names=("durationseconds", "duration")),
+        "reason": Field("text", names=("reason", "exitreason", "closereason")),
+        "mode": Field("mode", names=("mode",)),
+    },
+    "funding": {
+        "timestamp": Field("time", True, _TIME),
+        **_COMMON,
+        "amount": Field("number", True, ("amount", "income", "fundingfee")),
+    },
+}
+# The words of other programs; case, blanks, "_" and "-" do not count.
+WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "side": {"BUY": ("buy", "b", "bid", "1", "long"), "SELL": ("sell", "s", "ask", "-1", "short")},
+    "direction": {
+        "LONG": ("long", "buy", "l", "1"),
+        "SHORT": ("short", "sell", "s", "-1"),
+    },
+    "status": {
+        "NEW": (
+            *("new", "open", "created", "submitted", "accepted", "untriggered", "active", "pending"),
+            *("triggered", "buyordercreated", "sellordercreated", "pendingcreate", "pendingnew"),
+        ),
+        "PARTIALLY_FILLED": ("partiallyfilled", "partial", "partialfilled"),
+        "FILLED": (
+            "filled",
+            "closed",
+            "done",
+            "completed",
+            "executed",
+            "buyordercompleted",
+            "sellordercompleted",
+        ),
+        "CANCELED": (
+            *("canceled", "cancelled", "cancel", "deactivated", "partiallyfilledcanceled", "ordercancelled"),
+            "pendingcancel",
+        ),
+        "REJECTED": ("rejected", "failed", "error", "orderfailure", "orderfailed"),
+        "EXPIRED": ("expired", "orderexpired", "expiredinmatch", "timeout"),
+    },
+    "mode": {
+        "LIVE": ("live", "real", "production", "prod"),
+        "SIM": ("sim", "paper", "simulation", "simulated", "backtest"),
+        "DRY_RUN": ("dryrun", "dry", "test", "testnet"),
+    },
+    "maker": {"true": ("true", "1", "maker", "t", "yes"), "false": ("false", "0", "taker", "f", "no")},
+    "flag": {"true": ("true", "1", "t", "yes", "y"), "false": ("false", "0", "f", "no", "n", "")},
+}
+
+_IS_SHORT = {"LONG": ["0", "false"], "SHORT": ["1", "true"]}
+PRESETS: dict[str, Mapping] = {
+    "freqtrade": {
+        "time_zone": "UTC",
+        "trades": {
+            "table": "trades",
+            "only": {"is_open": ["0", "false"]},
+            "words": {"side": _IS_SHORT},
+            "columns": {
+                "timestamp": "close_date",
+                "entry_time": "open_date",
+                "symbol": "pair",
+                "side": "is_short",
+                "entry_price": "open_rate",
+                "close_price": "close_rate",
+                "qty": "amount",
+                "realized_pnl": "close_profit_abs",
+                "funding": "funding_fees",
+                "leverage": "leverage",
+                "reason": "exit_reason",
+                "strategy": "strategy",
+            },
+        },
+        "orders": {
+            "table": "orders",
+            "columns": {
+                "timestamp": "order_date",
+                "updated_at": "order_filled_date",
+                "symbol": "ft_pair",
+                "order_id": "order_id",
+                "side": "side",
+                "type": "order_type",
+                "price": "price",
+                "trigger_price": "stop_price",
+                "qty": "amount",
+                "status": "status",
+                "filled_qty": "filled",
+                "avg_fill_price": "average",
+                "notional_usd": "cost",
+            },
+            "join": {
+                "table": "trades",
+                "key": "id",
+                "on": "ft_trade_id",
+                "columns": {"strategy": "strategy"},
+            },
+        },
+    },
+    "ccxt-trades": {
+        "fills": {
+            "columns": {
+                "timestamp": "timestamp",
+                "symbol": "symbol",
+                "trade_id": "id",
+                "order_id": "order",
+                "side": "side",
+                "price": "price",
+                "qty": "amount",
+                "fee": "fee.cost",
+                "fee_currency": "fee.currency",
+                "maker": "takerOrMaker",
+            }
+        }
+    },
+    "ccxt-orders": {
+        "orders": {
+            "columns": {
+                "timestamp": "timestamp",
+                "updated_at": "lastTradeTimestamp",
+                "symbol": "symbol",
+                "order_id": "id",
+                "side": "side",
+                "type": "type",
+                "time_in_force": "timeInForce",
+                "price": "price",
+                "trigger_price": "triggerPrice",
+                "qty": "amount",
+                "reduce_only": "reduceOnly",
+                "status": "status",
+                "filled_qty": "filled",
+                "avg_fill_price": "average",
+                "notional_usd": "cost",
+            }
+        }
+    },
+    "bybit-executions": {
+        "fills": {
+            "only": {"execType": ["Trade", "AdlTrade", "BustTrade", "Delivery", "Settle"]},
+            "columns": {
+                "timestamp": "execTime",
+                "symbol": "symbol",
+                "trade_id": "execId",
+                "order_id": "orderId",
+                "side": "side",
+                "price": "execPrice",
+                "qty": "execQty",
+                "fee": "execFee",
+                "fee_currency": "feeCurrency",
+                "maker": "isMaker",
+            },
+        },
+        "funding": {
+            "only": {"execType": ["Funding"]},
+            # An amount that was paid is positive there.
+            "scale": {"amount": -1.0},
+            "columns": {"timestamp": "execTime", "symbol": "symbol", "amount": "execFee"},
+        },
+    },
+    "bybit-closed-pnl": {
+        "trades": {
+            "columns": {
+                "timestamp": "updatedTime",
+                "entry_time": "createdTime",
+                "symbol": "symbol",
+                "side": "side",
+                "entry_price": "avgEntryPrice",
+                "close_price": "avgExitPrice",
+                "qty": "closedSize",
+                "realized_pnl": "closedPnl",
+                "leverage": "leverage",
+                "reason": "execType",
+            },
+            # The side of the closing order.
+            "words": {"side": {"LONG": ["Sell"], "SHORT": ["Buy"]}},
+        }
+    },
+    "binance-user-trades": {
+        "fills": {
+            "columns": {
+                "timestamp": "time",
+                "symbol": "symbol",
+                "trade_id": "id",
+                "order_id": "orderId",
+                "side": "side",
+                "price": "price",
+                "qty": "qty",
+                "fee": "commission",
+                "fee_currency": "commissionAsset",
+                "maker": "maker",
+                "realized_pnl": "realizedPnl",
+                "position_side": "positionSide",
+            }
+        }
+    },
+    "binance-income": {
+        "funding": {
+            "only": {"incomeType": ["FUNDING_FEE"]},
+            "columns": {"timestamp": "time", "symbol": "symbol", "amount": "income"},
+        }
+    },
+    "hummingbot": {
+        "fills": {
+            "table": "TradeFill",
+            # Decimals are stored as whole numbers of millionths.
+            "scale": {"price": 1e-6, "qty": 1e-6, "fee": 1e-6},
+            "columns": {
+                "timestamp": "timestamp",
+                "symbol": "symbol",
+                "trade_id": "exchange_trade_id",
+                "order_id": "order_id",
+                "side": "trade_type",
+                "price": "price",
+                "qty": "amount",
+                "fee": "trade_fee_in_quote",
+                "leverage": "leverage",
+                "strategy": "strategy",
+            },
+        },
+    },
+}
+
+
+class Source:
+    """Files of another program: ``tables`` maps each table (of other files: the file's name) to its columns."""
+
+    def __init__(self, given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> None:
+        self.paths = find_files([given] if isinstance(given, str | os.PathLike) else given)
+        if not self.paths:
+            raise HistoryError("no files to import")
+        self.tables: dict[str, list[str]] = {}
+        self._places: dict[str, tuple[Path, str, Any]] = {}
+        for path in self.paths:
+            self._open(path)
+
+    def find(self, log: str, wanted: str | None, columns: Iterable[str]) -> str | None:
+        """Return the table of a section: the named one, else the only one that has a column of ``columns``."""
+        if wanted is not None:
+            stem = Path(wanted).stem
+            return wanted if wanted in self.tables else stem if stem in self.tables else None
+        if len(self.tables) == 1:
+            return next(iter(self.tables))
+        if log in self.tables:
+            return log
+        names = set(columns)
+        scored = sorted(((len(names & set(have)), name) for name, have in self.tables.items()), reverse=True)
+        return scored[0][1] if scored and scored[0][0] == len(names) else None
+
+    def file(self, table: str) -> str:
+        """Return the name of the file that holds a table."""
+        return self._places[table][0].name
+
+    def read(self, table: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+        """Yield the number of the first row and the columns of some rows; a file's rows count from 1."""
+        path, kind, data = self._places[table]
+        if kind == "sqlite":
+            yield from _read_sqlite(path, table, columns)
+        elif kind == "parquet":
+            row = 1
+            for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
+                frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
+                yield row, frame
+                row += frame.height
+        elif kind == "csv":
+            yield from _read_csv(path, data, columns)
+        else:
+            for start in range(0, len(data), ROWS):
+                yield (
+                    start + 1,
+                    _frame(columns, [[row.get(c) for c in columns] for row in data[start : start + ROWS]]),
+                )
+
+    def _open(self, path: Path) -> None:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start == _SQLITE:
+            with closing(_connect(path)) as database:
+                query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'"
+                for (name,) in database.execute(query).fetchall():
+                    described = database.execute(f"PRAGMA table_info({_quoted(name)})").fetchall()
+                    self._add(name, path, "sqlite", None, [row[1] for row in described])
+        elif start[:4] == b"PAR1":
+            self._add(path.stem, path, "parquet", None, pq.read_schema(path).names)
+        else:
+            self._open_text(path)
+
+    def _open_text(self, path: Path) -> None:
+        for file in open_files(path):
+            stem = Path(file.name).stem
+            if stem.endswith((".csv", ".json", ".jsonl")):
+                stem = Path(stem).stem
+            data = file.whole()
+            if data.lstrip()[:1] in (b"{", b"["):
+                for name, rows in _json_tables(data, file.name).items():
+                    table = name or stem
+                    columns = list(dict.fromkeys(key for row in rows for key in row))
+                    if table in self._places and self._places[table][1] == "json":
+                        self._places[table][2].extend(rows)
+                        self.tables[table] = list(dict.fromkeys([*self.tables[table], *columns]))
+                    else:
+                        self._add(table, path, "json", rows, columns)
+                continue
+            text = data.decode("utf-8-sig", "replace")
+            head = text.split("\n", 1)[0].rstrip("\r")
+            delimiter = max(",;\t|", key=head.count)
+            columns = next(csv.reader([head], delimiter=delimiter), [])
+            if len(columns) < 2:
+                raise HistoryError(
+                    f"{file.name}: neither a database, nor JSON, nor Parquet, nor a table with columns: its first line "
+                    f"is {head[:80]!r}"
+                )
+            self._add(stem, path, "csv", (text, delimiter), columns)
+
+    def _add(self, table: str, path: Path, kind: str, data: Any, columns: list[str]) -> None:
+        if table in self.tables:
+            raise HistoryError(
+                f"{path.name}: there is a table {table!r} in {self.file(table)} already; rename the file"
+            )
+        self.tables[table] = columns
+        self._places[table] = (path, kind, data)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database for reading, also while a bot writes it; neither it nor a file next to it is written."""
+    # A database in WAL mode without a log file is not open anywhere: the file is complete.
+    with path.open("rb") as file:
+        wal = file.read(20)[18:19] == b"\2"
+    at_rest = wal and not path.with_name(path.name + "-wal").exists()
+    options = "mode=ro&immutable=1" if at_rest else "mode=ro"
+    quoted = str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    try:
+        database = sqlite3.connect(f"file:{quoted}?{options}", uri=True, timeout=30, isolation_level=None)
+        database.execute("PRAGMA query_only = ON")
+        database.execute("BEGIN")
+        return database
+    except sqlite3.Error as error:
+        raise HistoryError(f"{path}: cannot be read as SQLite: {error}") from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _read_sqlite(path: Path, table: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+    try:
+        with closing(_connect(path)) as database:
+            chosen = ", ".join(_quoted(column) for column in columns)
+            cursor = database.execute(f"SELECT {chosen} FROM {_quoted(table)}")
+            row = 1
+            while rows := cursor.fetchmany(ROWS):
+                yield row, _frame(columns, rows)
+                row += len(rows)
+    except sqlite3.Error as error:
+        raise HistoryError(f"{path}: cannot be read as SQLite: {error}") from None
+
+
+def _read_csv(path: Path, data: tuple[str, str], columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+    text, delimiter = data
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        head = next(reader)
+        places = [head.index(column) for column in columns]
+        rows: list[list[str | None]] = []
+        first = number = 1
+        for cells in reader:
+            # A short row has nulls, which a needed field rejects; a blank line is none.
+            if cells:
+                rows.append([cells[place] if place < len(cells) else None for place in places])
+                number += 1
+            if len(rows) == ROWS:
+                yield first, _frame(columns, rows)
+                rows, first = [], number
+        if rows:
+            yield first, _frame(columns, rows)
+    except csv.Error as error:
+        raise HistoryError(f"{path.name}: line {reader.line_num}: {error}") from None
+
+
+def _frame(columns: list[str], rows: Iterable[Iterable[Any]]) -> pl.DataFrame:
+    """Return rows as columns, each of the type of its cells; of strings where those differ."""
+    cells = list(zip(*rows, strict=True)) or [() for _ in columns]
+    return pl.DataFrame([_series(name, values) for name, values in zip(columns, cells, strict=True)])
+
+
+def _series(name: str, values: tuple[Any, ...]) -> pl.Series:
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {int}:
+        if all(value is None or -(2**63) <= value < 2**63 for value in values):
+            return pl.Series(name, values, dtype=pl.Int64)
+    elif kinds == {float}:
+        return pl.Series(name, values, dtype=pl.Float64)
+    elif kinds <= {str}:
+        return pl.Series(name, values, dtype=pl.String)
+    return pl.Series(name, [_text(value) for value in values], dtype=pl.String)
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict | list):
+        return orjson.dumps(value).decode()
+    return repr(value)
+
+
+def _json_tables(data: bytes, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of a JSON file by name; that of a plain list, or of lines, has the name ""."""
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        found = []
+        for number, line in enumerate(data.splitlines(), 1):
+            if line.strip():
+                try:
+                    found.append(orjson.loads(line))
+                except orjson.JSONDecodeError:
+                    raise HistoryError(f"{name}: line {number}: not readable as JSON: {error}") from None
+    while isinstance(found, dict) and not any(isinstance(value, list) for value in found.values()):
+        # An exchange's answer: {"result": {"list": [...]}}.
+        inner = next((value for value in found.values() if isinstance(value, dict) and value), None)
+        if inner is None or not any(isinstance(value, dict | list) for value in inner.values()):
+            found = [found]
+            break
+        found = inner
+    if isinstance(found, list):
+        # Answers of an exchange, one after another: their lists together.
+        if found and all(isinstance(one, dict) and isinstance(one.get("result"), dict) for one in found):
+            found = [row for one in found for row in one["result"].get("list", [])]
+        tables = {"": found}
+    else:
+        lists = {key: value for key, value in found.items() if isinstance(value, list)}
+        tables = {"": next(iter(lists.values()))} if len(lists) == 1 else lists
+    for rows in tables.values():
+        wrong = next((row for row in rows if not isinstance(row, dict)), None)
+        if wrong is not None:
+            raise HistoryError(f"{name}: expected objects, found {wrong!r:.200}")
+    return {key: [_flat(row) for row in rows] for key, rows in tables.items()}
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an object with the fields of inner objects as ``outer.inner``."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict) and value:
+            flat |= {f"{key}.{inner}": item for inner, item in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def mapping_text(mapping: Mapping) -> str:
+    """Return a mapping as TOML, to edit and give back.
+
+    >>> print(mapping_text({"orders": {"table": "o", "columns": {"qty": "size"}}}))
+    [orders]
+    table = "o"
+    <BLANKLINE>
+    [orders.columns]
+    qty = "size"
+    """
+    blocks = []
+
+    def write(name: str, table: Mapping) -> None:
+        plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        if plain or not table:
+            lines = [f"{key} = {orjson.dumps(value).decode()}" for key, value in plain.items()]
+            blocks.append("\n".join(([f"[{name}]"] if name else []) + lines))
+        for key, value in table.items():
+            if isinstance(value, dict):
+                write(f"{name}.{key}" if name else key, value)
+
+    write("", mapping)
+    return "\n\n".join(block for block in blocks if block)
+
+
+def suggest(source: Source) -> Mapping:
+    """Propose a mapping by the names of tables and columns; fields without a likely column are left out.
+
+    >>> suggest(Source("bot.sqlite"))                                                           # doctest: +SKIP
+    {'orders': {'table': 'orders', 'columns': {'timestamp': 'created_at', ...}}, ...}
+    """
+    found: Mapping = {}
+    for table, columns in source.tables.items():
+        scored = []
+        for log, fields in FIELDS.items():
+            by_name = {folded(column): column for column in columns}
+            chosen: dict[str, str] = {}
+            for field, declared in fields.items():
+                name = next((n for n in (folded(field), *declared.names) if n in by_name), None)
+                if name is not None and by_name[name] not in chosen.values():
+                    chosen[field] = by_name[name]
+            needed = [field for field, declared in fields.items() if declared.needed]
+            hit = sum(field in chosen for field in needed) / len(needed)
+            named = log.rstrip("s") in folded(table)
+            scored.append((hit + 0.5 * named, len(chosen), log, chosen))
+        share, _, log, chosen = max(scored, key=lambda one: one[:2])
+        if share >= 0.75 and log not in found:
+            found[log] = {"table": table, "columns": chosen}
+            if folded(chosen.get("side", "")) == "isshort":
+                found[log]["words"] = {"side": _IS_SHORT}
+    return found
