@@ -38,8 +38,8 @@ lab: $(VENV)/notebooks ## open JupyterLab on the notebooks
 bench: $(VENV)/develop ## the benchmarks, one table each
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-stress: $(VENV)/develop ## the long tests: hundreds of kills, gigabytes
-	$(BIN)/pytest -m stress --timeout=3600
+stress: $(VENV)/develop ## the long tests: kills, corruptions and interrupts by the hundred, gigabytes
+	$(BIN)/pytest -m stress --timeout=3600 -s
 
 format: $(VENV)/develop ## format the code
 	$(BIN)/ruff format .

@@ -9,6 +9,7 @@
 
 **Symbols** may have letters and digits of any script and ``. _ - + @ =``; these are their file names. The ``/`` and
 ``:`` of ccxt's symbols become ``%2F`` and ``%3A`` in file names, and every loader gives the symbol back as logged.
+Two symbols that differ only in case would share a file on macOS and Windows: the second one is refused on every system.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ __all__ = [
     "SNAPSHOTS",
     "DataRoot",
     "Place",
+    "check_case",
     "classify",
     "file_name",
     "is_safe_name",
     "is_safe_symbol",
     "live_of",
+    "other_case",
     "rotated_parts",
     "safe_name",
     "safe_symbol",
@@ -129,6 +132,32 @@ def file_name(symbol: str) -> str:
     if len(name.encode()) > _LONGEST:
         raise UnsafeNameError(f"the file name of symbol {symbol[:40]!r}... is longer than {_LONGEST} bytes")
     return name
+
+
+def check_case(path: Path, symbol: str) -> None:
+    """Raise UnsafeNameError where the folder of ``path`` has a file or folder of another spelling of ``symbol``.
+
+    >>> check_case(root.events("btcusdt"), "btcusdt")      # doctest: +SKIP
+
+    ``path`` is where the symbol is stored. A file that exists under this very spelling is used.
+    """
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208 - names are enough
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    folded = path.name.casefold()
+    if path.name not in names and (
+        other := next((name for name in names if name.casefold() == folded), None)
+    ):
+        raise other_case(symbol, symbol_of(other.removesuffix(path.suffix)) or other)
+
+
+def other_case(symbol: str, known: str) -> UnsafeNameError:
+    """Return the error of a symbol that differs from a known one only in case."""
+    return UnsafeNameError(
+        f"symbol {symbol!r} differs from {known!r}, which is stored already, only in case: on macOS and Windows "
+        f"both would share a file. Write {known!r}, or a name that differs in more"
+    )
 
 
 def symbol_of(name: str) -> str | None:

@@ -250,3 +250,17 @@ def test_funding_is_kept_once_and_a_second_rate_is_refused(tmp_path: Path) -> No
         history.write_funding(tmp_path, "BTC/USDT:USDT", funding(("2025-11-18T08:00:00Z", 0.0002, None)))
     with pytest.raises(HistoryError, match="finite funding rate"):
         history.write_funding(tmp_path, "A", funding(("2025-11-18T08:00:00Z", float("nan"), None)))
+
+
+def test_a_symbol_that_differs_from_another_only_in_case_is_refused(tmp_path: Path) -> None:
+    """In one import and in the next; a symbol that is stored is imported again."""
+    frame = trades([(1, 1.0, 1.0, "BUY", "a")])
+    with writing.Staging(writing.DataRoot(tmp_path)) as staging:
+        staging.add("trades", "BTCUSDT", frame)
+        with pytest.raises(UnsafeNameError, match="'btcusdt' differs from 'BTCUSDT'"):
+            staging.add("trades", "btcusdt", frame)
+    history.write_trades(tmp_path, "BTCUSDT", frame)
+    with pytest.raises(UnsafeNameError, match=r"'BtcUsdt' differs from 'BTCUSDT'.*only in case"):
+        history.write_trades(tmp_path, "BtcUsdt", frame)
+    assert history.write_trades(tmp_path, "BTCUSDT", frame).duplicates == 1
+    assert history.symbols(tmp_path) == ["BTCUSDT"]

@@ -82,6 +82,10 @@ class Summary(msgspec.Struct, rename="camel"):
     accounts: list[Account]
 
 
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_SUMMARY = msgspec.json.Decoder(Summary)
+
+
 def summary_path(root: DataRoot, log: str, day: str) -> Path:
     """Return the summary of a day; ``log`` is "trades_log", "orders" or "events/<symbol>"."""
     return root.summary_dir / log / f"day-{day}.json"
@@ -90,7 +94,7 @@ def summary_path(root: DataRoot, log: str, day: str) -> Path:
 def read_summary(path: Path) -> Summary | None:
     """Return a summary, or None where there is none; raises ValueError for a file that is none."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Summary)
+        return _SUMMARY.decode(path.read_bytes())
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:

@@ -61,6 +61,10 @@ class Entry(msgspec.Struct, frozen=True):
     segments: list[Segment]
 
 
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_ENTRY = msgspec.json.Decoder(Entry)
+
+
 def cached_chunks(
     file: BinaryIO, path: Path, schema: LogSchema, name: str, chunk_bytes: int, cache: Path | None
 ) -> Iterator[Loaded]:
@@ -100,7 +104,7 @@ def to_table(frame: pl.DataFrame) -> pa.Table:
 def _find_entry(folder: Path, path: Path, schema: LogSchema, fd: int) -> Entry | None:
     """Return the entry, if it is of this very file and its segments can be read."""
     try:
-        entry = msgspec.json.decode((folder / "entry.json").read_bytes(), type=Entry)
+        entry = _ENTRY.decode((folder / "entry.json").read_bytes())
         state = os.fstat(fd)
         if (
             entry.version != _VERSION

@@ -173,6 +173,10 @@ class PartInfo(msgspec.Struct, frozen=True, rename="camel"):
     version: int = 1
 
 
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_PART_INFO = msgspec.json.Decoder(PartInfo)
+
+
 def archive_folder(root: DataRoot, live: Path) -> Path:
     """Return the folder of the parts of a log: by symbol for state events, one for all days of the others."""
     folder = root.archive_dir / live.parent.name
@@ -198,7 +202,7 @@ def part_info(path: Path) -> PartInfo:
     """Read the metadata of a part; raises LogReadError for any other file."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
-        return msgspec.json.decode(metadata[METADATA_KEY], type=PartInfo)
+        return _PART_INFO.decode(metadata[METADATA_KEY])
     except (KeyError, msgspec.MsgspecError, OSError, ValueError) as error:
         raise LogReadError(f"{path}: not an archived log: {error}") from None
 

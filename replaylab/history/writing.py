@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from replaylab.errors import HistoryError
 from replaylab.fsio import Lock, lock, sync_folder
 from replaylab.history.tapes import SCHEMAS, Kind, day_files, require_schema
-from replaylab.paths import DataRoot, safe_symbol
+from replaylab.paths import DataRoot, check_case, other_case, safe_symbol
 from replaylab.timestamps import NS_PER_DAY, date_key, parse_ns
 
 # Rows that are merged at once; a day with more is merged in slices of time, so that memory stays bounded.
@@ -119,6 +119,7 @@ class Staging:
     _folder: Path | None = None
     _lock: Lock | None = None
     _parts: dict[tuple[Kind, str, str], list[_Part]] = field(default_factory=dict)
+    _spellings: dict[str, str] = field(default_factory=dict)
     _count: int = 0
     _conflicts: list[Conflicts] = field(default_factory=list)
 
@@ -141,7 +142,7 @@ class Staging:
         tick_rule: bool = False,
     ) -> None:
         """Stage rows. Raises HistoryError for rows that are not usable, UnsafeNameError for the symbol."""
-        safe_symbol(symbol)
+        self._check_case(kind, safe_symbol(symbol))
         frame = require_schema(frame, kind)
         if frame.is_empty():
             return
@@ -157,6 +158,13 @@ class Staging:
                 rows = frame.filter((times >= low) & (times < low + NS_PER_DAY))
             if not rows.is_empty():
                 self._stage(kind, symbol, date_key(low), rows, source, tick_rule)
+
+    def _check_case(self, kind: Kind, symbol: str) -> None:
+        known = self._spellings.setdefault(symbol.casefold(), symbol)
+        folder = self.root.history_dir(kind, symbol)
+        if known != symbol and not folder.exists():
+            raise other_case(symbol, known)
+        check_case(folder, symbol)
 
     def _stage(
         self, kind: Kind, symbol: str, day: str, rows: pl.DataFrame, source: int, tick_rule: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -60,9 +61,13 @@ def _form(keys: set[str]) -> type[msgspec.Struct]:
     flat = _Plain | list[_Plain]
     kinds: dict[str, Any] = dict.fromkeys(StateEvent.__struct_fields__, str)
     kinds |= {"timestamp": datetime, "extra": dict[key, flat | dict[key, flat]]}
-    return msgspec.defstruct(
+    form = msgspec.defstruct(
         "StateEventForm", kinds.items(), rename="camel", forbid_unknown_fields=True, kw_only=True, gc=False
     )
+    # msgspec completes a type at its first use; two threads that do so at once crash the process.
+    with suppress(msgspec.ValidationError):
+        msgspec.convert({}, form)
+    return form
 
 
 REDACTED = "[redacted]"

@@ -397,7 +397,11 @@ class GroupWriter:
         for entry in entries:
             entry.finish(error)
             waiters = self._waiters.pop(entry, None) if isinstance(entry, _Pending) else None
-            for waiter in waiters or ():
+            while waiters:
+                try:
+                    waiter = waiters.popleft()
+                except IndexError:
+                    break  # the last one has just given up
                 if isinstance(waiter, LockType):
                     waiter.release()
                 else:

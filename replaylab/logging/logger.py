@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import threading
@@ -37,7 +36,7 @@ from replaylab.logging.files import (
 from replaylab.logging.group_commit import GroupWriter, write_error
 from replaylab.logging.health import LOW_DISK_BYTES, LogStats, Troubles, judge
 from replaylab.params import ScoringParams, TradingParams
-from replaylab.paths import DataRoot
+from replaylab.paths import DataRoot, check_case, other_case
 from replaylab.records import (
     ExecutionSnapshot,
     FeatureSnapshot,
@@ -56,7 +55,6 @@ from replaylab.records import (
     TpslSnapshot,
     TradeLogRecord,
     encode_record,
-    prepare_record,
 )
 from replaylab.timestamps import check_time, date_key, iso, to_ns
 
@@ -73,12 +71,6 @@ _METRICS: dict[str, type[Record]] = {
     "SCORING_SNAPSHOT": ScoringSnapshot,
     "REGIME_SNAPSHOT": RegimeSnapshot,
 }
-
-
-_LOGGED: tuple[type[Record], ...] = (
-    *(StateEvent, TradeLogRecord, OrderLogRecord, RiskSnapshot, TpslSnapshot, ExecutionSnapshot),
-    *(HealthSnapshot, MarketTrade, OrderBookSnapshot, ReplayManifest, ReplayEvent),
-)
 
 
 class StreamType(StrEnum):
@@ -122,6 +114,7 @@ class Logger:
         self.root = DataRoot(root)
         self.config = config
         self.streams = FileStreamManager(disk=disk)
+        self._replay_run = replay_run
         self._locked = run_mode == "REPLAY" and not replay_run
         self._troubles = Troubles(self.root)
         self._redactor = Redactor(config.redact, self._troubles.redacted)
@@ -130,6 +123,7 @@ class Logger:
         self._append_now = self.streams.append
         self._event_paths: dict[str, str] = {}
         self._day_paths: dict[tuple[str, str], str] = {}
+        self._spellings: dict[str, str] = {}
         self._rolling: dict[str, deque[bytes]] = {}
         self._rolling_lock = threading.RLock()
         self._writer: GroupWriter | None = None
@@ -273,14 +267,16 @@ class Logger:
             line = self._encode(_METRICS[kind], plain)
             _check_symbol(_METRICS[kind].__name__, plain["symbol"], symbol)
             elements.append(line)
-        return self._roll("write_metrics", self.root.metrics(symbol), elements, keep)
+        path = self._of_symbol(self.root.metrics(symbol), symbol)
+        return self._roll("write_metrics", path, elements, keep)
 
     def write_tape(
         self, symbol: str, trades: Iterable[MarketTrade | Plain], *, keep: int = _ROLLING_ELEMENTS
     ) -> Handle:
         """Append prints to ``trades/<symbol>.json``, a JSON array of the newest ``keep``; see ``write_metrics``."""
         elements = [self._encode(MarketTrade, trade) for trade in trades]
-        return self._roll("write_tape", self.root.market_trades(symbol), elements, keep)
+        path = self._of_symbol(self.root.market_trades(symbol), symbol)
+        return self._roll("write_tape", path, elements, keep)
 
     def write_order_book(self, symbol: str, book: OrderBookSnapshot | Plain) -> Handle:
         """Overwrite ``orderbook/<symbol>.json``: ``[price, qty]`` pairs, best first."""
@@ -288,7 +284,8 @@ class Logger:
         self._check_live("write_order_book")
         found = book.symbol if isinstance(book, OrderBookSnapshot) else book["symbol"]
         _check_symbol("OrderBookSnapshot", found, symbol)
-        return self._overwrite(os.fspath(self.root.order_book(symbol)), _indented(line))
+        path = self._of_symbol(self.root.order_book(symbol), symbol)
+        return self._overwrite(os.fspath(path), _indented(line))
 
     def write_replay_manifest(self, session_id: str, manifest: ReplayManifest | Plain) -> Handle:
         """Overwrite ``replay/sessions/<sessionId>/manifest.json``."""
@@ -388,9 +385,30 @@ class Logger:
 
     def _event_path(self, symbol: str) -> str:
         self._check_live("log_state_event")
-        path = os.fspath(self.root.events(symbol))
+        path = os.fspath(self._of_symbol(self.root.events(symbol), symbol))
         if len(self._event_paths) < _REMEMBERED_PATHS:
             self._event_paths[symbol] = path
+        return path
+
+    def _of_symbol(self, path: Path, symbol: str) -> Path:
+        """Return the path of a symbol's file; raises UnsafeNameError for one that differs from another only in case."""
+        if self._replay_run:
+            return path  # its symbols are those of a session
+        key = f"{path.parent.name}/{symbol.casefold()}"
+        known = self._spellings.get(key)
+        if known is None:
+            try:
+                self.streams.with_descriptor(lambda: check_case(path, symbol))
+            except OSError:
+                return (
+                    path  # the folder cannot be listed: the line that is written next says why, or is written
+                )
+            if len(self._spellings) < _REMEMBERED_PATHS:
+                self._spellings.setdefault(key, symbol)
+        elif known != symbol and not path.exists():
+            raise other_case(symbol, known)
+        elif known != symbol:
+            check_case(path, symbol)
         return path
 
     def _day_path(self, log: Literal["trades_log", "orders"], day: str) -> str:
@@ -476,16 +494,6 @@ def _start_fresh_alone() -> None:
 
 os.register_at_fork(after_in_child=_start_fresh_alone)
 when_alone(_start_fresh_alone)
-
-
-def _prepare_exit() -> None:
-    """Make the decoders while modules can be imported: ``__del__`` may log a kind of record for the first time."""
-    if _loggers:
-        for cls in (*_METRICS.values(), *_LOGGED):
-            prepare_record(cls)
-
-
-atexit.register(_prepare_exit)
 
 
 def _check_symbol(record: str, found: Any, symbol: str) -> None:

@@ -62,5 +62,10 @@ __all__ = [
     "decode_record",
     "encode_record",
     "find_not_finite",
-    "prepare_record",
 ]
+
+# msgspec completes a type at its first use, and two threads that do so at once crash the process: all are completed
+# here, where the import lock admits one thread (2 ms). ``__del__`` at the end of the interpreter needs them too.
+for _cls in [*globals().values()]:
+    if isinstance(_cls, type) and issubclass(_cls, Record) and _cls is not Record:
+        prepare_record(_cls)

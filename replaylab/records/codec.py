@@ -207,7 +207,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def prepare_record(cls: type[Record]) -> None:
-    """Do now what the first record of a type would need: its decoder, and what that imports."""
+    """Complete a type before its first record does: two threads at once would crash inside msgspec."""
     _decoder(cls)
     _holds_records(cls)
     _fields(cls)

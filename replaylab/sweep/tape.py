@@ -253,7 +253,7 @@ def read_tape(ref: TapeRef) -> Tape | None:
         checked = all(is_checked(path) for path in paths)
         for path in paths:
             encoded, some = read_arrays(path, _DTYPES)
-            header = msgspec.json.decode(encoded, type=_Header)
+            header = _HEADER.decode(encoded)
             if header.key != ref.key:
                 return None
             arrays |= some
@@ -296,6 +296,10 @@ class _Header(msgspec.Struct):
     instruments: dict[str, dict[str, Any]]
     n_events: int
     unusable: dict[str, int]
+
+
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_HEADER = msgspec.json.Decoder(_Header)
 
 
 def _write(ref: TapeRef, tape: Tape) -> None:

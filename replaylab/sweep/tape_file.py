@@ -36,6 +36,10 @@ class _Sum(msgspec.Struct):
     checksum: int
 
 
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_SUM = msgspec.json.Decoder(_Sum)
+
+
 def write_arrays(path: Path, header: bytes, arrays: Mapping[str, Array]) -> None:
     """Write arrays with a JSON header; the file appears complete and synced, or not at all. Raises OSError."""
     columns = {}
@@ -57,7 +61,7 @@ def read_arrays(path: Path, kinds: Mapping[str, Any]) -> tuple[bytes, dict[str, 
     Raises OSError where it cannot be read, ValueError where it is not as it was written.
     """
     if not is_checked(path):
-        stored = msgspec.json.decode(_sum_path(path).read_bytes(), type=_Sum)
+        stored = _SUM.decode(_sum_path(path).read_bytes())
         if path.stat().st_size != stored.size or _sum_of(path) != stored:
             raise ValueError(f"{path}: its checksum is wrong")
     # Not closed here: the arrays keep the mapping alive.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,26 @@ def test_keys_of_events_with_secrets_are_not_learned(tmp_path: Path) -> None:
     text = (tmp_path / "events" / "BTCUSDT.jsonl").read_text()
     assert text.count("[redacted]") == 3
     assert "k-123" not in text
+
+
+def test_threads_that_log_new_keys_at_once_do_not_crash_the_process(tmp_path: Path) -> None:
+    """A new key makes a new type, which msgspec completes at its first use: only by one thread."""
+    code = """
+import sys, threading
+from replaylab.logging import Logger
+from tests.logging.sample_records import state_event
+sys.setswitchinterval(1e-5)
+for round in range(6):
+    logger = Logger(f"{sys.argv[1]}/{round}")
+    def busy(name):
+        for n in range(60):
+            logger.log_state_event("BTCUSDT", state_event(extra={f"{name}{n}": 1}))
+    threads = [threading.Thread(target=busy, args=(name,)) for name in "abcd"]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    logger.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

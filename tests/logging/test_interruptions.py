@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -480,6 +481,58 @@ def test_a_signal_that_ends_the_program_through_sys_exit_writes_what_waits(tmp_p
     """
     run(code, tmp_path)
     assert reasons(tmp_path / "events" / "BTCUSDT.jsonl") == [str(n) for n in range(100)]
+
+
+def test_threads_that_log_the_first_record_of_its_kind_at_once_do_not_crash_the_process(
+    tmp_path: Path,
+) -> None:
+    """msgspec completes a type at its first use, and crashed in every fourth process when threads did so at once."""
+    code = """
+        import sys, threading
+        sys.setswitchinterval(1e-6)
+        from replaylab.logging import Logger
+        from tests.logging import sample_records as sample
+        logger, snapshots, start = Logger(sys.argv[1]), sample.snapshots(), threading.Barrier(8)
+        acts = [
+            lambda: logger.log_trade(sample.trade()),
+            lambda: logger.log_order(sample.order()),
+            lambda: logger.write_risk_snapshot(snapshots["risk"]),
+            lambda: logger.write_tpsl_snapshot(snapshots["tpsl"]),
+        ]
+        threads = [threading.Thread(target=lambda n=n: (start.wait(), acts[n % 4]())) for n in range(8)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+    """
+    for n in range(6):
+        run(code, tmp_path / str(n))
+
+
+def test_waiters_that_give_up_all_the_time_disturb_no_writer(tmp_path: Path) -> None:
+    """Threads that poll handles, each with a limit that is over at any moment, also while the line is acknowledged."""
+    with Logger(tmp_path, LoggingConfig(queue=True)) as logger:
+        handles = [logger.log_state_event("BTCUSDT", sample.state_event(reason="first"))]
+        ends = threading.Event()
+
+        def poll(limit: float) -> None:
+            while not ends.is_set():
+                with contextlib.suppress(TimeoutError):
+                    handles[-1].result(limit)
+
+        threads = [threading.Thread(target=poll, args=(n * 0.00003,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        handles.extend(
+            logger.log_state_event("BTCUSDT", sample.state_event(reason=str(n))) for n in range(3000)
+        )
+        for handle in handles:
+            handle.result(20)
+        ends.set()
+        for thread in threads:
+            thread.join(20)
+        assert logger.stats().failures == 0
+        assert logger._writer is not None
+        assert not logger._writer._waiters
+    assert [event["reason"] for event in events(tmp_path)] == ["first", *(str(n) for n in range(3000))]
 
 
 def test_threads_wait_for_handles_of_one_another(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, RecordError, UnsafeNameError
 from replaylab.logging import Logger
 from replaylab.params import TradingParams
@@ -206,3 +207,41 @@ def test_importing_the_logger_pulls_in_nothing_heavy():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("settings", [{}, {"queue": True}])
+def test_a_symbol_that_differs_from_another_only_in_case_is_refused(tmp_path, settings):
+    """On macOS both would share a file. In one logger, in the next one, and in every kind of file of a symbol."""
+    with Logger(tmp_path, LoggingConfig(**settings)) as logger:
+        logger.log_state_event("BTCUSDT", sample.state_event())
+        with pytest.raises(UnsafeNameError, match=r"'btcusdt' differs from 'BTCUSDT'.*only in case"):
+            logger.log_state_event("btcusdt", sample.state_event("btcusdt"))
+        logger.log_state_event("BTCUSDT", sample.state_event())
+        logger.write_tape("BTCUSDT", [])
+        logger.write_metrics("BTC/USDT:USDT", [])
+    with Logger(tmp_path, LoggingConfig(**settings)) as logger:
+        for write in (
+            lambda: logger.log_state_event("BtcUsdt", sample.state_event("BtcUsdt")),
+            lambda: logger.write_tape("btcusdt", []),
+            lambda: logger.write_metrics("BTC/usdt:USDT", []),
+        ):
+            with pytest.raises(UnsafeNameError, match="only in case"):
+                write()
+        logger.log_state_event("ETHUSDT", sample.state_event("ETHUSDT"))
+        logger.log_state_event("BTCUSDT", sample.state_event())
+    assert {path.name for path in (tmp_path / "events").iterdir()} == {"BTCUSDT.jsonl", "ETHUSDT.jsonl"}
+    assert len((tmp_path / "events/BTCUSDT.jsonl").read_text().splitlines()) == 3
+
+
+def test_logs_of_both_spellings_that_exist_already_are_continued(tmp_path):
+    """Where the file system has kept them apart so far, no line is refused."""
+    (tmp_path / "events").mkdir()
+    for symbol in ("BTCUSDT", "btcusdt"):
+        (tmp_path / "events" / f"{symbol}.jsonl").touch()
+    if len(list((tmp_path / "events").iterdir())) < 2:
+        pytest.skip("this file system knows no case")
+    with Logger(tmp_path) as logger:
+        for symbol in ("BTCUSDT", "btcusdt"):
+            logger.log_state_event(symbol, sample.state_event(symbol)).result()
+    for symbol in ("BTCUSDT", "btcusdt"):
+        assert len((tmp_path / "events" / f"{symbol}.jsonl").read_text().splitlines()) == 1
