@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from replaylab.logging import Logger
     from replaylab.ml import Export
     from replaylab.notebook import Panel
-    from replaylab.replay import Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
+    from replaylab.replay import Calibration, Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
 
@@ -391,6 +391,24 @@ class Lab:
             params,
             price_source=price_source,
             default=self.config.trading,
+            cache_dir=self.config.cache_path,
+            progress=progress,
+        )
+        return self._give(found)
+
+    def calibrate(
+        self,
+        sessions: AnySession | Sequence[AnySession],
+        *,
+        price_source: str = "auto",
+        progress: bool = True,
+    ) -> Calibration:
+        """Learn latency, slippage, fees and limit fills from one's own orders; see ``replaylab.replay.calibrate``."""
+        from replaylab.replay import calibrate
+
+        found = calibrate(
+            self._opened(sessions),
+            price_source=price_source,
             cache_dir=self.config.cache_path,
             progress=progress,
         )

@@ -19,7 +19,15 @@ def python_blocks(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/tutorial.md", "docs/features.md", "docs/reconcile.md", "docs/your-bot.md"]
+    "name",
+    [
+        "README.md",
+        "docs/tutorial.md",
+        "docs/features.md",
+        "docs/reconcile.md",
+        "docs/your-bot.md",
+        "docs/calibrate.md",
+    ],
 )
 def test_the_tour_runs_as_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block of the page, one after another, in an empty folder."""

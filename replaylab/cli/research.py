@@ -237,6 +237,33 @@ def reconcile(
         raise typer.Exit(1)
 
 
+def calibrate(
+    session: SessionIds,
+    data: Data = None,
+    price_source: PriceSource = "auto",
+    json: Json = False,
+) -> None:
+    """Learn latency, slippage, fees and how limit orders fill from the order log, for one session or several.
+
+    [bold]Examples[/bold]
+
+    replaylab calibrate 2025-11-18T10-11-BTCUSDT
+
+    replaylab calibrate monday tuesday --json
+    """
+    found = open_lab(data).calibrate(session, price_source=price_source, progress=on_terminal())
+    if json:
+        print_json(found.to_dict())
+        return
+    print_frame(found.table, title=f"Estimates from {found.orders:,} orders (95 % intervals)")
+    if found.fills.height:
+        print_frame(found.fills, title="Forecasts of limit fills: wrong share out of sample, share filled")
+    for note in found.notes:
+        say(note)
+    if found.changes:
+        say("as parameters: " + " ".join(f"-p {name}={value}" for name, value in found.changes.items()))
+
+
 def _write(frame: Any, path: Path) -> None:
     if path.suffix not in (".csv", ".parquet"):
         raise SweepError(f"{path}: expected a name that ends in .parquet or .csv")

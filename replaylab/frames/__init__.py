@@ -57,9 +57,8 @@ from replaylab.frames.logs import (
     scan_event_files,
     until_whole,
 )
-from replaylab.frames.pandas_view import to_pandas
 from replaylab.frames.rolling import load_market_trades_json, load_metrics, load_order_book_json
-from replaylab.frames.schema import TIMESTAMP, LogSchema
+from replaylab.frames.schema import TIMESTAMP, LogSchema, to_pandas
 
 
 def warm_up() -> None:

@@ -9,6 +9,7 @@ from .sweeps import slices as slices
 from .sweeps import verdict as verdict
 from .sweeps import walk_forward as walk_forward
 from .trades import equity as equity
+from .trades import estimates as estimates
 from .trades import excursions as excursions
 from .trades import exit_reasons as exit_reasons
 from .trades import price_with_trades as price_with_trades

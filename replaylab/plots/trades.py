@@ -206,6 +206,31 @@ def waterfall(start: float, steps: Mapping[str, float], end: float, title: str |
     return figure
 
 
+def estimates(
+    samples: Mapping[str, Any], values: Mapping[str, tuple[float, float, float]], title: str | None = None
+) -> Plot:
+    """Return a histogram of the bootstrap samples of each parameter, with its estimate and its interval.
+
+    ``samples``: name → samples; ``values``: name → (estimate, low, high), in the same unit.
+    """
+    figure = Plot(max(5.0, 3.0 * max(1, len(values))), 3.0)
+    grid = figure.add_gridspec(1, max(1, len(values)))
+    for place, (name, (value, low, high)) in enumerate(values.items()):
+        axes = figure.panel(grid[place])
+        drawn = np.asarray(samples[name])
+        # Samples that are all one number have no range to divide.
+        spread = max(float(np.ptp(drawn)), 1e-6 * max(abs(value), 1e-3))
+        axes.hist(drawn, bins=30, range=(drawn.min() - spread, drawn.max() + spread), color=LONG, alpha=0.6)
+        axes.axvline(value, color=INK, linewidth=1.6)
+        axes.axvspan(low, high, color=INK, alpha=0.12)
+        axes.set_xlabel(name)
+        axes.set_yticks([])
+    if not values:
+        empty_note(figure.panel(grid[0]), "nothing could be estimated")
+    figure.heading(title)
+    return figure
+
+
 def excursions(trades: Any, title: str | None = None) -> Plot:
     """Return a scatter of how far each trade went against and in favour, in percent of its notional.
 

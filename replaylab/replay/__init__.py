@@ -3,6 +3,7 @@
 >>> from replaylab.replay import ReplayControl, ReplayEngine
 """
 
+from replaylab.replay.calibrate import Calibration, calibrate
 from replaylab.replay.child_process import ReplayProcess
 from replaylab.replay.control import ReplayControl, read_status
 from replaylab.replay.engine import ReplayEngine, ReplayRun
@@ -12,6 +13,7 @@ from replaylab.replay.reconcile import Reconciliation, reconcile
 from replaylab.replay.sim import SimRun, run_sim
 
 __all__ = [
+    "Calibration",
     "Fidelity",
     "News",
     "Reconciliation",
@@ -21,6 +23,7 @@ __all__ = [
     "ReplayRun",
     "RunFollower",
     "SimRun",
+    "calibrate",
     "fidelity",
     "read_status",
     "reconcile",

@@ -24,7 +24,10 @@ NEAR_NS = 2_000_000_000
 
 
 class Order(NamedTuple):
-    """One order of the log: times in ns (``sent``: its first line, ``filled``: −1 without a fill), kind and prices."""
+    """One order of the log: times in ns (``sent``: its first line, ``filled``: −1 without a fill), kind and prices.
+
+    ``qty`` is what filled, ``size`` what was ordered.
+    """
 
     sent: int
     filled: int
@@ -36,6 +39,7 @@ class Order(NamedTuple):
     trigger: float
     average: float
     qty: float
+    size: float
 
 
 @dataclass
@@ -103,6 +107,7 @@ def _order(lines: list[dict[str, Any]]) -> Order:
         math.nan if last["trigger_price"] is None else last["trigger_price"],
         average,
         0.0 if done is None else done["filled_qty"],
+        last["qty"],
     )
 
 

@@ -20,17 +20,18 @@ from tornado.iostream import StreamClosedError
 from replaylab.errors import ReplaylabError
 from replaylab.params import TradingParams
 from replaylab.records import Record
-from replaylab.server.bodies import (
+from replaylab.server.service import (
     BuildRequest,
     EmptyRequest,
     Request,
     RunRequest,
     SeekRequest,
+    Service,
     SpeedRequest,
     StepRequest,
     read_body,
+    status_of,
 )
-from replaylab.server.service import Service, status_of
 
 R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.

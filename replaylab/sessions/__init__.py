@@ -6,11 +6,10 @@
 from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
 from replaylab.sessions.check import Finding, Findings, check_events
 from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame, signal_frame
-from replaylab.sessions.guard import playing
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import iso_strings, known_symbols, load_books, load_tape
-from replaylab.sessions.store import SessionStore
+from replaylab.sessions.store import SessionStore, playing
 
 buildReplaySession = build_replay_session  # noqa: N816 - the specification's name
 

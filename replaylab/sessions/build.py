@@ -29,12 +29,18 @@ from replaylab.errors import LogReadError, SessionError, SessionExistsError
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
 from replaylab.sessions.check import check_events
-from replaylab.sessions.guard import build_folder, publish_folder, remove_session_folder, unused
 from replaylab.sessions.initial import StateBefore, recorded_params
 from replaylab.sessions.options import BuildOptions, generated_id, moment_ns, option_arguments
 from replaylab.sessions.session import Session
 from replaylab.sessions.sources import ROW_SCHEMA, SORT_KEYS, Sources, in_day_logs, json_lines, known_symbols
-from replaylab.sessions.store import json_bytes, write_index
+from replaylab.sessions.store import (
+    build_folder,
+    json_bytes,
+    publish_folder,
+    remove_session_folder,
+    unused,
+    write_index,
+)
 from replaylab.timestamps import NS_PER_DAY, iso, now_ns
 
 _LINES_AT_A_TIME = 50_000

@@ -26,11 +26,10 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot, safe_name
 from replaylab.records import ReplayManifest
 from replaylab.sessions.build import move_into_place, numbered, recorded_instruments
-from replaylab.sessions.guard import build_folder
 from replaylab.sessions.options import BuildOptions, generated_id
 from replaylab.sessions.session import EVENT_SCHEMA, Session
 from replaylab.sessions.sources import iso_strings
-from replaylab.sessions.store import SessionStore, json_bytes, write_index
+from replaylab.sessions.store import SessionStore, build_folder, json_bytes, write_index
 from replaylab.timestamps import iso, now_ns, parse_ns
 
 _COLUMNS = tuple(EVENT_SCHEMA)

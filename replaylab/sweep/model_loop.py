@@ -663,6 +663,17 @@ def _between(tape: Any, s: Any, p: Any, k: Any, index: Any) -> None:
 
 
 @compiled
+def displayed(tape: Any, params: Any, x: Any, limit: Any, side: Any) -> Any:
+    """Return the quantity in the book ahead of a limit order that arrives at the price event ``x``.
+
+    0 inside the spread; −1 where the price is not visible: only a trade-through fills it. ``side``: +1 sells.
+    """
+    if len(tape.quote) == 0 or not fills.usable(tape.quote[x], tape.price_ts[x], params[0].max_book_age_ns):
+        return -1.0
+    return fills.queue_ahead(tape.quote[x], tape.book_levels, tape.book_from, limit, side, 1.0)
+
+
+@compiled
 def market_fill(tape: Any, params: Any, k: Any, x: Any, qty: Any, side: Any) -> Any:
     """Return the price of a market order of ``qty`` at the price event ``x``; ``side``: +1 buys, −1 sells."""
     price, _ = _market(tape, params[0], tape.symbol[k], x, tape.price_ts[x], tape.price[x], qty, side)

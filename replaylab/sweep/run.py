@@ -27,7 +27,7 @@ from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
-from replaylab.sweep.model_loop import HELD, TRADE, market_fill, run_loop, run_position
+from replaylab.sweep.model_loop import HELD, TRADE, displayed, market_fill, run_loop, run_position
 from replaylab.sweep.result import metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
@@ -372,6 +372,11 @@ class Positions:
         side = 1.0 if qty > 0.0 else -1.0
         return float(market_fill(self.tape.arrays, self._packed, self._symbol(at), at, abs(float(qty)), side))
 
+    def displayed(self, at: int, limit: float, *, sells: bool) -> float | None:
+        """Return the quantity ahead of a limit order that arrives at a price event; None where it is not visible."""
+        found = displayed(self.tape.arrays, self._packed, at, limit, 1.0 if sells else -1.0)
+        return None if found < 0.0 else float(found)
+
     def _symbol(self, at: int) -> int:
         return int(np.searchsorted(self.tape.arrays.price_from, at, side="right")) - 1
 
@@ -433,6 +438,7 @@ def _warm_loop() -> None:
     trades_of(tape, TradingParams())
     positions = Positions(tape, TradingParams())
     positions.run(0, positions.market_fill(0, 1.0), 1.0)
+    positions.displayed(0, 1.0, sells=True)
 
 
 def _warm_chain() -> None:
