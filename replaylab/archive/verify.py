@@ -212,8 +212,9 @@ def _log(path: Path) -> Iterator[tuple[int, list[Finding]]]:
 def _as_built(path: Path, lines: int) -> list[Finding]:
     """Compare a session's events with the bytes, the digest and the count that its build recorded."""
     recorded: dict[str, object] = {}
-    with suppress(OSError, orjson.JSONDecodeError, TypeError):
-        recorded = dict(orjson.loads(path.with_name("meta.json").read_bytes()))
+    with suppress(OSError, orjson.JSONDecodeError):
+        meta = orjson.loads(path.with_name("meta.json").read_bytes())
+        recorded = meta if isinstance(meta, dict) else {}
     found: dict[str, object] = {"eventsBytes": path.stat().st_size, "totalEvents": lines}
     if isinstance(recorded.get("eventsSha256"), str):
         # Read, not remembered: a disk that fails changes no time.

@@ -23,8 +23,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import orjson
 
 from replaylab import errors, fsio
@@ -383,6 +384,53 @@ def read_status(root: RootLike) -> ReplayStatus:
     return status
 
 
+class _RunForm(msgspec.Struct, rename="camel"):
+    """What is read of ``run.json``."""
+
+    run_id: str
+    outcome: Literal["running", "finished", "stopped", "failed", "died"]
+    started_at: str
+    ended_at: str | None = None
+    error: str | None = None
+    events_emitted: int = 0
+    digest: str = ""
+    counts: dict[str, int] = {}
+    realized_pnl: float = 0.0
+    entries: dict[str, int] = {}
+    unusable: dict[str, int] = {}
+    params: dict[str, Any] | None = None
+    params_source: str | None = None
+    changes: dict[str, tuple[Any, Any]] = {}
+    assumptions: str | None = None
+
+
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_RUN_FORM = msgspec.json.Decoder(_RunForm)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return the record in a ``run.json``. Raises FileNotFoundError, and ReplayError for a damaged one."""
+    data = path.read_bytes()
+    try:
+        _RUN_FORM.decode(data)
+        record: dict[str, Any] = orjson.loads(data)
+    except (msgspec.DecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ReplayError(
+            f"{path} cannot be read: {error}. The logs of this run may be whole: bring the file back, or delete "
+            "its folder"
+        ) from None
+    return record
+
+
+def object_of(line: bytes) -> dict[str, Any] | None:
+    """Return the object in a line of a log; None for anything else, the fragment that a kill left for instance."""
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def end_dead_run(root: DataRoot, path: Path) -> dict[str, Any] | None:
     """End a run whose process was killed: in ``run.json`` (``path``), which is returned, and in the published status.
 
@@ -393,7 +441,7 @@ def end_dead_run(root: DataRoot, path: Path) -> dict[str, Any] | None:
         fsio.lock(root.replay_lock, timeout=0),
     ):
         plain, status = _published(root)
-        record: dict[str, Any] = orjson.loads(path.read_bytes())
+        record = read_run(path)
         if record["outcome"] == "running":
             ended = plain.get("heartbeatAt") if status.run_id == record["runId"] else None
             error = "the process that ran this replay ended without ending the run"
@@ -410,6 +458,8 @@ def _published(root: DataRoot) -> tuple[dict[str, Any], ReplayStatus]:
     """Return the published status, all fields and as a record; raises ReplayError where it cannot be read."""
     try:
         plain = orjson.loads(root.replay_status.read_bytes())
+        if not isinstance(plain, dict):
+            raise TypeError(f"expected an object, found {type(plain).__name__}")
         status = ReplayStatus.from_dict({name: plain[name] for name in _FIELDS if name in plain})
     except FileNotFoundError:
         return {}, ReplayStatus()
@@ -430,4 +480,7 @@ def _is_alive(plain: dict[str, Any]) -> bool:
         except (TimeError, TypeError):
             return False
     pid = plain.get("pid")
-    return isinstance(pid, int) and fsio.process_alive(pid, plain.get("processStart"))
+    started = plain.get("processStart")
+    return isinstance(pid, int) and fsio.process_alive(
+        pid, started if isinstance(started, int | float) else None
+    )

@@ -28,7 +28,9 @@ from replaylab.replay.control import (
     ReplayControl,
     ReplayLock,
     end_dead_run,
+    object_of,
     publish_failure,
+    read_run,
     read_status,
 )
 from replaylab.replay.fidelity import signal_agreement
@@ -528,9 +530,12 @@ class ReplayRun:
 
     @classmethod
     def open(cls, root: DataRoot, session_id: str, run_id: str) -> ReplayRun:
-        """Return a run of a session; the outcome of a run whose process died is "died". Raises FileNotFoundError."""
+        """Return a run of a session; the outcome of a run whose process died is "died".
+
+        Raises FileNotFoundError, and ReplayError for a damaged ``run.json``.
+        """
         home = root.run(session_id, run_id)
-        record = orjson.loads((home.path / "run.json").read_bytes())
+        record = read_run(home.path / "run.json")
         if record["outcome"] == "running":
             status = read_status(root)
             if not status.running or status.run_id != run_id:
@@ -539,9 +544,19 @@ class ReplayRun:
 
     @classmethod
     def all(cls, root: DataRoot, session_id: str) -> list[ReplayRun]:
-        """Return the runs of a session, oldest first."""
+        """Return the runs of a session, oldest first; of one whose record is damaged, ``error`` says so."""
         names = sorted(path.parent.name for _, path in root.files("run", session=session_id))
-        return [cls.open(root, session_id, name) for name in names]
+        return [cls._or_damaged(root, session_id, name) for name in names]
+
+    @classmethod
+    def _or_damaged(cls, root: DataRoot, session_id: str, run_id: str) -> ReplayRun:
+        try:
+            return cls.open(root, session_id, run_id)
+        except ReplayError as error:
+            home = root.run(session_id, run_id)
+            at = iso((home.path / "run.json").stat().st_mtime_ns)
+            record = {"runId": run_id, "startedAt": at, "outcome": "died", "error": str(error), "digest": ""}
+            return cls(home, {**record, "eventsEmitted": 0, "unusable": {}})
 
     def __repr__(self) -> str:
         counts = self.record.get("counts", {})
@@ -580,9 +595,9 @@ class ReplayRun:
         }
 
     def trade_records(self) -> list[dict[str, Any]]:
-        """Return the closed trades as plain dicts in the on-disk form."""
+        """Return the closed trades as plain dicts in the on-disk form; ``trades`` counts lines that are none."""
         logs = (path.read_bytes().splitlines() for _, path in self.root.files("trades_log"))
-        return [orjson.loads(line) for lines in logs for line in lines]
+        return [record for lines in logs for line in lines if (record := object_of(line)) is not None]
 
     @property
     def params(self) -> TradingParams | None:
