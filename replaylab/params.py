@@ -287,14 +287,14 @@ class Settings(msgspec.Struct, rename="camel", frozen=True):
         for key in data:
             if key not in names:
                 raise ConfigError(
-                    f"{cls.__name__} has no setting {key!r}.{did_you_mean(str(key), cls.__struct_fields__)}",
+                    f"{cls.__name__} has no setting {key!r:.200}.{did_you_mean(str(key), cls.__struct_fields__)}",
                     field=str(key),
                 )
         return {names[key]: value for key, value in data.items()}
 
     def _fail(self, field: str, expected: str) -> typing.NoReturn:
         raise ConfigError(
-            f"{type(self).__name__}.{field}: expected {expected}, found {getattr(self, field)!r}",
+            f"{type(self).__name__}.{field}: expected {expected}, found {getattr(self, field)!r:.200}",
             field=field,
         )
 

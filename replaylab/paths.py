@@ -126,7 +126,7 @@ def file_name(symbol: str) -> str:
     for part in re.split("[/:]", symbol):
         if not part or part[0] == ".":
             raise UnsafeNameError(
-                f"symbol {symbol!r}: expected a name before and after each / and :, found {part!r}"
+                f"symbol {symbol!r:.200}: expected a name before and after each / and :, found {part!r:.200}"
             )
     name = symbol.translate(_TRANSLATION)
     if len(name.encode()) > _LONGEST:
@@ -436,17 +436,17 @@ _TRANSLATION = str.maketrans(_ENCODED)
 
 def _check_name(name: str, what: str, marks: frozenset[str]) -> None:
     if not isinstance(name, str) or not name:
-        raise UnsafeNameError(f"a {what} must be a string that is not empty, found {name!r}")
+        raise UnsafeNameError(f"a {what} must be a string that is not empty, found {name!r:.200}")
     bad = sorted({mark for mark in name if not (mark.isalnum() or mark in marks)})
     if bad:
         allowed = " ".join(sorted(marks, key="._-+@=/:".index))
         raise UnsafeNameError(
-            f"{what} {name!r} has {''.join(bad)!r}: only letters, digits and {allowed} are allowed"
+            f"{what} {name!r:.200} has {''.join(bad)!r:.200}: only letters, digits and {allowed} are allowed"
         )
     if name[0] in ".-":
-        raise UnsafeNameError(f"{what} {name!r} may not start with {name[0]!r}")
+        raise UnsafeNameError(f"{what} {name!r:.200} may not start with {name[0]!r}")
     if unicodedata.normalize("NFC", name) != name:
-        raise UnsafeNameError(f"{what} {name!r} is not in Unicode normal form C")
+        raise UnsafeNameError(f"{what} {name!r:.200} is not in Unicode normal form C")
 
 
 def _written(names: dict[str, str]) -> dict[str, str]:
@@ -461,13 +461,13 @@ def _written(names: dict[str, str]) -> dict[str, str]:
             written[field] = safe_name(name, "run id")
         elif field == "day":
             if not is_day(name):
-                raise UnsafeNameError(f"expected a day as YYYY-MM-DD, found {name!r}")
+                raise UnsafeNameError(f"expected a day as YYYY-MM-DD, found {name!r:.200}")
             written[field] = name
         elif name in _FORMS[field].split("|"):
             written[field] = name
         else:
             allowed = _FORMS[field].replace("|", ", ")
-            raise UnsafeNameError(f"there is no {field} {name!r}: expected one of {allowed}")
+            raise UnsafeNameError(f"there is no {field} {name!r:.200}: expected one of {allowed}")
     return written
 
 

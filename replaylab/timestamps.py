@@ -55,15 +55,15 @@ def parse_ns(text: str, *, clock: bool = False) -> int:
     """
     match = _ISO.fullmatch(text) if isinstance(text, str) else None
     if match is None or (clock and match[2] is None):
-        raise TimeError(f"expected an ISO time such as 2025-11-18T10:00:00.123Z, found {text!r}")
+        raise TimeError(f"expected an ISO time such as 2025-11-18T10:00:00.123Z, found {text!r:.200}")
     day, time, fraction, zone = match.groups()
     try:
         offset = "+00:00" if zone in (None, "Z", "z") else zone
         moment = datetime.fromisoformat(f"{day}T{time or '00:00:00'}{offset}")
     except ValueError as error:
-        raise TimeError(f"expected an ISO time, found {text!r}: {error}") from None
+        raise TimeError(f"expected an ISO time, found {text!r:.200}: {error!s:.200}") from None
     if not _MIN_YEAR <= moment.year <= _MAX_YEAR:
-        raise TimeError(f"expected a time in the years {_MIN_YEAR} to {_MAX_YEAR}, found {text!r}")
+        raise TimeError(f"expected a time in the years {_MIN_YEAR} to {_MAX_YEAR}, found {text!r:.200}")
     return _datetime_ns(moment) + (int(fraction.ljust(9, "0")) if fraction else 0)
 
 
@@ -122,7 +122,7 @@ def to_ns(value: str | datetime | date) -> int:
         return _datetime_ns(aware) + int(getattr(value, "nanosecond", 0))
     if isinstance(value, date) and not isinstance(value, datetime):
         return _datetime_ns(datetime(value.year, value.month, value.day, tzinfo=UTC))
-    raise TimeError(f"expected an ISO string or a datetime, found {value!r}")
+    raise TimeError(f"expected an ISO string or a datetime, found {value!r:.200}")
 
 
 def iso(ns: int) -> str:
@@ -166,11 +166,11 @@ def decimal_to_ns(text: str, unit: str) -> int:
     """
     match = _DECIMAL.fullmatch(text.strip())
     if match is None or unit not in _DIGITS:
-        raise TimeError(f"expected a decimal number of s, ms, us or ns, found {text!r} in {unit!r}")
+        raise TimeError(f"expected a decimal number of s, ms, us or ns, found {text!r:.200} in {unit!r:.200}")
     sign, whole, fraction = match[1], match[2], (match[3] or "").rstrip("0")
     digits = _DIGITS[unit]
     if len(fraction) > digits:
-        raise TimeError(f"{text!r} {unit} is finer than a nanosecond")
+        raise TimeError(f"{text!r:.200} {unit} is finer than a nanosecond")
     value: int = int(whole) * 10**digits + int(fraction.ljust(digits, "0") or 0)
     return -value if sign == "-" else value
 
@@ -198,9 +198,9 @@ def period_ns(every: str | timedelta) -> int:
         match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d)", every) if isinstance(every, str) else None
         if match is None:
             raise TimeError(
-                f'expected a period such as "500ms", "30s", "5m", "1h", "1d" or a timedelta, found {every!r}'
+                f'expected a period such as "500ms", "30s", "5m", "1h", "1d" or a timedelta, found {every!r:.200}'
             )
         length = int(match[1]) * _PERIODS[match[2]]
     if length <= 0:
-        raise TimeError(f"expected a period above 0, found {every!r}")
+        raise TimeError(f"expected a period above 0, found {every!r:.200}")
     return length

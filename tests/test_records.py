@@ -557,3 +557,10 @@ def test_the_public_names_are_sorted_and_complete():
         name for name, value in vars(records).items() if isinstance(value, type) and issubclass(value, Record)
     }
     assert public <= set(records.__all__)
+
+
+def test_half_of_a_surrogate_pair_is_a_record_error() -> None:
+    """msgspec decodes it, orjson does not."""
+    line = b'{"timestamp":"2025-11-18T10:00:00Z","type":"X","symbol":null,"payload":{"a":"\\ud800"}}'
+    with pytest.raises(RecordError, match="not valid JSON"):
+        decode_record(ReplayEvent, line)

@@ -66,6 +66,8 @@ def replay(
     )
     try:
         _follow(engine)
+        # The status says that it ended a moment before the run's record is there.
+        engine.wait()
     except KeyboardInterrupt:
         engine.stop()
         engine.wait()

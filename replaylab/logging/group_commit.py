@@ -75,7 +75,9 @@ class _Pending(Handle):
 
             future = get_running_loop().create_future()
             self._writer.add_waiter(self, future)
-            if not self._finished:
+            if self._finished:
+                self._writer.forget_waiters(self)
+            else:
                 yield from future
         self.result()
 
@@ -183,7 +185,7 @@ class GroupWriter:
         waiter.acquire()
         waiters = self.add_waiter(handle, waiter)
         if handle.done():
-            self._waiters.pop(handle, None)
+            self.forget_waiters(handle)
         elif is_last_thread():
             handle.finish(LogWriteError(errno.EINTR, "the interpreter ended while this line was written"))
         elif not waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -196,6 +198,12 @@ class GroupWriter:
         waiters = self._waiters.setdefault(handle, deque())
         waiters.append(waiter)
         return waiters
+
+    def forget_waiters(self, handle: _Pending) -> None:
+        """Wake those who wait for a handle that is finished already, in place of the thread that finished it."""
+        awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        _release(self._waiters.pop(handle, None), awaited)
+        _set_in_loops(awaited)
 
     def _pass(self, mark: bytes, timeout: float | None) -> None:
         forget_dead_threads()
@@ -396,20 +404,31 @@ class GroupWriter:
         awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         for entry in entries:
             entry.finish(error)
-            waiters = self._waiters.pop(entry, None) if isinstance(entry, _Pending) else None
-            while waiters:
-                try:
-                    waiter = waiters.popleft()
-                except IndexError:
-                    break  # the last one has just given up
-                if isinstance(waiter, LockType):
-                    waiter.release()
-                else:
-                    awaited.setdefault(waiter.get_loop(), []).append(waiter)
-        for loop, futures in awaited.items():
-            # A loop that was closed meanwhile has no waiters.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_set_results, futures)
+            if isinstance(entry, _Pending) and self._waiters:
+                _release(self._waiters.pop(entry, None), awaited)
+        _set_in_loops(awaited)
+
+
+def _release(
+    waiters: deque[_Waiter] | None, awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]
+) -> None:
+    """Release the locks among waiters, and collect the futures by loop."""
+    while waiters:
+        try:
+            waiter = waiters.popleft()
+        except IndexError:
+            return  # the last one has just given up
+        if isinstance(waiter, LockType):
+            waiter.release()
+        else:
+            awaited.setdefault(waiter.get_loop(), []).append(waiter)
+
+
+def _set_in_loops(awaited: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]) -> None:
+    for loop, futures in awaited.items():
+        # A loop that was closed meanwhile has no waiters.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_set_results, futures)
 
 
 def write_error(error: OSError, path: str) -> LogWriteError:

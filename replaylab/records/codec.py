@@ -132,7 +132,11 @@ def encode_record(cls: type[Record], value: Record | Mapping[str, Any]) -> bytes
 def decode_record(cls: type[R], line: bytes | str) -> R:
     """Return the record of one JSON string; unknown fields are kept. Raises RecordError."""
     record = _decode(cls, line)
-    plain = orjson.loads(line)
+    try:
+        plain = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        # msgspec takes half of a surrogate pair ("\\ud800"), which no text can hold.
+        raise RecordError(f"{cls.__name__}: not valid JSON: {error}") from None
     _keep_unknown(record, plain)
     return record
 

@@ -1,5 +1,6 @@
-"""Bodies of requests, and what the routes do with them: the store, builds in a worker process, one replay in a process of its own.
+"""Bodies of requests, and what the routes do with them.
 
+The store, builds in a worker process, one replay in a process of its own.
 Nothing here blocks the event loop: files are read in threads, builds and replays run in other processes.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -533,6 +534,38 @@ def test_waiters_that_give_up_all_the_time_disturb_no_writer(tmp_path: Path) -> 
         assert logger._writer is not None
         assert not logger._writer._waiters
     assert [event["reason"] for event in events(tmp_path)] == ["first", *(str(n) for n in range(3000))]
+
+
+def test_many_threads_and_tasks_wait_for_the_same_handles(tmp_path: Path) -> None:
+    """Without a limit, at the very moment at which a handle is finished: all are woken, and nothing is kept of them."""
+    sys.setswitchinterval(1e-5)
+    try:
+        with Logger(tmp_path, LoggingConfig(queue=True)) as logger:
+            handles = [logger.log_state_event("BTCUSDT", sample.state_event())]
+            ends = threading.Event()
+
+            def wait() -> None:
+                while not ends.is_set():
+                    handles[-1].result()
+
+            async def wait_all() -> None:
+                while not ends.is_set():
+                    await asyncio.gather(*(handles[-1] for _ in range(3)))
+
+            threads = [threading.Thread(target=wait) for _ in range(5)]
+            threads += [threading.Thread(target=asyncio.run, args=(wait_all(),)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for _ in range(4000):
+                handles[0] = logger.log_state_event("BTCUSDT", sample.state_event())
+            ends.set()
+            for thread in threads:
+                thread.join(20)
+            assert not any(thread.is_alive() for thread in threads)
+            assert logger._writer is not None
+            assert not logger._writer._waiters
+    finally:
+        sys.setswitchinterval(0.005)
 
 
 def test_threads_wait_for_handles_of_one_another(tmp_path: Path) -> None:
