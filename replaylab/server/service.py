@@ -267,8 +267,12 @@ class Service:
         quiet = 0.0
         try:
             while True:
-                news = await asyncio.to_thread(follower.poll)
-                for name, value in news.messages():
+                try:
+                    messages = list((await asyncio.to_thread(follower.poll)).messages())
+                except (OSError, ReplaylabError):
+                    # A file that cannot be read now (no rights, a disk that fails) must not end the stream.
+                    messages = []
+                for name, value in messages:
                     quiet = 0.0
                     yield name, value
                 quiet += _STREAM_PERIOD_S

@@ -332,3 +332,47 @@ async def test_a_damaged_session_is_deleted(fetch: Any, root: DataRoot) -> None:
     root.manifest(SESSION).write_text("{")
     assert (await fetch("DELETE", "sessions", SESSION))[0] == 200
     assert not root.session_dir(SESSION).exists()
+
+
+async def test_too_many_waiting_builds_are_503(fetch: Any, jp_serverapp: Any) -> None:
+    service = jp_serverapp.web_app.settings["replaylab"]
+    service._waiting_builds = service._max_waiting_builds
+    code, answer = await fetch("POST", "sessions", body=range_of(sessionId="late"))
+    assert (code, "too many builds" in answer["error"]) == (503, True)
+    service._waiting_builds = 0
+    assert (await fetch("POST", "sessions", body=range_of(sessionId="late")))[0] == 200
+
+
+async def test_the_stream_beats_and_survives_what_it_cannot_read(
+    jp_serverapp: Any, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing happens a comment comes; lines that are no records, and files that cannot be read, end nothing."""
+    stream = jp_serverapp.web_app.settings["replaylab"].stream(0.4)
+    assert (await anext(stream))[0] == "status"
+    assert await anext(stream) == ("heartbeat", None)
+    run = root.run(SESSION, "some-run")
+    run.events_dir.mkdir(parents=True)
+    status = {
+        "sessionId": SESSION,
+        "runId": "some-run",
+        "running": False,
+        "totalEvents": 5,
+        "currentEventIndex": 5,
+    }
+    root.replay_status.write_text(json.dumps(status))
+    lines = [b"[1]", b"{", b'{"a":1}', b"\xff", b'{"long":"' + b"x" * 2_000_000 + b'"}', b'{"b":2}']
+    (run.events_dir / "X.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    found = []
+    while {"b": 2} not in [value.get("record") for value in found]:
+        name, value = await anext(stream)
+        if name == "record":
+            found.append(value)
+    assert [list(value["record"]) for value in found] == [["a"], ["long"], ["b"]]
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "replaylab.replay.follow.read_status", lambda _: (_ for _ in ()).throw(PermissionError())
+        )
+        assert await anext(stream) == ("heartbeat", None)
+    root.replay_status.write_text("[]")
+    assert (await anext(stream))[0] == "status"
+    await stream.aclose()
