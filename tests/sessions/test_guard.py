@@ -16,7 +16,8 @@ import pytest
 from replaylab import fsio
 from replaylab.errors import SessionError
 from replaylab.replay import ReplayEngine
-from replaylab.sessions import SessionStore, build_replay_session, guard
+from replaylab.sessions import SessionStore, build_replay_session
+from replaylab.sessions import store as guard
 from replaylab.testing import SessionBuilder
 from tests.sessions.logs import log_events, state_event
 
@@ -80,7 +81,8 @@ def test_five_builds_at_once_all_have_the_session(tmp_path: Path, how: str, name
 
 KILLED = f"""
 import os, signal, sys
-from replaylab.sessions import build_replay_session, guard
+from replaylab.sessions import build_replay_session
+from replaylab.sessions import store as guard
 root, step = sys.argv[1], int(sys.argv[2])
 import replaylab.sessions.build, replaylab.sessions.store
 if sys.argv[3] == "two renames":
@@ -89,7 +91,7 @@ if sys.argv[3] == "two renames":
 calls = 0
 def counted(frame, event, argument):
     global calls
-    if event == "call" and frame.f_code.co_filename.endswith(("pathlib.py", "_local.py", "shutil.py", "guard.py")):
+    if event == "call" and frame.f_code.co_filename.endswith(("pathlib.py", "_local.py", "shutil.py", "store.py")):
         calls += 1
         if calls == step:
             os.kill(os.getpid(), signal.SIGKILL)
