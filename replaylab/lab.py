@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from replaylab.importers import ImportReport, LogImportReport
     from replaylab.logging import Logger
     from replaylab.ml import Export
-    from replaylab.notebook import Panel
+    from replaylab.notebook import Chart, Panel
     from replaylab.replay import Calibration, Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
@@ -718,6 +718,40 @@ class Lab:
             config=self.config,
         )
         return self._give(found)
+
+    def chart(
+        self,
+        session: AnySession,
+        run: Any = None,
+        *,
+        symbol: str | None = None,
+        depth: bool = False,
+        width: int | None = None,
+        height: int = 420,
+    ) -> Chart:
+        """Show prices and trades to zoom and hover; ``run``: a run, a backtest, trades, or several by name."""
+        from replaylab.notebook import Chart
+
+        opened, cache = self._open(session), self.config.cache_path
+        return Chart(opened, run, symbol=symbol, depth=depth, cache_dir=cache, width=width, height=height)
+
+    def report(
+        self,
+        subject: Any,
+        path: str | os.PathLike[str] = "report.html",
+        *,
+        run: Any = None,
+        symbol: str | None = None,
+    ) -> Path:
+        """Write one HTML file about a result, a run or a session, which opens without replaylab and a network.
+
+        It has the chart, the verdict, the best combinations or metrics, parameters, assumptions and provenance.
+        """
+        from replaylab.notebook import write_report
+
+        return write_report(
+            subject, path, self._open, run=run, symbol=symbol, cache_dir=self.config.cache_path
+        )
 
     def panel(self, *, params: TradingParams | None = None) -> Panel:
         """Show the dashboard in a notebook cell. ``params``: the parameters that Run uses."""

@@ -1,10 +1,12 @@
-"""The dashboard of a data root for a notebook cell.
+"""What a notebook cell shows of a data root: the dashboard, and interactive charts.
 
 >>> lab.panel()                                                    # doctest: +SKIP
+>>> lab.chart("a-session")                                         # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from replaylab.notebook.chart import Chart, Pyramid, write_report
 from replaylab.notebook.panel import Panel
 
-__all__ = ["Panel"]
+__all__ = ["Chart", "Panel", "Pyramid", "write_report"]

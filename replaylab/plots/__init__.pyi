@@ -1,7 +1,14 @@
 from .sessions import density as density
 from .sessions import fidelity as fidelity
 from .sessions import scores as scores
+from .style import CYCLE as CYCLE
+from .style import INK as INK
+from .style import LONG as LONG
+from .style import LOSS as LOSS
+from .style import SHORT as SHORT
+from .style import WIN as WIN
 from .style import Plot as Plot
+from .style import as_frame as as_frame
 from .sweeps import heatmap as heatmap
 from .sweeps import overfitting as overfitting
 from .sweeps import parallel_coordinates as parallel_coordinates
@@ -14,3 +21,4 @@ from .trades import excursions as excursions
 from .trades import exit_reasons as exit_reasons
 from .trades import price_with_trades as price_with_trades
 from .trades import waterfall as waterfall
+from .trades import with_entry_times as with_entry_times
