@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/bash
 UNIT := $(BIN)/pytest -m 'not stress' --doctest-modules replaylab tests tools
-BENCHMARKS := write read importing features replay sweep ml realism
+BENCHMARKS := write read importing features replay sweep ml realism chart
 
 .PHONY: help demo test lab bench stress format lint types unit notebooks docs browser clean sample
 

@@ -307,14 +307,17 @@ def test_public_surface_is_complete() -> None:
 def test_conda_environments_and_pyproject_agree(file: str, extra: str | None) -> None:
     """Packages, bounds and extras of the user's and of the developer's environment are those of `pyproject.toml`.
 
-    conda-forge names arch "arch-py"."""
+    conda-forge names arch "arch-py", and jupyter-bokeh with an underscore."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     tools = project["optional-dependencies"][extra] if extra else []
     listed = yaml.safe_load((REPOSITORY / file).read_text())["dependencies"]
     assert listed == [
         f"python{project['requires-python']}",
         "pip",
-        *(re.sub("^arch>", "arch-py>", one) for one in project["dependencies"]),
+        *(
+            re.sub("^arch>", "arch-py>", one).replace("jupyter-bokeh", "jupyter_bokeh")
+            for one in project["dependencies"]
+        ),
         {"pip": [*tools, "-e ."]},
     ]
 

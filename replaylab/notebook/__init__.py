@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from replaylab.notebook.chart import Chart, Pyramid, write_report
+from replaylab.notebook.chart import Chart, Pyramid
 from replaylab.notebook.panel import Panel
+from replaylab.notebook.report import write_report
 
 __all__ = ["Chart", "Panel", "Pyramid", "write_report"]

@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from html import escape
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +27,9 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab import frames
-from replaylab.errors import ReplayError, SessionNotFoundError, did_you_mean
+from replaylab.errors import ReplayError, did_you_mean
 from replaylab.fsio import atomic_path
-from replaylab.ml import mark_outs
+from replaylab.ml import mark_outs, prices_by_symbol
 from replaylab.plots import CYCLE, INK, LONG, LOSS, SHORT, WIN, as_frame, with_entry_times
 from replaylab.replay import ReplayControl
 from replaylab.sessions import Session
@@ -38,7 +37,7 @@ from replaylab.sweep import open_tape, recorded_trades
 
 Array = npt.NDArray[Any]
 # Prices that a view shows at the most: two for each of so many bins.
-BINS = 1_500
+BINS = 1_000
 # With at most so many price events in view, best bid and ask are drawn too.
 _QUOTES = 20_000
 _STEP = 64
@@ -54,6 +53,23 @@ _HOVER = (
     ("mark-outs 1, 5, 30 s", "@mark_out_1s{0.0}, @mark_out_5s{0.0}, @mark_out_30s{0.0} bps"),
 )
 _COLUMNS = ("entry_time", "symbol", "side", "pnl", "reason", "entry_price", "close_price", "qty", "fees")
+_FIT = """
+const xs = s.data.x, ys = s.data.y
+let low = Infinity, high = -Infinity
+for (let i = 0; i < xs.length; i++) {
+  if (xs[i] < x.start || xs[i] > x.end) continue
+  if (ys[i] < low) low = ys[i]
+  if (ys[i] > high) high = ys[i]
+}
+if (low > high) return
+const margin = 0.06 * (high - low) || 1e-4 * high
+y.setv({start: low - margin, end: high + margin})
+"""
+_SEND = """
+if (v.waiting) return
+v.waiting = true
+requestAnimationFrame(() => { v.waiting = false; v.data = {x: [x.start, x.end]} })
+"""
 _LEVELS = {"STOP_MARKET": LOSS, "LIMIT": WIN}
 
 
@@ -155,13 +171,23 @@ class Chart:
     ) -> None:
         self.session = session
         self._tape, _ = open_tape(session, price_source, cache_dir)
-        self.symbol = _chosen(symbol, self._tape.symbols)
-        k = self._tape.symbols.index(self.symbol)
+        self.symbol = _chosen(symbol, [*self._tape.symbols, *session.manifest.symbols])
         a = self._tape.arrays
-        self._rows = slice(int(a.price_from[k]), int(a.price_from[k + 1]))
-        self._price, self._ts = a.price[self._rows], a.price_ts[self._rows]
+        # A tape holds the symbols that have signals; another one is read from the session's events.
+        self._k = self._tape.symbols.index(self.symbol) if self.symbol in self._tape.symbols else None
+        if self._k is not None:
+            rows = slice(int(a.price_from[self._k]), int(a.price_from[self._k + 1]))
+            self._price, self._ts, source = a.price[rows], a.price_ts[rows], self._tape.sources[self._k]
+            self._quotes: Any = a.quote[rows] if len(a.quote) else None
+        else:
+            prices = prices_by_symbol(session, [self.symbol], price_source)[self.symbol]
+            self._price, self._ts, source, self._quotes = prices.price, prices.ts, prices.source, None
+        if not len(self._price):
+            raise ReplayError(
+                f"{session.id} has no prices of {self.symbol}: build it with MARKET_TRADE or MARKET_BOOK"
+            )
         folder = None if cache_dir is None else Path(cache_dir) / "charts"
-        about = f"{session.digest}-{self.symbol}-{self._tape.sources[k]}"
+        about = f"{session.digest}-{self.symbol}-{source}"
         self._pyramid = Pyramid(self._price, folder, hashlib.sha256(about.encode()).hexdigest()[:24])
         self._overlays = _overlays(session, run, self.symbol)
         self._depth = depth
@@ -174,8 +200,11 @@ class Chart:
         return f"<Chart of {self.session.id}, {self.symbol}: {len(self._price):,} prices, {trades}>"
 
     def _ipython_display_(self) -> None:
+        from bokeh.io import output_notebook
         from IPython.display import display
 
+        # The widget expects the library in the page; a page that was reloaded finds it in this output again.
+        output_notebook(library(), hide_banner=True)
         display(self.widget)  # type: ignore[no-untyped-call]
 
     @property
@@ -210,14 +239,15 @@ class Chart:
     def save(self, path: Any) -> Path:
         """Write one HTML file that needs no network; the prices are those of the whole session at screen resolution."""
         from bokeh.embed import file_html
-        from bokeh.resources import INLINE
 
-        self._for_file()
+        self.prepare_for_file()
         with atomic_path(Path(path)) as part:
-            part.write_text(file_html(self.figure, INLINE, title=f"{self.session.id} {self.symbol}"), "utf-8")
+            part.write_text(
+                file_html(self.figure, library(), title=f"{self.session.id} {self.symbol}"), "utf-8"
+            )
         return Path(path)
 
-    def _for_file(self) -> None:
+    def prepare_for_file(self) -> None:
         """Take more prices than a screen shows: a file has no process behind it to ask for them when it is zoomed."""
         if hasattr(self, "_widget"):
             raise ReplayError("this chart is shown in a notebook: make another one to save it")
@@ -227,7 +257,7 @@ class Chart:
 
     def _build(self, width: int | None, height: int) -> None:
         from bokeh.layouts import column
-        from bokeh.models import ColumnDataSource, Span
+        from bokeh.models import ColumnDataSource, CustomJS, Range1d, Span
         from bokeh.plotting import figure
 
         start, end = (int(self._ts[0]) / 1e6, int(self._ts[-1]) / 1e6) if len(self._ts) else (0.0, 1.0)
@@ -238,6 +268,7 @@ class Chart:
         self._plot = figure(
             x_axis_type="datetime",
             x_range=(start - margin, end + margin),
+            y_range=Range1d(0.0, 1.0),
             height=height,
             tools=tools,
             active_scroll="xwheel_zoom",
@@ -246,7 +277,12 @@ class Chart:
             **size,
         )
         self._plot.yaxis.axis_label = "price"
-        self._prices = ColumnDataSource({"x": [], "y": []})
+        self._prices = ColumnDataSource({"x": [], "y": []}, name="prices")
+        # The price axis fits what is in view, also in a file without a process behind it.
+        fit = CustomJS(args={"s": self._prices, "x": self._plot.x_range, "y": self._plot.y_range}, code=_FIT)
+        self._plot.x_range.js_on_change("start", fit)
+        self._plot.x_range.js_on_change("end", fit)
+        self._prices.js_on_change("data", fit)
         self._bids, self._asks = (ColumnDataSource({"x": [], "y": []}) for _ in range(2))
         self._add_holes()
         if self._depth:
@@ -273,18 +309,20 @@ class Chart:
     def _bind(self) -> None:
         """Fetch prices at each zoom, and keep the time of a click."""
         from bokeh.events import DoubleTap
-        from bokeh.models import CustomJS
+        from bokeh.models import ColumnDataSource, CustomJS
 
-        def zoomed(attribute: str, old: Any, new: Any) -> None:
-            x = self._plot.x_range
-            self._refresh(float(x.start), float(x.end))
-
+        # Both ends of a range change one after the other: the page sends them together, once a frame.
+        view = ColumnDataSource({"x": []})
+        view.on_change(
+            "data", lambda attribute, old, new: self._refresh(float(new["x"][0]), float(new["x"][1]))
+        )
+        send = CustomJS(args={"v": view, "x": self._plot.x_range}, code=_SEND)
         for attribute in ("start", "end"):
-            self._plot.x_range.on_change(attribute, zoomed)
+            self._plot.x_range.js_on_change(attribute, send)
         self._plot.js_on_event(
             DoubleTap, CustomJS(args={"s": self._clicked}, code="s.data = {x: [cb_obj.x]}")
         )
-        self.figure.tags = [self._clicked]
+        self.figure.tags = [self._clicked, view]
 
     def _refresh(self, low: float, high: float, bins: int = BINS) -> None:
         """Show the prices between two times (ms since 1970)."""
@@ -293,9 +331,12 @@ class Chart:
             last = min(int(np.searchsorted(self._ts, int(high * 1e6), side="right")) + 1, len(self._ts))
             places = self._pyramid.view(first, last, bins)
             self._prices.data = {"x": self._ts[places] / 1e6, "y": self._price[places]}
-            quotes = self._tape.arrays.quote
-            near = last - first <= _QUOTES and len(quotes) > 0
-            part = quotes[self._rows][first:last] if near else None
+            if len(places):
+                low_price, high_price = float(self._price[places].min()), float(self._price[places].max())
+                margin = 0.06 * (high_price - low_price) or 1e-4 * high_price
+                self._plot.y_range.start, self._plot.y_range.end = low_price - margin, high_price + margin
+            near = last - first <= _QUOTES and self._quotes is not None
+            part = self._quotes[first:last] if near else None
             for source, name in ((self._bids, "bid"), (self._asks, "ask")):
                 if part is None:
                     source.data = {"x": [], "y": []}
@@ -319,7 +360,9 @@ class Chart:
     def _add_funding(self) -> None:
         from bokeh.models import ColumnDataSource, HoverTool
 
-        a, k = self._tape.arrays, self._tape.symbols.index(self.symbol)
+        a, k = self._tape.arrays, self._k
+        if k is None:
+            return
         paid = a.funding[int(a.funding_from[k]) : int(a.funding_from[k + 1])]
         if not len(paid):
             return
@@ -398,7 +441,12 @@ class Chart:
         }
         kinds |= dict.fromkeys(("entry_price", "close_price", "qty"), plain)
         columns = [
-            TableColumn(field=c, title=c.replace("_", " "), **({"formatter": kinds[c]} if c in kinds else {}))
+            TableColumn(
+                field=c,
+                title=c.replace("_", " "),
+                width=170 if c == "entry_time" else 90,
+                **({"formatter": kinds[c]} if c in kinds else {}),
+            )
             for c in _COLUMNS
         ]
         return DataTable(
@@ -446,7 +494,9 @@ class Chart:
         from bokeh.models import ColumnDataSource, HoverTool
         from bokeh.plotting import figure
 
-        a, k = self._tape.arrays, self._tape.symbols.index(self.symbol)
+        a, k = self._tape.arrays, self._k
+        if k is None:
+            return None
         rows = slice(int(a.score_from[k]), int(a.score_from[k + 1]))
         score, ts = a.score[rows], a.score_ts[rows]
         if not len(score):
@@ -480,8 +530,8 @@ class Chart:
     def _add_depth(self) -> None:
         """Draw the recorded book as an image: quantity by price and time, on a logarithmic scale."""
         a = self._tape.arrays
-        quotes: Any = a.quote[self._rows] if len(a.quote) else np.empty(0)
-        if not len(quotes) or not (quotes["state"] >= 0).any():
+        quotes = self._quotes
+        if quotes is None or not (quotes["state"] >= 0).any():
             raise ReplayError(
                 f"{self.session.id} has no book of {self.symbol}: depth=True draws the recorded one"
             )
@@ -539,14 +589,21 @@ class _Follower:
                 self._chart._cursor.location = parse_ns(moment) / 1e6
 
 
+def library() -> Any:
+    """Return the JavaScript of the chart, without the parts for formulas and WebGL, which are most of it."""
+    from bokeh.resources import Resources
+
+    return Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"])
+
+
 # ---- Data --------------------------------------------------------------------------------------------------
 
 
 def _chosen(symbol: str | None, symbols: Iterable[str]) -> str:
-    known = list(symbols)
-    if not known:
-        raise ReplayError("the session has no prices to draw: build it with MARKET_TRADE or MARKET_BOOK")
+    known = list(dict.fromkeys(symbols))
     if symbol is None:
+        if not known:
+            raise ReplayError("the session names no symbol to draw")
         return known[0]
     if symbol not in known:
         raise ReplayError(
@@ -556,7 +613,7 @@ def _chosen(symbol: str | None, symbols: Iterable[str]) -> str:
 
 
 def _overlays(session: Session, run: Any, symbol: str) -> dict[str, tuple[pl.DataFrame, pl.DataFrame | None]]:
-    """Return trades and orders of each run by name; None stands for the recorded ones."""
+    """Return trades and orders of each run by name; None is for the recorded ones."""
     runs = dict(run) if isinstance(run, Mapping) else {"recorded" if run is None else "run": run}
     found = {}
     for name, one in runs.items():
@@ -592,192 +649,3 @@ def _with_marks(session: Session, trades: pl.DataFrame) -> pl.DataFrame:
         return trades.with_columns(pl.lit(None, pl.Float64).alias(f"mark_out_{s:g}s") for s in _MARKS)
     found = mark_outs(session, trades, _MARKS)
     return trades.with_columns(as_frame(found)[f"mark_out_{s:g}s"] for s in _MARKS)
-
-
-# ---- The report --------------------------------------------------------------------------------------------
-
-# Symbols that a report draws.
-_CHARTS = 4
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #1c2430;
-       background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #d5dae2; }
-table { border-collapse: collapse; font-size: 13px; } th, td { padding: 3px 10px; text-align: right; }
-th { color: #5a6472; font-weight: 600; } tr:nth-child(even) td { background: #f4f6f9; }
-td:first-child, th:first-child { text-align: left; } .note { color: #5a6472; } .verdict { font-size: 1.05rem; }
-img { max-width: 100%; } .wide { overflow-x: auto; } td.text { text-align: left; max-width: 60rem; }
-"""
-
-
-def write_report(
-    subject: Any,
-    path: Any,
-    open_session: Callable[[Any], Session],
-    *,
-    run: Any = None,
-    symbol: str | None = None,
-    cache_dir: Any = None,
-) -> Path:
-    """Write one HTML file about ``subject``: a result of a sweep, a backtest, a run, or a session. See ``Lab.report``.
-
-    ``open_session`` opens a session by its id. Raises ReplayError for a result without a session.
-    """
-    from bokeh.embed import components
-    from bokeh.resources import Resources
-
-    named = getattr(subject, "session_id", None) if not isinstance(subject, Session) else None
-    try:
-        session = open_session(subject if named is None else named)
-    except SessionNotFoundError:
-        if named is None:
-            raise
-        raise ReplayError(
-            f"this result is of no stored session ({named}): save its events with lab.save_session first"
-        ) from None
-    if run is None:
-        if hasattr(subject, "trades_of") and subject.trades_of is not None and subject.frame.height:
-            run = {"best row": subject.trades(_best_row(subject)), "recorded": None}
-        elif named is not None and hasattr(subject, "trades"):
-            run = {"this run": subject}
-    tape, _ = open_tape(session, cache_dir=cache_dir)
-    symbols = (
-        list(tape.symbols[:_CHARTS]) if symbol is None and tape.symbols else [_chosen(symbol, tape.symbols)]
-    )
-    charts = [Chart(session, run, symbol=name, cache_dir=cache_dir) for name in symbols]
-    for chart in charts:
-        chart._for_file()
-    script, bodies = components([chart.figure for chart in charts])
-    more = len(tape.symbols) - len(charts)
-    left_out = f"<p class='note'>{more} more symbols are not drawn</p>" if more > 0 and not symbol else ""
-    # Without the parts for formulas and WebGL, which are most of it.
-    library = Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"])
-    parts = [
-        f"<h1>{escape(session.id)}</h1>",
-        f"<p class='note'>{escape(session.manifest.source_date_range.from_)} to "
-        f"{escape(session.manifest.source_date_range.to)}, {', '.join(map(escape, session.manifest.symbols))}, "
-        f"{session.manifest.total_events:,} events{_notes_of(session)}</p>",
-        *_verdict(subject),
-        f"<h2>Prices and trades</h2>{''.join(bodies)}{left_out}",
-        *_best(subject),
-        *_params(subject, session),
-        *_assumptions(subject, session),
-        _provenance(subject, session),
-    ]
-    html = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(session.id)}</title>"
-        f"<style>{_STYLE}</style>{library.render()}</head><body>{''.join(parts)}{script}</body></html>"
-    )
-    with atomic_path(Path(path)) as part:
-        part.write_text(html, "utf-8")
-    return Path(path)
-
-
-def _best_row(result: Any) -> int:
-    """Return the place of the best row in ``result.frame``."""
-    best = as_frame(result.best(1))
-    axes = [name for name in result.axes if name in best.columns]
-    same = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(best[name][0])) for name in axes)
-    return int(as_frame(result.frame).with_row_index("place").filter(same)["place"][0])
-
-
-def _notes_of(session: Session) -> str:
-    notes = session.manifest.notes
-    return f"; {escape(notes)}" if notes else ""
-
-
-def _verdict(subject: Any) -> list[str]:
-    """The verdict in its own words, with what it warns of."""
-    if not hasattr(subject, "verdict"):
-        return []
-    verdict = subject.verdict()
-    caveats = "".join(f"<li>{escape(line)}</li>" for line in verdict.caveats)
-    reasons = "".join(f"<li>{escape(line)}</li>" for line in verdict.reasons)
-    plot = _image(verdict.plot())
-    return [
-        f"<h2>Verdict: {escape(verdict.level)}</h2><ul class='verdict'>{reasons}</ul>{plot}",
-        f"<ul class='note'>{caveats}</ul>" if caveats else "",
-    ]
-
-
-_BEST = (
-    *("net_pnl", "n_trades", "win_rate", "profit_factor", "expectancy", "max_drawdown", "sharpe_per_trade"),
-    *("fees", "funding", "avg_duration_s", "enough_trades"),
-)
-
-
-def _best(subject: Any) -> list[str]:
-    if hasattr(subject, "best"):
-        best = as_frame(subject.best(10))
-        shown = [name for name in ("row", *subject.axes, *_BEST) if name in best.columns]
-        return [f"<h2>Best combinations</h2>{_table(best.select(list(dict.fromkeys(shown))))}"]
-    metrics = getattr(subject, "metrics", None)
-    if isinstance(metrics, Mapping):
-        rows = pl.DataFrame({"metric": list(metrics), "value": [_cell(value) for value in metrics.values()]})
-        return [f"<h2>Metrics</h2>{_table(rows)}"]
-    return []
-
-
-def _params(subject: Any, session: Session) -> list[str]:
-    params = getattr(subject, "params", None) or session.recorded_params
-    if params is None:
-        return ["<h2>Parameters</h2><p>none were recorded</p>"]
-    recorded = session.recorded_params
-    rows = [
-        (d.name, _cell(getattr(params, d.name)), "" if recorded is None else _cell(getattr(recorded, d.name)))
-        for d in type(params).declarations()
-    ]
-    columns = ["parameter", "used", "recorded"]
-    table = _table(pl.DataFrame(rows, schema=columns, orient="row"))
-    changed = [row for row in rows if row[2] and row[1] != row[2]]
-    first = _table(pl.DataFrame(changed, schema=columns, orient="row")) if changed else ""
-    source = escape(str(getattr(subject, "setup", "recorded parameters")))
-    details = f"<details><summary>all {len(rows)} parameters</summary>{table}</details>"
-    return [f"<h2>Parameters</h2><p class='note'>{source}</p>{first}{details}"]
-
-
-def _assumptions(subject: Any, session: Session) -> list[str]:
-    text = getattr(subject, "assumptions", None)
-    findings = "".join(f"<li>{escape(one.message)}</li>" for one in session.check())
-    found = f"<ul>{findings}</ul>" if findings else "<p>session.check() has no findings.</p>"
-    return [f"<h2>Assumptions</h2><p>{escape(text) if text else 'recorded trades, no model'}</p>{found}"]
-
-
-def _provenance(subject: Any, session: Session) -> str:
-    from replaylab import __version__
-    from replaylab.timestamps import iso, now_ns
-
-    rows = pl.DataFrame(
-        [
-            ("replaylab", __version__),
-            ("written", iso(now_ns())),
-            ("session", session.id),
-            ("events (SHA-256)", session.digest or ""),
-            ("shown", repr(subject)[:300]),
-        ],
-        schema=["what", "value"],
-        orient="row",
-    )
-    return f"<h2>Provenance</h2>{_table(rows)}"
-
-
-def _table(frame: pl.DataFrame) -> str:
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in frame.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
-        for row in frame.iter_rows()
-    )
-    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    return "none" if value is None else str(value)
-
-
-def _image(figure: Any) -> str:
-    import base64
-
-    data = BytesIO()
-    figure.savefig(data, format="png", dpi=90, facecolor="white")
-    return f"<img alt='plot of the verdict' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"

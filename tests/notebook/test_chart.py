@@ -57,7 +57,7 @@ def test_a_view_has_the_extremes_of_its_range(size: int) -> None:
 
 
 def test_the_pyramid_is_kept_in_the_cache_folder(tmp_path: Path) -> None:
-    """Read again it gives the same views; a damaged file is made anew."""
+    """Read again it gives the same views; a damaged file is replaced."""
     values = np.cumsum(np.random.default_rng(1).normal(size=200_000))
     first = Pyramid(values, tmp_path, "a")
     (kept,) = tmp_path.iterdir()
@@ -102,6 +102,13 @@ def test_two_runs_lie_over_each_other(lab: Lab, session: Any) -> None:
     labels = [item.label.value for legend in chart._plot.legend for item in legend.items]
     assert any(label.startswith("recorded: ") for label in labels)
     assert any(label.startswith("wider: ") for label in labels)
+
+
+def test_a_session_without_signals_has_a_chart(lab: Lab, session: Any) -> None:
+    prints = session.events.filter(pl.col("type") == "MARKET_TRADE")
+    saved = lab.save_session(prints, session_id="prints")
+    chart = lab.chart(saved, symbol="BTCUSDT")
+    assert len(chart._price) == prints.filter(pl.col("symbol") == "BTCUSDT").height
 
 
 def test_an_unknown_symbol_is_named(lab: Lab, session: Any) -> None:
