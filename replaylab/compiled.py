@@ -28,11 +28,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numba.extending
+from llvmlite import ir
 
 from replaylab.fsio import Lock, lock, write_atomic
 
-__all__ = ["cache_folder", "compiled", "inlined", "merged", "one_at_a_time", "was_compiled"]
+__all__ = [
+    "NumbaError",
+    "cache_folder",
+    "call_address",
+    "callback",
+    "compiled",
+    "inlined",
+    "inlined_rule",
+    "merged",
+    "one_at_a_time",
+    "was_compiled",
+]
 
+NumbaError: Any = numba.core.errors.NumbaError
 F = TypeVar("F", bound=Callable[..., Any])
 _njit: Any = numba.njit
 
@@ -62,6 +76,44 @@ def compiled(function: F) -> F:
     """
     wrapped: F = _njit(nogil=True, error_model="numpy", cache=True)(_under_digest(function))
     return wrapped
+
+
+_types: Any = numba.types
+_POINTER = _types.CPointer(_types.float64)
+_CALLBACK = _types.float64(_POINTER, _POINTER, _POINTER)
+
+
+def inlined_rule(function: F) -> F:
+    """Compile a user's function for a ``callback``: it raises where Python does."""
+    wrapped: F = _njit(error_model="python")(function)
+    return wrapped
+
+
+def callback(source: str, names: dict[str, Any]) -> Any:
+    """Compile ``source``, which defines ``entry(a, b, c)`` over three arrays of numbers; ``.address`` is its address.
+
+    ``names``: what the source refers to. Compiled code calls it with ``call_address``, without being compiled again.
+    """
+    scope = dict(names)
+    exec(source, scope)  # our own text; only names in it are the caller's
+    return numba.cfunc(_CALLBACK)(scope["entry"])
+
+
+def _call_address(context: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
+    """Call a ``callback`` by its address with the addresses of three arrays."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = context.get_value_type(numba.types.float64)
+        pointer = number.as_pointer()
+        kind = ir.FunctionType(number, [pointer] * 3)
+        function = builder.inttoptr(args[0], kind.as_pointer())
+        return builder.call(function, [builder.inttoptr(one, pointer) for one in args[1:]])
+
+    word = numba.types.intp
+    return numba.types.float64(numba.types.int64, word, word, word), generate
+
+
+call_address: Any = numba.extending.intrinsic(_call_address)
 
 
 def was_compiled(function: Callable[..., Any]) -> bool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from replaylab.replay import Calibration, Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
     from replaylab.sweep import Backtest, SweepResult, WhatIf
+    from replaylab.trading import ExitRule
 
     LookBacks: TypeAlias = FeatureParams | Mapping[str, FeatureParams]
 
@@ -328,6 +329,7 @@ class Lab:
         scoring: Scoring = None,
         *,
         signals: Frame | None = None,
+        rule: ExitRule | None = None,
         handler: Any = None,
         deliver: Literal["replay_events", "state_events"] = "replay_events",
     ) -> ReplayEngine:
@@ -340,6 +342,7 @@ class Lab:
             params=params,
             scoring=scoring,
             signals=signals,
+            rule=self._with_features(rule),
             default_params=self.config.trading,
             default_scoring=self.config.scoring,
             deliver=deliver,
@@ -386,15 +389,9 @@ class Lab:
         """Split live PnL minus model PnL by cause; see ``replaylab.replay.reconcile``."""
         from replaylab.replay import reconcile
 
-        found = reconcile(
-            self._open(session),
-            params,
-            price_source=price_source,
-            default=self.config.trading,
-            cache_dir=self.config.cache_path,
-            progress=progress,
-        )
-        return self._give(found)
+        default, cache = self.config.trading, self.config.cache_path
+        options: Any = {"price_source": price_source, "default": default, "progress": progress}
+        return self._give(reconcile(self._open(session), params, cache_dir=cache, **options))
 
     def calibrate(
         self,
@@ -406,13 +403,8 @@ class Lab:
         """Learn latency, slippage, fees and limit fills from one's own orders; see ``replaylab.replay.calibrate``."""
         from replaylab.replay import calibrate
 
-        found = calibrate(
-            self._opened(sessions),
-            price_source=price_source,
-            cache_dir=self.config.cache_path,
-            progress=progress,
-        )
-        return self._give(found)
+        opened, cache = self._opened(sessions), self.config.cache_path
+        return self._give(calibrate(opened, price_source=price_source, cache_dir=cache, progress=progress))
 
     # Sweep
 
@@ -425,6 +417,7 @@ class Lab:
         price_source: PriceSource = "auto",
         scoring: Scoring = None,
         signals: Frame | None = None,
+        rule: ExitRule | None = None,
         progress: bool = True,
         executor: Executor | None = None,
         method: Literal["auto", "tables", "index", "loop"] = "auto",
@@ -444,6 +437,7 @@ class Lab:
             executor=executor,
             scoring=scoring,
             signals=signals,
+            rule=self._with_features(rule),
             default=self.config.trading,
             default_scoring=self.config.scoring,
             method=method,
@@ -468,6 +462,7 @@ class Lab:
         price_source: PriceSource = "auto",
         scoring: Scoring = None,
         signals: Frame | None = None,
+        rule: ExitRule | None = None,
     ) -> Backtest:
         """Run one parameter set: ``.trades``, ``.metrics``, ``.equity``; see ``replaylab.sweep.backtest``."""
         from replaylab.sweep import backtest
@@ -478,6 +473,7 @@ class Lab:
             price_source=price_source,
             scoring=scoring,
             signals=signals,
+            rule=self._with_features(rule),
             default=self.config.trading,
             default_scoring=self.config.scoring,
             cache_dir=self.config.cache_path,
@@ -706,18 +702,8 @@ class Lab:
         """Import the log of another program; see ``replaylab.importers.import_logs`` and ``docs/your-bot.md``."""
         from replaylab.importers import import_logs
 
-        found = import_logs(
-            self.root,
-            source,
-            preset,
-            mapping,
-            symbol,
-            strategy,
-            dry_run=dry_run,
-            max_rejects=max_rejects,
-            config=self.config,
-        )
-        return self._give(found)
+        options: Any = {"dry_run": dry_run, "max_rejects": max_rejects, "config": self.config}
+        return self._give(import_logs(self.root, source, preset, mapping, symbol, strategy, **options))
 
     def chart(
         self,
@@ -765,6 +751,14 @@ class Lab:
         from replaylab.sessions import as_session
 
         return as_session(session, self.sessions)
+
+    def _with_features(self, rule: ExitRule | None) -> ExitRule | None:
+        """Let a rule without a frame of its own read ``lab.features`` of each session that it runs on."""
+        if rule is None or not rule.features or rule.source is not None:
+            return rule
+        from replaylab.ml import features
+
+        return rule.on(features)
 
     def _opened(self, session: Any) -> Any:
         return (

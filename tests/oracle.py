@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -552,6 +553,7 @@ class Position:
     mae: float = 0.0
     closing: tuple[int, str] | None = None  # due from ts, reason
     exit: tuple[int, int, str] | None = None  # submitted at index, due from ts, reason
+    prices: list[float] = field(default_factory=list)  # since the entry, its own included
 
 
 # The order of evaluation is that of version 1: "every result is that of version 1, to the bit".
@@ -601,6 +603,7 @@ class Model:
     parts: list[tuple[int, float]] = field(default_factory=list)  # carried, not yet realised
     trades: list[dict[str, Any]] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
+    rule: Callable[[dict[str, float], float, str, int], float] | None = None
     expired: int = 0
     rejected: int = 0
     cancelled_hole: int = 0
@@ -972,6 +975,7 @@ class Model:
         """Quote: "`mfe` and `mae`: best and worst of dir·(p − entry)·qty, with the full quantity, over the price events
         from entry to exit, both included, and 0".
         """
+        position.prices.append(price)
         value = position.dir * (price - position.entry) * position.qty
         position.mfe = max(position.mfe, value)
         position.mae = min(position.mae, value)
@@ -1014,6 +1018,10 @@ class Model:
             self.fill_exit(ts, position, position.left, second.price, p.maker_fee_bps)
             self.close(i, ts, name, position, "TP2")
             return
+        # "Place in MODEL.md's order: after step 3, before step 4; reason RULE"
+        if self.rule is not None and self.ask(i, ts, name, position, price):
+            self.close_at_market(i, ts, name, position, price, "RULE")
+            return
         # 4. Time
         hold = nanoseconds(p.max_hold_s, 1e9)
         if hold is not None and ts - position.entry_ts >= hold:
@@ -1028,6 +1036,31 @@ class Model:
             self.seen["latency: exit not yet due"] += 1
         # 6. Trailing
         self.trail(name, position, price)
+
+    def ask(self, i: int, ts: int, name: str, position: Position, price: float) -> bool:
+        """Let the exit rule hold (0), close (-1) or move the stop (any price, if that is tighter)."""
+        d = position.dir
+        order = sorted(position.prices, key=lambda p: d * p)
+        seen = {
+            "side": float(d),
+            "entry_price": position.entry,
+            "entry_time": position.entry_ts / 1e9,
+            "age_s": (ts - position.entry_ts) / 1e9,
+            "best": order[-1],
+            "worst": order[0],
+            "qty": position.qty,
+            "left": position.left,
+            "stop": position.stop,
+            "tp1_filled": float(position.tp1_filled),
+        }
+        assert self.rule is not None
+        answer = self.rule(seen, price, name, ts)
+        if answer > 0:
+            stop = round_stop(answer, d, self.tick(name))
+            if d * (stop - position.stop) > 0:
+                position.stop, position.stop_reason = stop, "RULE"
+                self.seen["rule: stop moved"] += 1
+        return answer == -1
 
     def check_stop(self, i: int, ts: int, name: str, position: Position, price: float) -> None:
         """Quote: "if dir·(p − stop) ≤ 0: with `stop_latency_ms` = 0, close all that is left by a market fill at i,
@@ -1280,10 +1313,11 @@ def run(
     price_source: str | dict[str, str] = "auto",
     initial_state: dict[str, Any] | None = None,
     instruments: dict[str, Any] | None = None,
+    rule: Callable[[dict[str, float], float, str, int], float] | None = None,
 ) -> Model:
     """Return the finished model: ``.trades`` listed by entry index, ``.counts``, ``.unusable``, ``.seen``."""
     inputs = read_inputs(events, price_source, initial_state)
-    model = Model(inputs, params, instruments or {}, unusable=unusable_by_type(events))
+    model = Model(inputs, params, instruments or {}, unusable=unusable_by_type(events), rule=rule)
     model.start(initial_state)
     for i in range(len(events)):
         model.step(i)

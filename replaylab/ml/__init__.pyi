@@ -5,6 +5,7 @@ from .decisions import Prices as Prices
 from .decisions import prices_by_symbol as prices_by_symbol
 from .decisions import time_grid as time_grid
 from .decisions import value_bars as value_bars
+from .export import ClassifierScore as ClassifierScore
 from .export import Export as Export
 from .export import export_features as export_features
 from .labelling import average_uniqueness as average_uniqueness
@@ -21,7 +22,6 @@ from .leaks import check_label_times as check_label_times
 from .leaks import check_no_lookahead as check_no_lookahead
 from .leaks import check_splits as check_splits
 from .leaks import shuffled_baseline as shuffled_baseline
-from .scorer import ClassifierScore as ClassifierScore
 from .splits import CombinatorialPurgedCV as CombinatorialPurgedCV
 from .splits import PurgedKFold as PurgedKFold
 from .splits import WalkForward as WalkForward

@@ -39,6 +39,7 @@ from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, chec
 from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing, signal_frame
 from replaylab.sweep import signalled
 from replaylab.timestamps import iso, now_ns
+from replaylab.trading import ExitRule
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -60,9 +61,9 @@ class ReplayEngine:
 
     ``params`` and ``scoring``: None for those that the session recorded (``default_params``, ``default_scoring`` where
     it has none), a dict of changes to them, or a TradingParams and ScoringParams; ``scoring`` may also be a model with
-    ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``signals``: a DataFrame of the user's own
-    scores in place of the recorded ones (see ``replaylab.sweep.signalled``); indices are then those of the events that
-    are played. ``cache_dir``: of packed sessions.
+    ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``signals``: scores of the user's own in place
+    of the recorded ones (see ``replaylab.sweep.signalled``); indices are then those of the events played.
+    ``rule``: an exit rule of the user's. ``cache_dir``: of packed sessions.
 
     The replay has a thread of its own. One replay per data root runs at a time, whichever process runs it.
     """
@@ -75,6 +76,7 @@ class ReplayEngine:
         params: TradingParams | Mapping[str, Any] | None = None,
         scoring: ScoringParams | Mapping[str, Any] | Any | None = None,
         signals: Any = None,
+        rule: ExitRule | None = None,
         default_params: TradingParams | None = None,
         default_scoring: ScoringParams | None = None,
         deliver: Literal["replay_events", "state_events"] = "replay_events",
@@ -86,7 +88,7 @@ class ReplayEngine:
         self.root = self.store.root if root is None else DataRoot(root)
         self.params = params
         self.scoring = scoring
-        self.signals = None if signals is None else signal_frame(signals)
+        self.signals, self.rule = None if signals is None else signal_frame(signals), rule
         self.default_params = TradingParams.of(default_params, "default_params")
         self.default_scoring = ScoringParams.of(default_scoring, "default_scoring")
         # Wrong parameters are refused here and not at the first run.
@@ -469,6 +471,7 @@ class ReplayEngine:
                 strict=strict,
                 price_source=price_source,
                 events=None if self.signals is None else feed.frame,
+                rule=self.rule,
             )
         except PriceError as error:
             publish_failure(self.root, session.id, error)

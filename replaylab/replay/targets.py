@@ -34,7 +34,15 @@ from replaylab.records import (
 from replaylab.replay.player import EventFeed, OnEvent
 from replaylab.sessions import Session
 from replaylab.sweep import GIVEN_SIGNALS
-from replaylab.trading import PRICE_TYPES, ResolvedPrices, TradingSystem, assumptions, resolve_prices
+from replaylab.trading import (
+    PRICE_TYPES,
+    ExitRule,
+    FeatureTable,
+    ResolvedPrices,
+    TradingSystem,
+    assumptions,
+    resolve_prices,
+)
 
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
 _STRICT = ("SCORING_UPDATE", "REGIME_UPDATE")
@@ -56,6 +64,8 @@ class RunSetup:
     scoring: Any
     prices: ResolvedPrices
     signals: str = "recorded"
+    rule: ExitRule | None = None
+    rule_features: FeatureTable | None = None
 
     @classmethod
     def of(
@@ -68,6 +78,7 @@ class RunSetup:
         strict: bool = False,
         price_source: str | Mapping[str, str] = "auto",
         events: pl.DataFrame | None = None,
+        rule: ExitRule | None = None,
     ) -> RunSetup:
         """Return the setup of a run over a session; raises PriceError where a symbol with scores has no prices.
 
@@ -94,7 +105,8 @@ class RunSetup:
                 if symbol and usable_number(orjson.loads(payload).get("score")) is not None
             }
             prices.require(usable)
-        return cls(inject_mode, strict, params, scoring, prices, signals)
+        table = None if rule is None else rule.table(session)
+        return cls(inject_mode, strict, params, scoring, prices, signals, rule, table)
 
     @property
     def model(self) -> Any:
@@ -108,6 +120,7 @@ class RunSetup:
             "paramsSource": self.params.source,
             "changes": _camel(TradingParams, self.params.changes),
             "signals": self.signals,
+            **({} if self.rule is None else {"rule": repr(self.rule)}),
         }
         if not isinstance(self.scoring, Resolved):
             return {**found, "scoring": repr(self.scoring), "scoringSource": "given", "scoringChanges": {}}
@@ -185,6 +198,8 @@ class SystemTarget:
             initial_state=self._feed.session.initial_state,
             mode="SIM",
             run_mode="REPLAY",
+            rule=setup.rule,
+            rule_features=setup.rule_features,
         )
 
         def strictly(index: int, ts: int, kind: str, symbol: str | None, payload: dict[str, Any]) -> None:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from replaylab.compiled import compiled, inlined
+from replaylab.compiled import call_address, compiled, inlined
 from replaylab.sweep import fills
 from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE, layout
 from replaylab.timestamps import NS_PER_DAY
@@ -31,6 +31,23 @@ _STATE = layout(
 )
 # The account: open, pending and carried positions; limit entries that rest; entries of a day; a day's PnL and whether
 # it was ever at its limit; trades recorded.
+
+
+class RuleArrays(NamedTuple):
+    """An exit rule as the kernel calls it: its address (0: none), the values of its arguments, features per price.
+
+    ``problem``: set by the kernel where the rule returned no usable number or failed: 1, the index of the entry and of
+    the event, the row of the features, and what the rule saw.
+    """
+
+    address: Any
+    values: Any
+    features: Any
+    problem: Any
+
+
+NO_RULE = RuleArrays(np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros((1, 1)), np.zeros(15))
+_HOLD, _CLOSE = 0.0, -1.0
 ACCOUNT = layout(i8="open resting entry_day entries pnl_day lost carried trades", f8="pnl")
 
 
@@ -242,8 +259,45 @@ def _exit(
 
 
 @inlined
+def _ask(rule: Any, view: Any, s: Any, p: Any, x: Any, index: Any, ts: Any, price: Any) -> Any:
+    """Let the exit rule decide at a price event: CLOSE, HOLD, or a new stop."""
+    view[0] = s.direction
+    view[1] = s.entry
+    view[2] = s.entry_ts / 1e9
+    view[3] = (ts - s.entry_ts) / 1e9
+    view[4] = s.high if s.direction > 0.0 else s.low
+    view[5] = s.low if s.direction > 0.0 else s.high
+    view[6] = s.qty
+    view[7] = s.left
+    view[8] = s.stop
+    view[9] = s.tp1_filled
+    view[10] = price
+    row = rule.features[x if len(rule.features) > 1 else 0]
+    answer = call_address(rule.address[0], view.ctypes.data, row.ctypes.data, rule.values.ctypes.data)
+    if not (answer > 0.0 and answer < np.inf) and answer != _HOLD and answer != _CLOSE:
+        if rule.problem[0] == 0:
+            rule.problem[0] = 1
+            rule.problem[1] = s.entry_index
+            rule.problem[2] = index
+            rule.problem[3] = x
+            rule.problem[4:15] = view
+        return _HOLD
+    return answer
+
+
+@inlined
 def _manage(
-    tape: Any, s: Any, p: Any, k: Any, x: Any, entered: Any, account: Any, raw: Any, trades: Any
+    tape: Any,
+    s: Any,
+    p: Any,
+    k: Any,
+    x: Any,
+    entered: Any,
+    account: Any,
+    raw: Any,
+    trades: Any,
+    rule: Any,
+    view: Any,
 ) -> None:
     """Steps 1 to 6 of the model at a price event; ``entered``: that of a LIMIT entry's fill (steps 1 and 6 alone)."""
     symbol = tape.symbol[k]
@@ -294,7 +348,18 @@ def _manage(
             realise(account, p, ts, _fill_exit(s, s.tp2, p.maker_fee_bps))
             _exit(s, p, k, index, ts, s.tp2, fills.TP2, account, raw, trades)
             return
-        if p.max_hold_ns >= 0 and ts - s.entry_ts >= p.max_hold_ns:
+        if rule.address[0] != 0:
+            answer = _ask(rule, view, s, p, x, index, ts, price)
+            if answer == _CLOSE:
+                reason = fills.RULE
+            elif answer != _HOLD:
+                stop = fills.rounded_price(answer, -direction, tick_num, tick_den)
+                if fills.tightens(stop, s.stop, direction):
+                    s.stop = stop
+                    s.stop_reason = fills.RULE
+        if reason >= 0:
+            pass
+        elif p.max_hold_ns >= 0 and ts - s.entry_ts >= p.max_hold_ns:
             reason = fills.TIMEOUT
         elif s.exit_reason >= 0 and ts >= s.exit_due:
             reason = s.exit_reason
@@ -357,7 +422,9 @@ def _arrive(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any) -
 
 
 @inlined
-def _price_event(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any, trades: Any) -> None:
+def _price_event(
+    tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any, trades: Any, rule: Any, view: Any
+) -> None:
     price, ts = tape.price[x], tape.price_ts[x]
     last = tape.price_from[k + 1] - 1
     if s.phase == RESTING and ts >= s.due:
@@ -369,7 +436,7 @@ def _price_event(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: A
             s.phase = FLAT
             account.open -= 1
     if s.phase == OPEN or s.phase == CLOSING:
-        _manage(tape, s, p, k, x, False, account, raw, trades)
+        _manage(tape, s, p, k, x, False, account, raw, trades, rule, view)
     elif s.phase == PENDING:
         if ts >= s.due:
             _arrive(tape, s, p, k, x, account, raw)
@@ -386,7 +453,7 @@ def _price_event(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: A
                 ts,
                 _open(tape, p, tape.symbol[k], s, x, tape.price_index[x], ts, price, p.maker_fee_bps),
             )
-            _manage(tape, s, p, k, x, True, account, raw, trades)
+            _manage(tape, s, p, k, x, True, account, raw, trades, rule, view)
     if (s.phase == OPEN or s.phase == CLOSING) and (
         x == last or (p.max_gap_ns >= 0 and tape.price_ts[x + 1] - ts > p.max_gap_ns)
     ):
@@ -487,12 +554,14 @@ def _carry(carried: Any, account: Any, p: Any, index: Any) -> None:
 
 
 @compiled
-def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any:
+def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any, rule: Any) -> Any:
     """Run every row of ``params``; sums into the rows of ``raw``, trades of the last row into ``trades``.
 
     ``tape`` is a ``TapeArrays``, ``allowed`` a table [regime set, regime + 1] (column 0: no regime yet). ``trades`` is
-    a TRADE array that holds all trades, or empty to record none. Returns the number of trades recorded.
+    a TRADE array that holds all trades, or empty to record none. ``rule``: RuleArrays. Returns the number of trades
+    recorded.
     """
+    view = np.zeros(11)
     n_symbols = len(tape.price_from) - 1
     state = np.zeros(n_symbols, dtype=_STATE)
     accounts = np.zeros(1, dtype=ACCOUNT)
@@ -527,7 +596,7 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any) -> Any
                 if len(tape.carried) > 0:
                     _carry(tape.carried, account, p, tape.price_index[x])
                 if s.phase != FLAT and s.phase != CARRIED:
-                    _price_event(tape, s, p, k, x, account, sums, trades)
+                    _price_event(tape, s, p, k, x, account, sums, trades, rule, view)
             elif kind == SCORE:
                 x = s.at_score
                 s.at_score += 1
@@ -567,7 +636,9 @@ HELD = layout(
 
 
 @compiled
-def run_position(tape: Any, params: Any, k: Any, x: Any, entry: Any, qty: Any, maker: Any, held: Any) -> None:
+def run_position(
+    tape: Any, params: Any, k: Any, x: Any, entry: Any, qty: Any, maker: Any, held: Any, rule: Any
+) -> None:
     """Run one position of symbol ``k``, opened at the price event ``x`` for ``entry``, to its end; into ``held[0]``.
 
     ``qty`` is negative for a SHORT. ``maker``: a limit order opened it, so the event's own price can stop it out.
@@ -578,6 +649,7 @@ def run_position(tape: Any, params: Any, k: Any, x: Any, entry: Any, qty: Any, m
     accounts = np.zeros(1, dtype=ACCOUNT)
     trades = np.zeros(1, dtype=TRADE)
     raw = np.zeros(fills.RAW)
+    view = np.zeros(11)
     s, account, found = state[0], accounts[0], held[0]
     symbol, last = tape.symbol[k], tape.price_from[k + 1] - 1
     index = tape.price_index[x]
@@ -602,7 +674,7 @@ def run_position(tape: Any, params: Any, k: Any, x: Any, entry: Any, qty: Any, m
     while True:
         ts = tape.price_ts[at]
         if at > x or maker:
-            _manage(tape, s, p, k, at, at == x, account, raw, trades)
+            _manage(tape, s, p, k, at, at == x, account, raw, trades, rule, view)
             if s.phase == CLOSING and found.decided_ts == -NEVER:
                 found.decided_ts = ts
         if s.phase != OPEN and s.phase != CLOSING:

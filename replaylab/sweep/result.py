@@ -227,7 +227,7 @@ class SweepResult(Outcome):
         if not 0 <= row < self.frame.height:
             raise SweepError(f"row {row}: this result has rows 0 to {self.frame.height - 1}")
         # Axes of the scoring engine shape the signals, not the trading parameters.
-        names = [name for name in self.axes if not name.startswith("scoring.")]
+        names = [name for name in self.axes if not name.startswith(("scoring.", "rule."))]
         values = self.frame.select(names).row(row, named=True) if names else {}
         regimes = values.get("allowed_regimes")
         if regimes is not None:

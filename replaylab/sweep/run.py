@@ -8,29 +8,42 @@ this process.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from replaylab.compiled import one_at_a_time, was_compiled
+from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
-from replaylab.sweep.model_loop import HELD, TRADE, displayed, market_fill, run_loop, run_position
+from replaylab.sweep.model_loop import (
+    HELD,
+    NO_RULE,
+    TRADE,
+    RuleArrays,
+    displayed,
+    market_fill,
+    run_loop,
+    run_position,
+)
 from replaylab.sweep.result import metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
+from replaylab.trading import ExitRule, OpenTrade
 
 Array = npt.NDArray[Any]
 METHODS = ("auto", "tables", "index", "loop")
@@ -69,17 +82,25 @@ def run_rows(
     done: Callable[[int], Any] = lambda rows: None,
     say: Callable[[str], Any] = lambda text: None,
     clock: Clock | None = None,
+    rule: BoundRule | None = None,
 ) -> tuple[Array, str]:
     """Return the raw sums of every row of a grid, and the method that was used.
 
     ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the sums are the same to the
     bit. ``memory``: bytes that first-touch tables may take. ``done`` is called with counts of finished rows, ``say``
     with what is being waited for. ``clock``: rows also hold the PnL of its periods, behind ``RAW + CLOCK`` sums.
+    ``rule``: an exit rule; only the loop runs it.
     """
     if method not in METHODS:
         raise SweepError(
             f"method: expected {', '.join(METHODS)}, found {method!r}.{did_you_mean(method, METHODS)}"
         )
+    if rule is not None:
+        if method not in ("auto", "loop"):
+            raise SweepError(
+                f'method: an exit rule runs in the loop, method="auto" or "loop"; found {method!r}'
+            )
+        method = "loop"
     allowed = _allowed_table(tape, grid.regime_sets(base))
     rows = grid.pack(base)
     _check_fills(tape, rows.params, base)
@@ -90,7 +111,10 @@ def run_rows(
     if method == "loop":
         _compile("the plain loop", run_loop, _warm_loop, say)
         arrays, none, params = tape.arrays, np.empty(0, dtype=TRADE), rows.params
-        _share(raw, threads, done, lambda a, b: run_loop(arrays, allowed, params[a:b], raw[a:b], none))
+        asked = NO_RULE if rule is None else rule.arrays()
+        _share(raw, threads, done, lambda a, b: run_loop(arrays, allowed, params[a:b], raw[a:b], none, asked))
+        if rule is not None:
+            rule.raise_problem(asked)
         return raw, method
     _compile("the sweep", run_chain, _warm_chain, say)
     used = set()
@@ -312,7 +336,107 @@ def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
     return table
 
 
-def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str, Any]]:
+@dataclass(frozen=True)
+class BoundRule:
+    """An exit rule with its features at every price of a tape. It travels to workers; its address does not."""
+
+    rule: ExitRule
+    features: Array
+
+    @classmethod
+    def of(cls, rule: ExitRule | None, tape: Tape, session: Any) -> BoundRule | None:
+        """Return a rule bound to a tape; None without one. Raises SweepError for what is no rule."""
+        if rule is None:
+            return None
+        if not isinstance(rule, ExitRule):
+            raise SweepError(
+                f"rule: expected a function with @replaylab.exit_rule, found {type(rule).__name__}"
+            )
+        if not rule.features:
+            return cls(rule, np.zeros((1, 1)))
+        table, starts = rule.table(session), tape.arrays.price_from
+        parts = [
+            table.along(name, tape.arrays.price_ts[starts[k] : starts[k + 1]])
+            for k, name in enumerate(tape.symbols)
+        ]
+        return cls(rule, np.ascontiguousarray(np.concatenate(parts)))
+
+    def arrays(self) -> RuleArrays:
+        """Return what a kernel calls; compiles the rule when first asked in this process."""
+        rule = self.rule
+        address = np.array([_address(rule.function, rule.features, len(rule.values), rule.compiled)])
+        return RuleArrays(address, rule.numbers, self.features, np.zeros(15))
+
+    def raise_problem(self, asked: RuleArrays) -> None:
+        """Raise SweepError where a kernel found the rule at fault: what it returned or raised, at which trade."""
+        if not asked.problem[0]:
+            return
+        _, entry, index, row, *seen = asked.problem.tolist()
+        view = self.rule.view(*self.features[int(row)]) if self.rule.features else None
+        try:
+            found = f"returned {self.rule.ask(OpenTrade(*seen[:10]), seen[10], view)!r}"
+        except Exception as error:  # the user's own
+            found = f"raised {type(error).__name__}: {error}"
+        raise SweepError(
+            f"{self.rule!r} {found} for the trade that entered at event {int(entry)}, at event {int(index)} (price "
+            f"{seen[10]:g}): expected HOLD, CLOSE or a price above 0"
+        )
+
+
+_CALL = """
+def entry(t, f, p):
+    try:
+        trade = OpenTrade({trade})
+        return float(rule(trade, t[10]{features}{values}))
+    except Exception:
+        return nan
+"""
+_addresses: dict[Any, Any] = {}
+
+
+def _address(function: Any, features: tuple[str, ...], values: int, compile_it: bool) -> int:
+    """Return the address of a rule in this process."""
+    key = (function, features, compile_it)
+    if key not in _addresses:
+        row = f", Features({', '.join(f'f[{n}]' for n in range(len(features)))})" if features else ""
+        source = _CALL.format(
+            trade=", ".join(f"t[{n}]" for n in range(10)),
+            features=row,
+            values="".join(f", p[{n}]" for n in range(values)),
+        )
+        names = {"OpenTrade": OpenTrade, "nan": np.nan, "Features": ExitRule(function, {}, features).view}
+        make = _compiled_rule if compile_it else _plain_rule
+        _addresses[key] = make(function, source, names)
+    return int(_addresses[key].address)
+
+
+def _compiled_rule(function: Any, source: str, names: dict[str, Any]) -> Any:
+    try:
+        return callback(source, {**names, "rule": inlined_rule(function)})
+    except NumbaError as error:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        where = next((line for line in lines if line.startswith("File ")), "")
+        what = next((line for line in lines if not line.startswith(("File ", "Failed in"))), lines[0])
+        raise SweepError(
+            f"{function.__name__}: numba cannot compile this rule: {what} {where} "
+            "@exit_rule(compiled=False) runs it as it is, slowly"
+        ) from None
+
+
+def _plain_rule(function: Any, source: str, names: dict[str, Any]) -> Any:
+    """Return a callback into Python: every call takes the interpreter's lock."""
+    scope: dict[str, Any] = {**names, "rule": function}
+    exec(source, scope)
+    numbers = ctypes.POINTER(ctypes.c_double)
+    called = ctypes.CFUNCTYPE(ctypes.c_double, numbers, numbers, numbers)(scope["entry"])
+    address = ctypes.cast(called, ctypes.c_void_p).value
+    return SimpleNamespace(address=address, keep=called)
+
+
+def trades_of(
+    tape: Tape, params: TradingParams, rule: BoundRule | None = None
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the trades of one parameter set, in order of their entries, and its metrics."""
     grid = Grid({}, {}, 1, {})
     packed = grid.pack(params).params
@@ -321,7 +445,10 @@ def trades_of(tape: Tape, params: TradingParams) -> tuple[pl.DataFrame, dict[str
     raw = np.zeros((1, RAW))
     # Every trade has a score that it came from, and a price that filled it.
     recorded = np.zeros(min(len(tape.arrays.score), len(tape.arrays.price)) + 1, dtype=TRADE)
-    n = run_loop(tape.arrays, allowed, packed, raw, recorded)
+    asked = NO_RULE if rule is None else rule.arrays()
+    n = run_loop(tape.arrays, allowed, packed, raw, recorded, asked)
+    if rule is not None:
+        rule.raise_problem(asked)
     return _frame(tape, params, np.sort(recorded[:n], order=["entry_index"])), metrics(raw).row(0, named=True)
 
 
@@ -363,7 +490,7 @@ class Positions:
     def run(self, at: int, entry: float, qty: float, *, maker: bool = False) -> Position:
         """Run a position from its entry to its end. ``maker``: a limit order opened it."""
         symbol = self._symbol(at)
-        run_position(self.tape.arrays, self._packed, symbol, at, entry, qty, maker, self._held)
+        run_position(self.tape.arrays, self._packed, symbol, at, entry, qty, maker, self._held, NO_RULE)
         held = {name: self._held[0][name].item() for name in Position._fields}
         return Position(**{**held, "reason": REASONS[held["reason"]]})
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ from replaylab.sweep.fills import CLOCK, DRAWDOWN, FIRST, LOW, NET, PEAK, RAW, S
 from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
-from replaylab.sweep.run import parts, run_on, run_rows, trades_of
+from replaylab.sweep.run import BoundRule, parts, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
 from replaylab.sweep.verdict import PERIODS, add_trial, ledger_path
 from replaylab.timestamps import parse_ns
+from replaylab.trading import ExitRule
 
 
 def sweep(
@@ -49,6 +50,7 @@ def sweep(
     executor: Executor | None = None,
     scoring: Any = None,
     signals: Any = None,
+    rule: ExitRule | None = None,
     default: TradingParams | None = None,
     default_scoring: ScoringParams | None = None,
     method: str = "auto",
@@ -74,6 +76,9 @@ def sweep(
     scores (timestamp, symbol, score and, if known, price and regime) in place of the recorded ones; each acts after all
     events of its time (see ``signalled``).
 
+    ``rule``: an exit rule of the user's (``@replaylab.exit_rule``); axes ``rule.<argument>`` of a mapping try its
+    values, and vary slower than the others. It runs in the plain loop.
+
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on ``threads`` here (default: the machine's cores). ``method``: "auto", or
     "tables", "index", "loop" (same results, other speed; see ``docs/sweep.md``). ``table_memory``: bytes that
@@ -89,7 +94,7 @@ def sweep(
         raise SweepError(f"executor: expected a concurrent.futures.Executor or None, found {executor!r}")
     options = _Options(price_source, cache_dir, executor, method, threads, table_memory, progress)
     if isinstance(session, list | tuple):
-        settings = (scoring, default_scoring)
+        settings = (scoring, default_scoring, rule)
         ran = _common(session, params, default, grid)
         return _sweep_sessions(session, grid, ran, settings, options, signals=signals, folder=folder)
     if folder is not None:
@@ -97,10 +102,10 @@ def sweep(
     ran = resolve_params(params, session, default)
     alone: Any = session
     given = _signalled(alone, signals, scoring)
-    source = _Source.of(session, grid, ran.params, (scoring, default_scoring), given, options)
+    source = _Source.of(session, grid, ran.params, (scoring, default_scoring, rule), given, options)
     frames, used = [], set()
     with options.bar(source.rows) as bar:
-        for number in range(source.rescorer.count):
+        for number in range(source.count):
             swept = []
             for start, stop in parts(source.grid.rows):
                 raw, how = source.run(number, source.grid.part(start, stop), bar)
@@ -111,12 +116,12 @@ def sweep(
     axes = source.grid.axes
     return SweepResult(
         frame=table,
-        axes={**source.rescorer.axes, **axes},
+        axes={**source.outer, **axes},
         params=ran.params,
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: _said(assumptions_of(source.opened(0)[1], ran, axes=axes, table=table), signals),
+        assume=lambda: _said(assumptions_of(source.opened(0)[1], ran, axes=axes, table=table), signals, rule),
         digest=getattr(session, "digest", None),
         trades_of=source.trades,
         pnl_of=source.pnl,
@@ -158,6 +163,8 @@ class _Source:
     grid: Grid
     base: TradingParams
     options: _Options
+    rules: Sequence[ExitRule | None]
+    rule_axes: dict[str, list[float]]
 
     @classmethod
     def of(
@@ -165,30 +172,50 @@ class _Source:
         session: Any,
         grid: Any,
         base: TradingParams,
-        scoring: tuple[Any, ScoringParams | None],
+        settings: tuple[Any, ScoringParams | None, ExitRule | None],
         given: Any,
         options: _Options,
     ) -> _Source:
         """Return the source of a session; raises SweepError for a grid that cannot be used.
 
-        ``scoring``: settings and their default. ``given``: the session with given signals, or the session itself.
+        ``settings``: of the scoring, their default, and the exit rule. ``given``: the session with given signals, or
+        the session itself.
         """
-        rescorer, axes = Rescorer.of(given, grid, scoring[0], options.price_source, scoring[1])
+        rules, rule_axes, grid = _rules(settings[2], grid)
+        rescorer, axes = Rescorer.of(given, grid, settings[0], options.price_source, settings[1])
         if given is not session and rescorer.axes:
             raise SweepError(f"signals and the axes {', '.join(rescorer.axes)} exclude each other")
-        return cls(session, rescorer, make_grid(axes, base), base, options)
+        return cls(session, rescorer, make_grid(axes, base), base, options, rules, rule_axes)
+
+    @property
+    def count(self) -> int:
+        """How often the grid runs: under each scoring setting, with each setting of the exit rule."""
+        return self.rescorer.count * len(self.rules)
+
+    @property
+    def outer(self) -> dict[str, list[Any]]:
+        """The axes that are no parameters; they vary slowest."""
+        return {**self.rescorer.axes, **self.rule_axes}
 
     @property
     def rows(self) -> int:
-        """All rows: each combination under each scoring setting, which varies slowest."""
-        return self.grid.rows * self.rescorer.count
+        """All rows: each combination under each setting of scoring and exit rule."""
+        return self.grid.rows * self.count
 
     def columns(self, number: int) -> list[pl.Series]:
-        """Return the columns of the axes for the rows of one scoring setting."""
-        return [*self.rescorer.columns(number, self.grid.rows), *self.grid.columns().values()]
+        """Return the columns of the axes for the rows of one setting."""
+        rule = self.rules[number % len(self.rules)]
+        own = [
+            pl.Series(name, [rule.values[name.removeprefix(PREFIX)]]).new_from_index(0, self.grid.rows)
+            for name in self.rule_axes
+            if rule is not None
+        ]
+        outer = self.rescorer.columns(number // len(self.rules), self.grid.rows)
+        return [*outer, *own, *self.grid.columns().values()]
 
     def opened(self, number: int) -> tuple[Any, Tape, TapeRef | None]:
-        """Return events, tape and its file under one scoring setting; the last two stay open."""
+        """Return events, tape and its file under one setting; the last two stay open."""
+        number //= len(self.rules)
         if number not in self._open:
             if len(self._open) == 2:
                 self._open.pop(next(iter(self._open)))
@@ -203,10 +230,24 @@ class _Source:
     def _open(self) -> dict[int, tuple[Any, Tape, TapeRef | None]]:
         return {}
 
+    def bound(self, number: int) -> BoundRule | None:
+        """Return the exit rule of a setting, bound to its tape."""
+        rule = self.rules[number % len(self.rules)]
+        place = number // len(self.rules)
+        if place not in self._features:
+            self._features[place] = BoundRule.of(rule, self.opened(number)[1], self.session)
+        found = self._features[place]
+        return None if found is None or rule is None else replace(found, rule=rule)
+
+    @cached_property
+    def _features(self) -> dict[int, BoundRule | None]:
+        return {}
+
     def run(self, number: int, part: Grid, bar: Any, clock: Clock | None = None) -> tuple[Array, str]:
-        """Return the raw sums of some combinations under one scoring setting, and the method."""
+        """Return the raw sums of some combinations under one setting, and the method."""
         _, tape, ref = self.opened(number)
         how: dict[str, Any] = {"method": self.options.method, "memory": self.options.memory, "clock": clock}
+        how["rule"] = self.bound(number)
         if self.options.executor is not None:
             return run_on(self.options.executor, tape, ref, part, self.base, how, done=bar.update)
         workers = self.options.threads or os.cpu_count() or 1
@@ -218,7 +259,7 @@ class _Source:
         """Return the raw sums of every row."""
         found = [
             self.run(number, self.grid.part(start, stop), bar, clock)[0]
-            for number in range(self.rescorer.count)
+            for number in range(self.count)
             for start, stop in parts(self.grid.rows)
         ]
         return np.concatenate(found)
@@ -227,7 +268,7 @@ class _Source:
         """Return the raw sums of some rows, by period."""
         found = np.zeros((len(rows), RAW + CLOCK + clock.periods))
         chosen = np.asarray(rows)
-        for number in range(self.rescorer.count):
+        for number in range(self.count):
             here = np.flatnonzero(chosen // self.grid.rows == number)
             for start, stop in parts(len(here)):
                 places = here[start:stop]
@@ -245,8 +286,9 @@ class _Source:
 
     def trades(self, row: int, params: TradingParams) -> pl.DataFrame:
         """Return the trades of one row, at positions of the session itself."""
-        events, tape, _ = self.opened(row // self.grid.rows)
-        trades = trades_of(tape, params)[0]
+        number = row // self.grid.rows
+        events, tape, _ = self.opened(number)
+        trades = trades_of(tape, params, self.bound(number))[0]
         return events.in_session(trades) if isinstance(events, Rescored) else trades
 
     @cached_property
@@ -259,6 +301,8 @@ class _Source:
             "settings": _digest(source) if given else settings,
             "price_source": self.options.price_source,
         }
+        if self.rules != [None]:
+            about["rules"] = [rule.identity for rule in self.rules if rule is not None]
         # Packed combinations hold the number of a regime set, not its names.
         digest = hashlib.sha256(repr((about, self.grid.regime_sets(self.base))).encode())
         for start, stop in parts(self.grid.rows):
@@ -270,7 +314,7 @@ class _Source:
         root, tape = getattr(self.session, "root", None), getattr(self.session, "digest", None)
         if not isinstance(root, DataRoot) or tape is None:
             return 0
-        axes = table.select(*self.rescorer.axes, *self.grid.axes)
+        axes = table.select(*self.outer, *self.grid.axes)
         return add_trial(
             ledger_path(root, self.options.cache_dir),
             tape=tape,
@@ -287,6 +331,7 @@ def backtest(
     price_source: PriceSource = "auto",
     scoring: Any = None,
     signals: Any = None,
+    rule: ExitRule | None = None,
     default: TradingParams | None = None,
     default_scoring: ScoringParams | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -303,7 +348,7 @@ def backtest(
     if scoring is not None:
         events = rescored(session, scoring, default=default_scoring)
     tape, _ = open_tape(events, price_source, cache_dir)
-    trades, numbers = trades_of(tape, ran.params)
+    trades, numbers = trades_of(tape, ran.params, BoundRule.of(rule, tape, session))
     if events is not session and isinstance(events, Rescored):
         trades = events.in_session(trades)
     exits = trades.sort("exit_index")
@@ -316,7 +361,7 @@ def backtest(
         params_source=ran.source,
         changes=ran.changes,
         session_id=_session_id(session),
-        assume=lambda: _said(assumptions_of(tape, ran, trades=trades), signals),
+        assume=lambda: _said(assumptions_of(tape, ran, trades=trades), signals, rule),
     )
 
 
@@ -328,8 +373,25 @@ def _signalled(session: SessionLike | pl.DataFrame, signals: Any, scoring: Any) 
     return signalled(session, signals)
 
 
-def _said(assumptions: str, signals: Any) -> str:
-    return assumptions if signals is None else f"{assumptions}; {GIVEN_SIGNALS}"
+def _said(assumptions: str, signals: Any, rule: ExitRule | None = None) -> str:
+    notes = [assumptions, *([] if signals is None else [GIVEN_SIGNALS])]
+    return "; ".join([*notes, *([] if rule is None else [f"exit rule {rule!r}"])])
+
+
+def _rules(rule: ExitRule | None, grid: Any) -> tuple[list[ExitRule | None], dict[str, list[float]], Any]:
+    """Return the rule with each combination of its axes, these axes, and the grid without them."""
+    columns = list(grid) if isinstance(grid, Mapping) else list(getattr(grid, "columns", ()))
+    names = [name for name in columns if str(name).startswith(PREFIX)]
+    if not names:
+        return [rule], {}, grid
+    if not isinstance(grid, Mapping):
+        raise SweepError(f"{', '.join(names)}: axes of a rule need a grid that is a mapping")
+    if rule is None:
+        raise SweepError(f"{', '.join(names)}: axes of a rule, and no rule= is given")
+    axes = {name: [float(value) for value in np.ravel(grid[name])] for name in names}
+    keys = [name.removeprefix(PREFIX) for name in names]
+    made = [rule.with_values(**dict(zip(keys, one, strict=True))) for one in product(*axes.values())]
+    return [*made], axes, {name: values for name, values in grid.items() if name not in axes}
 
 
 def _digest(source: Any) -> str:
@@ -353,6 +415,7 @@ _LISTED = 16_000_000
 _PLAYED = 1e8
 # With more events than this the sessions are not checked for a verdict.
 _CHECKED = 5_000_000
+PREFIX = "rule."
 _EXCLUSIVE = "signals and scoring exclude each other: both replace the recorded scores"
 _RAW_KEY = b"replaylab.study"
 _ACCOUNT = ("max_open_positions", "max_daily_loss_usd", "max_trades_per_day")
@@ -437,7 +500,7 @@ def _sweep_sessions(
     given: Sequence[Any],
     grid: Any,
     ran: Resolved[TradingParams],
-    scoring: tuple[Any, ScoringParams | None],
+    scoring: tuple[Any, ScoringParams | None, ExitRule | None],
     options: _Options,
     *,
     signals: Any,
@@ -489,7 +552,7 @@ def _sweep_sessions(
                 periods = raw[:, RAW + CLOCK :] if periods is None else periods + raw[:, RAW + CLOCK :]
     assert pooled is not None
     _mend_drawdowns(pooled, source, keys, kept, spans, options)
-    columns = [first.columns(number) for number in range(first.rescorer.count)]
+    columns = [first.columns(number) for number in range(first.count)]
     table = pl.concat(
         pl.DataFrame([*names, *metrics(pooled[k * first.grid.rows : (k + 1) * first.grid.rows])])
         for k, names in enumerate(columns)
@@ -518,7 +581,7 @@ def _sweep_sessions(
 
     result = StudyResult(
         frame=table,
-        axes={**first.rescorer.axes, **first.grid.axes},
+        axes={**first.outer, **first.grid.axes},
         params=ran.params,
         params_source=ran.source,
         changes=ran.changes,

@@ -8,6 +8,7 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 from __future__ import annotations
 
 from replaylab.trading.assumptions import assumptions
+from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureTable, OpenTrade, exit_rule
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
@@ -16,10 +17,15 @@ from replaylab.trading.scoring import ScoreModel, Scorer, Signal
 from replaylab.trading.system import TradingSystem
 
 __all__ = [
+    "CLOSE",
+    "HOLD",
     "PRICE_SOURCES",
     "PRICE_TYPES",
     "ClosedTrade",
+    "ExitRule",
+    "FeatureTable",
     "Instrument",
+    "OpenTrade",
     "OrderRouter",
     "Recorder",
     "ResolvedPrices",
@@ -28,5 +34,6 @@ __all__ = [
     "Signal",
     "TradingSystem",
     "assumptions",
+    "exit_rule",
     "resolve_prices",
 ]

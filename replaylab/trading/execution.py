@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import UNSET
 
+from replaylab.errors import ReplayError
 from replaylab.features import VISIBLE_LEVELS
 from replaylab.records import TradeLogRecord
 from replaylab.timestamps import date_key, iso
 from replaylab.trading import formulas
+from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureTable, OpenTrade
 from replaylab.trading.orders import Journal, OrderRouter
 from replaylab.trading.positions import ClosedTrade, Fill, PendingEntry, Position, RestingLimit
 from replaylab.trading.risk import RiskEngine, Snapshots
@@ -43,6 +46,9 @@ class Execution:
         journal: Journal,
         snapshots: Snapshots,
         schedule: Callable[[int, Callable[[int], None]], None],
+        *,
+        rule: ExitRule | None = None,
+        features: FeatureTable | None = None,
     ) -> None:
         self._rules = rules
         self._risk = risk
@@ -50,6 +56,7 @@ class Execution:
         self._journal = journal
         self._snapshots = snapshots
         self._schedule = schedule
+        self._rule, self._features = rule, features
         self._limit_fill = rules.params.limit_fill
         # Without a limit: longer than all sessions.
         self._max_gap_ns = rules.max_gap_ns if rules.max_gap_ns >= 0 else NEVER
@@ -267,6 +274,8 @@ class Execution:
             price, self._limit_fill, payload
         ):
             return "TP2"
+        if self._rule is not None and self._ask(self._rule, state, position, ts, price):
+            return "RULE"
         if ts - position.entry_ts >= self._max_hold_ns:
             return "TIMEOUT"
         if position.exit_reason is not None and ts >= position.exit_due:
@@ -275,8 +284,47 @@ class Execution:
             self._trail(position, ts, price)
         return ""
 
+    def _ask(self, rule: ExitRule, state: SymbolState, position: Position, ts: int, price: float) -> bool:
+        """Let an exit rule decide at a price; return whether it closes. Raises ReplayError for a rule at fault."""
+        long = position.direction > 0.0
+        trade = OpenTrade(
+            position.direction,
+            position.entry,
+            position.entry_ts / 1e9,
+            (ts - position.entry_ts) / 1e9,
+            position.high if long else position.low,
+            position.low if long else position.high,
+            position.qty,
+            position.left,
+            position.stop,
+            1.0 if position.tp1_filled else 0.0,
+        )
+        row = None
+        if rule.features and self._features is not None:
+            row = rule.view(*self._features.at(state.symbol, ts).tolist())
+        try:
+            answer = rule.ask(trade, price, row)
+        except Exception as error:  # the user's own
+            raise self._fault(rule, f"raised {type(error).__name__}: {error}", position, state) from error
+        if answer == CLOSE:
+            return True
+        if answer == HOLD:
+            return False
+        if not 0.0 < answer < math.inf:
+            raise self._fault(rule, f"returned {answer!r}", position, state)
+        self._tighten(position, ts, answer, "RULE")
+        return False
+
+    @staticmethod
+    def _fault(rule: ExitRule, what: str, position: Position, state: SymbolState) -> ReplayError:
+        return ReplayError(
+            f"{rule!r} {what} for the trade that entered at event {position.entry_index}, at event "
+            f"{state.last_index} (price {state.last_price:g}): expected HOLD, CLOSE or a price above 0"
+        )
+
     def _touch_stop(self, position: Position, ts: int) -> str:
         """Return the reason to close at a stop that was touched, or "" while its latency passes."""
+        position.touched = True
         if self._rules.stop_latency_ns == 0:
             return position.stop_reason
         position.closing_due = ts + self._rules.stop_latency_ns
@@ -389,11 +437,11 @@ class Execution:
         """Return the order that an exit fills; a market exit without an order yet gets one."""
         if reason == "TP2":
             return position.order_tp2
-        if reason in _STOPS:
+        if reason in _STOPS or (reason == "RULE" and position.touched):
             return position.order_stop
         if reason in ("SCORE_EXIT", "RISK_EXIT"):
             return position.order_exit
-        source = "TPSL_ENGINE" if reason == "TIMEOUT" else "STATE_MACHINE"
+        source = "TPSL_ENGINE" if reason in ("TIMEOUT", "RULE") else "STATE_MACHINE"
         return self._exit_at_market(state, position, ts, source)
 
     def _exit_at_market(self, state: SymbolState, position: Position, ts: int, source: str) -> str:

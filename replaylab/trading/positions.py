@@ -97,6 +97,7 @@ class Position:
     exit_reason: str | None = None
     exit_due: int = 0
     closing_due: int | None = None
+    touched: bool = False
     order_tp1: str = ""
     order_tp2: str = ""
     order_stop: str = ""

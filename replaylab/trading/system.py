@@ -21,6 +21,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.timestamps import parse_ns
 from replaylab.trading.execution import EntryCounts, Execution
+from replaylab.trading.exit_rules import ExitRule, FeatureTable
 from replaylab.trading.orders import Journal, OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import ResolvedPrices
@@ -65,6 +66,8 @@ class TradingSystem:
         run_mode: str = "LIVE",
         starting_balance_usd: float = 10_000.0,
         snapshot_interval_s: float = 10.0,
+        rule: ExitRule | None = None,
+        rule_features: FeatureTable | None = None,
     ) -> None:
         if inject_mode not in ("SCORING_ONLY", "FULL_DECISION"):
             hint = did_you_mean(str(inject_mode), ("SCORING_ONLY", "FULL_DECISION"))
@@ -90,7 +93,16 @@ class TradingSystem:
         self._snapshots = Snapshots(
             self._journal, rules, self._risk, router, round(snapshot_interval_s * 1e9)
         )
-        self._execution = Execution(rules, self._risk, router, self._journal, self._snapshots, self._schedule)
+        self._execution = Execution(
+            rules,
+            self._risk,
+            router,
+            self._journal,
+            self._snapshots,
+            self._schedule,
+            rule=rule,
+            features=rule_features,
+        )
         self.trades: list[ClosedTrade] = self._execution.trades
         self.counts: EntryCounts = self._execution.counts
         self._states = SymbolStates(rules, resolved, initial, instruments or {})

@@ -13,13 +13,12 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from freqtrade.enums import TradingMode  # type: ignore[import-not-found]
-from freqtrade.persistence import Order, Trade, init_db  # type: ignore[import-not-found]
-
 PAIRS = ("BTC/USDT:USDT", "ETH/USDT:USDT")
 
 
 def order_of(trade: Any, side: str, kind: str, price: float, when: datetime, status: str = "closed") -> None:
+    from freqtrade.persistence import Order  # type: ignore[import-not-found]
+
     filled = trade.amount if status == "closed" else 0.0
     plain = {
         "id": f"o{random.random()}",
@@ -42,6 +41,9 @@ def order_of(trade: Any, side: str, kind: str, price: float, when: datetime, sta
 
 
 def make(path: str) -> list[float]:
+    from freqtrade.enums import TradingMode  # type: ignore[import-not-found]
+    from freqtrade.persistence import Trade, init_db
+
     init_db(f"sqlite:///{path}")
     random.seed(1)
     now = datetime(2025, 3, 1, tzinfo=UTC)

@@ -11,8 +11,8 @@ import pytest
 from replaylab.errors import DatasetError
 from replaylab.features import NAMES, FeatureParams
 from replaylab.ml.dataset import features
+from replaylab.ml.export import ClassifierScore
 from replaylab.ml.labelling import labels
-from replaylab.ml.scorer import ClassifierScore
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.sweep import backtest, rescored
 from replaylab.trading import TradingSystem, resolve_prices
