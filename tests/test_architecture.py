@@ -208,6 +208,8 @@ def packages() -> list[str]:
     return [dotted(path) for path in [*folders, *files]]
 
 
+# Their keywords are the names of parameters, or of the arguments of a user's function.
+OWN_NAMES = (".replace", ".with_values", ".exit_rule")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -261,7 +263,7 @@ def test_functions_take_few_positional_arguments() -> None:
 def test_public_signatures_are_explicit() -> None:
     """What `?` shows is what can be given: no ``**options``, at most 6 positional arguments.
 
-    Only ``replace(**changes)`` of parameters takes any field by name; the declarations name them.
+    Only ``replace(**changes)`` of parameters and the values of exit rules take any name.
     """
     unseen, crowded = set(), set()
     for name, value in public_callables():
@@ -269,7 +271,7 @@ def test_public_signatures_are_explicit() -> None:
             found = inspect.signature(value).parameters.values()
         except ValueError:
             continue  # a class without an `__init__` that Python can read, such as an exception
-        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in found) and not name.endswith(".replace"):
+        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in found) and not name.endswith(OWN_NAMES):
             unseen.add(name)
         positional = [one for one in found if one.kind in POSITIONAL and one.name not in ("self", "cls")]
         if len(positional) > 6 and not is_record(value):

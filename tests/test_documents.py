@@ -27,6 +27,8 @@ def python_blocks(path: Path) -> str:
         "docs/reconcile.md",
         "docs/your-bot.md",
         "docs/calibrate.md",
+        "docs/chart.md",
+        "docs/rules.md",
     ],
 )
 def test_the_tour_runs_as_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

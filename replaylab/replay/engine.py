@@ -62,8 +62,7 @@ class ReplayEngine:
     ``params`` and ``scoring``: None for those that the session recorded (``default_params``, ``default_scoring`` where
     it has none), a dict of changes to them, or a TradingParams and ScoringParams; ``scoring`` may also be a model with
     ``predict``. ``run.params_source`` and ``run.changes`` say what ran. ``signals``: scores of the user's own in place
-    of the recorded ones (see ``replaylab.sweep.signalled``); indices are then those of the events played.
-    ``rule``: an exit rule of the user's. ``cache_dir``: of packed sessions.
+    of the recorded ones (see ``replaylab.sweep.signalled``); ``rule``: an exit rule. ``cache_dir``: of packed sessions.
 
     The replay has a thread of its own. One replay per data root runs at a time, whichever process runs it.
     """
@@ -91,7 +90,6 @@ class ReplayEngine:
         self.signals, self.rule = None if signals is None else signal_frame(signals), rule
         self.default_params = TradingParams.of(default_params, "default_params")
         self.default_scoring = ScoringParams.of(default_scoring, "default_scoring")
-        # Wrong parameters are refused here and not at the first run.
         resolve_params(params, default=self.default_params)
         self._resolve_scoring(None)
         if deliver not in ("replay_events", "state_events"):

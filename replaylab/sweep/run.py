@@ -420,7 +420,7 @@ def _compiled_rule(function: Any, source: str, names: dict[str, Any]) -> Any:
         what = next((line for line in lines if not line.startswith(("File ", "Failed in"))), lines[0])
         raise SweepError(
             f"{function.__name__}: numba cannot compile this rule: {what} {where} "
-            "@exit_rule(compiled=False) runs it as it is, slowly"
+            "@exit_rule(compiled=False) runs the Python function, slowly"
         ) from None
 
 

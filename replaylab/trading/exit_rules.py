@@ -13,7 +13,7 @@
 
 The function is called at every price event after the entry's, after the targets and before ``max_hold_s``. It returns
 ``HOLD``, ``CLOSE``, or a price: the stop moves there if that is tighter, and acts from the next price on. Exits have
-the reason RULE. numba compiles the function for the loop kernel; the event-driven system calls it as it is. See
+the reason RULE. numba compiles the function for the loop kernel; the event-driven system calls the Python function. See
 ``docs/rules.md``.
 """
 
@@ -115,7 +115,7 @@ class ExitRule:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
-        """Call the function as it is, for the event-driven system."""
+        """Call the Python function, for the event-driven system."""
         given = (features,) if self.features else ()
         return float(self.function(trade, price, *given, *self.values.values()))
 

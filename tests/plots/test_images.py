@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from replaylab import plots
 from replaylab.params import TradingParams
 
+# The class of plots, its colours, and two helpers for frames.
+NO_PLOTS = {"Plot", "CYCLE", "INK", "LONG", "LOSS", "SHORT", "WIN", "as_frame", "with_entry_times"}
 START = datetime(2025, 11, 18, 10, tzinfo=UTC)
 # With the FreeType that drew the kept images (the wheels of matplotlib bring their own) only rounding differs: one
 # colour of a few small marks is then seen. Another FreeType moves every panel by a pixel or two, which costs up to 30.
@@ -170,13 +172,19 @@ PLOTS: dict[str, Callable[[], Figure]] = {
     "slices": lambda: plots.slices(swept(), AXES),
     "verdict": lambda: plots.verdict("Luck: not distinguishable", ["One reason.", "Another one."], judged()),
     "walk_forward": lambda: plots.walk_forward(steps()),
+    "waterfall": lambda: plots.waterfall(
+        -20.0, {"fees": -4.0, "entry_price": 9.5, "missed_entry": -1.5}, -16.0, "Live"
+    ),
+    "estimates": lambda: plots.estimates(
+        {"latency_ms (ms)": 80 + 5 * waves(400, 31.0, 7.0)}, {"latency_ms (ms)": (80.0, 76.0, 84.0)}, "Costs"
+    ),
 }
 
 
 def test_each_public_plot_is_compared(request: pytest.FixtureRequest) -> None:
     """And the comparison is switched on: without it the tests below would pass whatever is drawn."""
     assert request.config.getoption("--mpl")
-    assert set(PLOTS) == set(plots.__all__) - {"Plot"}
+    assert set(PLOTS) == set(plots.__all__) - NO_PLOTS
     kept = {path.stem.removeprefix("test_image_") for path in (Path(__file__).parent / "images").glob("*")}
     assert kept == set(PLOTS)
 

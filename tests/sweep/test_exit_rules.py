@@ -256,7 +256,7 @@ def test_a_fault_names_the_trade_and_the_event() -> None:
 
 
 def test_what_numba_cannot_compile_runs_if_asked() -> None:
-    """The error has the line; compiled=False calls the function as it is, with the same trades."""
+    """The error has the line; compiled=False calls the Python function, with the same trades."""
     kept: list[float] = []
 
     @exit_rule(seconds=5.0)
@@ -269,11 +269,11 @@ def test_what_numba_cannot_compile_runs_if_asked() -> None:
         backtest(session, changes, rule=notes)
 
     @exit_rule(seconds=5.0, compiled=False)
-    def as_it_is(trade, price, seconds):
+    def in_python(trade, price, seconds):
         kept.append(price)
         return CLOSE if trade.age_s > seconds else HOLD
 
-    ran = backtest(session, changes, rule=as_it_is)
+    ran = backtest(session, changes, rule=in_python)
     assert ran.trades["reason"].to_list() == ["RULE"]
     assert kept
     assert ran.trades.equals(backtest(session, changes, rule=too_old).trades)
