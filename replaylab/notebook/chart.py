@@ -34,6 +34,7 @@ from replaylab.plots import CYCLE, INK, LONG, LOSS, SHORT, WIN, as_frame, with_e
 from replaylab.replay import ReplayControl
 from replaylab.sessions import Session
 from replaylab.sweep import open_tape, recorded_trades
+from replaylab.timestamps import iso, parse_ns, to_ns
 
 Array = npt.NDArray[Any]
 # Prices that a view shows at the most: two for each of so many bins.
@@ -219,8 +220,6 @@ class Chart:
 
     def show(self, start: Any, end: Any) -> None:
         """Zoom to a range of time."""
-        from replaylab.timestamps import to_ns
-
         low, high = (value if isinstance(value, int) else to_ns(value) for value in (start, end))
         self._plot.x_range.start, self._plot.x_range.end = low / 1e6, high / 1e6
         self._refresh(low / 1e6, high / 1e6)
@@ -239,12 +238,11 @@ class Chart:
     def save(self, path: Any) -> Path:
         """Write one HTML file that needs no network; the prices are those of the whole session at screen resolution."""
         from bokeh.embed import file_html
+        from bokeh.resources import INLINE
 
         self.prepare_for_file()
         with atomic_path(Path(path)) as part:
-            part.write_text(
-                file_html(self.figure, library(), title=f"{self.session.id} {self.symbol}"), "utf-8"
-            )
+            part.write_text(file_html(self.figure, INLINE, title=f"{self.session.id} {self.symbol}"), "utf-8")
         return Path(path)
 
     def prepare_for_file(self) -> None:
@@ -576,8 +574,6 @@ class _Follower:
             self._wanted = float(new["x"][0])
 
     def _run(self) -> None:
-        from replaylab.timestamps import iso, parse_ns
-
         while not self._ended.wait(0.2):
             wanted, self._wanted = self._wanted, None
             if wanted is not None:
@@ -619,7 +615,9 @@ def _overlays(session: Session, run: Any, symbol: str) -> dict[str, tuple[pl.Dat
     for name, one in runs.items():
         if one is None:
             span, names = session.manifest.source_date_range, list(session.manifest.symbols)
-            trades = recorded_trades(session)
+            # Those that the session sees the end of; the log goes on.
+            end = pl.lit(to_ns(span.to)).cast(pl.Datetime("ns", "UTC"))
+            trades = recorded_trades(session).filter(pl.col("exit_time") < end)
             orders: pl.DataFrame | None = frames.load_orders(session.root, span.from_, span.to, names).frame
         else:
             trades = as_frame(getattr(one, "trades", one))

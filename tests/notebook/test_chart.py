@@ -84,6 +84,13 @@ def test_it_shows_the_recorded_trades(lab: Lab, session: Any) -> None:
     assert set(levels["level"]) & set(stops["trigger_price"].to_list())
 
 
+def test_trades_that_close_after_the_session_are_not_drawn(lab: Lab) -> None:
+    lab.build_replay_session("2025-11-18T10:20", "2025-11-18T10:24", ["AIUSDT"], session_id="short")
+    drawn = lab.chart("short")._overlays["recorded"][0]
+    assert drawn.height > 0
+    assert (drawn["exit_time"].dt.strftime("%H:%M") < "10:24").all()
+
+
 def test_zooming_in_shows_every_price_and_the_quotes(lab: Lab, session: Any) -> None:
     chart = lab.chart(session, symbol="BTCUSDT")
     chart.show("2025-11-18T10:30:00", "2025-11-18T10:31:00")
