@@ -615,7 +615,7 @@ def _overlays(session: Session, run: Any, symbol: str) -> dict[str, tuple[pl.Dat
     for name, one in runs.items():
         if one is None:
             span, names = session.manifest.source_date_range, list(session.manifest.symbols)
-            # Those that the session sees the end of; the log goes on.
+            # The log holds later ones too.
             end = pl.lit(to_ns(span.to)).cast(pl.Datetime("ns", "UTC"))
             trades = recorded_trades(session).filter(pl.col("exit_time") < end)
             orders: pl.DataFrame | None = frames.load_orders(session.root, span.from_, span.to, names).frame
