@@ -33,11 +33,10 @@ from replaylab.records import (
 )
 from replaylab.replay.player import EventFeed, OnEvent
 from replaylab.sessions import Session
-from replaylab.sweep import GIVEN_SIGNALS
+from replaylab.sweep import GIVEN_SIGNALS, FeatureTable
 from replaylab.trading import (
     PRICE_TYPES,
     ExitRule,
-    FeatureTable,
     ResolvedPrices,
     TradingSystem,
     assumptions,
@@ -105,7 +104,7 @@ class RunSetup:
                 if symbol and usable_number(orjson.loads(payload).get("score")) is not None
             }
             prices.require(usable)
-        table = None if rule is None else rule.table(session)
+        table = None if rule is None else FeatureTable.of(rule, session)
         return cls(inject_mode, strict, params, scoring, prices, signals, rule, table)
 
     @property

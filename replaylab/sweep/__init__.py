@@ -24,7 +24,7 @@ from replaylab.sweep.evidence import (
 from replaylab.sweep.grid import make_grid, sample
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
 from replaylab.sweep.result import Backtest, Outcome, SweepResult
-from replaylab.sweep.run import Positions, warm_up
+from replaylab.sweep.run import FeatureTable, Positions, warm_up
 from replaylab.sweep.study import StudyResult, backtest, sweep
 from replaylab.sweep.tape import Tape, open_tape, pack
 from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials
@@ -40,6 +40,7 @@ from replaylab.sweep.what_if import (
 __all__ = [
     "GIVEN_SIGNALS",
     "Backtest",
+    "FeatureTable",
     "Outcome",
     "Positions",
     "Rescored",

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
-from replaylab.errors import SweepError, did_you_mean
+from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
@@ -337,6 +337,63 @@ def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
 
 
 @dataclass(frozen=True)
+class FeatureTable:
+    """Rows of features by symbol, by the time from which they are known."""
+
+    rows: Mapping[str, tuple[Array, Array]]
+    width: int
+    _nothing: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_nothing", np.full(max(1, self.width), np.nan))
+
+    @classmethod
+    def of(cls, rule: ExitRule, session: Any) -> FeatureTable:
+        """Return the features that a rule reads of a session; raises ConfigError where a column is missing."""
+        names = rule.features
+        if not names:
+            return cls({}, 0)
+        frame = rule.source(session) if callable(rule.source) else rule.source
+        if frame is None:
+            raise ConfigError(
+                f"{rule.function.__name__} reads {', '.join(names)}: name the DataFrame with rule.on(frame), or run it "
+                "through a Lab, which computes lab.features(session)"
+            )
+        table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+        for name in ("timestamp", "symbol", *names):
+            if name not in table.columns:
+                raise ConfigError(
+                    f"the rule's features have no column {name!r}.{did_you_mean(name, table.columns)}"
+                )
+        rows = {}
+        ordered = table.select(
+            "timestamp", "symbol", *(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in names)
+        )
+        for (symbol,), part in ordered.sort("timestamp", maintain_order=True).group_by(
+            "symbol", maintain_order=True
+        ):
+            times = part["timestamp"].cast(pl.Datetime("ns")).to_physical().to_numpy()
+            rows[str(symbol)] = (times, np.ascontiguousarray(part.select(names).to_numpy()))
+        return cls(rows, len(names))
+
+    def at(self, symbol: str, ts: int) -> Array:
+        """Return the last row known at ``ts``; NaN before the first."""
+        known = self.rows.get(symbol)
+        place = -1 if known is None else int(np.searchsorted(known[0], ts, side="right")) - 1
+        return self._nothing if known is None or place < 0 else known[1][place]
+
+    def along(self, symbol: str, ts: Array) -> Array:
+        """Return the rows known at each of many times."""
+        found = np.full((len(ts), max(1, self.width)), np.nan)
+        known = self.rows.get(symbol)
+        if known is not None:
+            places = np.searchsorted(known[0], ts, side="right") - 1
+            inside = places >= 0
+            found[inside] = known[1][places[inside]]
+        return found
+
+
+@dataclass(frozen=True)
 class BoundRule:
     """An exit rule with its features at every price of a tape. It travels to workers; its address does not."""
 
@@ -354,7 +411,7 @@ class BoundRule:
             )
         if not rule.features:
             return cls(rule, np.zeros((1, 1)))
-        table, starts = rule.table(session), tape.arrays.price_from
+        table, starts = FeatureTable.of(rule, session), tape.arrays.price_from
         parts = [
             table.along(name, tape.arrays.price_ts[starts[k] : starts[k + 1]])
             for k, name in enumerate(tape.symbols)
@@ -365,7 +422,8 @@ class BoundRule:
         """Return what a kernel calls; compiles the rule when first asked in this process."""
         rule = self.rule
         address = np.array([_address(rule.function, rule.features, len(rule.values), rule.compiled)])
-        return RuleArrays(address, rule.numbers, self.features, np.zeros(15))
+        numbers = np.array([float(value) for value in rule.values.values()] or [0.0])
+        return RuleArrays(address, numbers, self.features, np.zeros(15))
 
     def raise_problem(self, asked: RuleArrays) -> None:
         """Raise SweepError where a kernel found the rule at fault: what it returned or raised, at which trade."""

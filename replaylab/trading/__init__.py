@@ -8,7 +8,7 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 from __future__ import annotations
 
 from replaylab.trading.assumptions import assumptions
-from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureTable, OpenTrade, exit_rule
+from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureRows, OpenTrade, exit_rule
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
@@ -23,7 +23,7 @@ __all__ = [
     "PRICE_TYPES",
     "ClosedTrade",
     "ExitRule",
-    "FeatureTable",
+    "FeatureRows",
     "Instrument",
     "OpenTrade",
     "OrderRouter",

@@ -14,7 +14,7 @@ from replaylab.features import VISIBLE_LEVELS
 from replaylab.records import TradeLogRecord
 from replaylab.timestamps import date_key, iso
 from replaylab.trading import formulas
-from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureTable, OpenTrade
+from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureRows, OpenTrade
 from replaylab.trading.orders import Journal, OrderRouter
 from replaylab.trading.positions import ClosedTrade, Fill, PendingEntry, Position, RestingLimit
 from replaylab.trading.risk import RiskEngine, Snapshots
@@ -48,7 +48,7 @@ class Execution:
         schedule: Callable[[int, Callable[[int], None]], None],
         *,
         rule: ExitRule | None = None,
-        features: FeatureTable | None = None,
+        features: FeatureRows | None = None,
     ) -> None:
         self._rules = rules
         self._risk = risk
@@ -301,7 +301,7 @@ class Execution:
         )
         row = None
         if rule.features and self._features is not None:
-            row = rule.view(*self._features.at(state.symbol, ts).tolist())
+            row = rule.view(*self._features.at(state.symbol, ts))
         try:
             answer = rule.ask(trade, price, row)
         except Exception as error:  # the user's own

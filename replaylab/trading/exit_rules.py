@@ -19,21 +19,15 @@ the reason RULE. numba compiles the function for the loop kernel; the event-driv
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 from collections import namedtuple
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NamedTuple, Protocol
 
 from replaylab.errors import ConfigError, did_you_mean
 
-Floats = npt.NDArray[np.float64]
 HOLD = 0.0
 CLOSE = -1.0
 PREFIX = "rule."
@@ -97,11 +91,6 @@ class ExitRule:
         """Return the rule with the DataFrame (or the function of a session) that its features come from."""
         return replace(self, source=source)
 
-    @property
-    def numbers(self) -> Floats:
-        """The values in the order of the arguments."""
-        return np.array([float(value) for value in self.values.values()] or [0.0])
-
     @cached_property
     def view(self) -> Any:
         """The type that holds one row of features."""
@@ -111,25 +100,18 @@ class ExitRule:
     def identity(self) -> str:
         """What two equal rules have in common: the function's code, constants and values."""
         code = self.function.__code__
-        parts = (code.co_code, code.co_consts, code.co_names, dict(self.values), self.features)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return repr((code.co_code, code.co_consts, code.co_names, dict(self.values), self.features))
 
     def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
         """Call the Python function, for the event-driven system."""
         given = (features,) if self.features else ()
         return float(self.function(trade, price, *given, *self.values.values()))
 
-    def table(self, session: Any) -> FeatureTable:
-        """Return the features of a session by symbol; raises ConfigError where a column is missing."""
-        if not self.features:
-            return FeatureTable({}, 0)
-        source = self.source(session) if callable(self.source) else self.source
-        if source is None:
-            raise ConfigError(
-                f"{self.function.__name__} reads {', '.join(self.features)}: name the DataFrame with rule.on(frame), "
-                "or run it through a Lab, which computes lab.features(session)"
-            )
-        return FeatureTable.of(source, self.features)
+
+class FeatureRows(Protocol):
+    """The features of a session by symbol: the last row known at a time, NaN before the first."""
+
+    def at(self, symbol: str, ts: int) -> Iterable[float]: ...
 
 
 def exit_rule(
@@ -155,7 +137,8 @@ def exit_rule(
 
     def made(function: Callable[..., float]) -> ExitRule:
         wanted = ["trade", "price", *(["features"] if features else []), *values]
-        found = list(inspect.signature(function).parameters)
+        code = function.__code__
+        found = list(code.co_varnames[: code.co_argcount])
         if len(found) != len(wanted) or found[len(wanted) - len(values) :] != list(values):
             raise ConfigError(
                 f"{function.__name__}: expected the arguments {', '.join(wanted)}, found {', '.join(found)}"
@@ -164,53 +147,3 @@ def exit_rule(
         return replace(rule, values=dict.fromkeys(values, 0.0)).with_values(**values)
 
     return made if function is None else made(function)
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Rows of features by symbol, by the time from which they are known."""
-
-    rows: Mapping[str, tuple[npt.NDArray[np.int64], Floats]]
-    width: int
-    _nothing: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_nothing", np.full(max(1, self.width), np.nan))
-
-    @classmethod
-    def of(cls, frame: Any, names: tuple[str, ...]) -> FeatureTable:
-        """Read a DataFrame (polars or pandas) with ``timestamp``, ``symbol`` and the named columns."""
-        import polars as pl
-
-        table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
-        for name in ("timestamp", "symbol", *names):
-            if name not in table.columns:
-                raise ConfigError(
-                    f"the rule's features have no column {name!r}.{did_you_mean(name, table.columns)}"
-                )
-        rows = {}
-        ordered = table.select(
-            "timestamp", "symbol", *(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in names)
-        )
-        for (symbol,), part in ordered.sort("timestamp", maintain_order=True).group_by(
-            "symbol", maintain_order=True
-        ):
-            times = part["timestamp"].cast(pl.Datetime("ns")).to_physical().to_numpy()
-            rows[str(symbol)] = (times, np.ascontiguousarray(part.select(names).to_numpy()))
-        return cls(rows, len(names))
-
-    def at(self, symbol: str, ts: int) -> Floats:
-        """Return the last row known at ``ts``; NaN before the first."""
-        known = self.rows.get(symbol)
-        place = -1 if known is None else int(np.searchsorted(known[0], ts, side="right")) - 1
-        return self._nothing if known is None or place < 0 else known[1][place]
-
-    def along(self, symbol: str, ts: npt.NDArray[np.int64]) -> Floats:
-        """Return the rows known at each of many times."""
-        found = np.full((len(ts), max(1, self.width)), np.nan)
-        known = self.rows.get(symbol)
-        if known is not None:
-            places = np.searchsorted(known[0], ts, side="right") - 1
-            inside = places >= 0
-            found[inside] = known[1][places[inside]]
-        return found

@@ -21,7 +21,7 @@ from replaylab.params import ScoringParams, TradingParams
 from replaylab.records import ReplayEvent
 from replaylab.timestamps import parse_ns
 from replaylab.trading.execution import EntryCounts, Execution
-from replaylab.trading.exit_rules import ExitRule, FeatureTable
+from replaylab.trading.exit_rules import ExitRule, FeatureRows
 from replaylab.trading.orders import Journal, OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import ResolvedPrices
@@ -67,7 +67,7 @@ class TradingSystem:
         starting_balance_usd: float = 10_000.0,
         snapshot_interval_s: float = 10.0,
         rule: ExitRule | None = None,
-        rule_features: FeatureTable | None = None,
+        rule_features: FeatureRows | None = None,
     ) -> None:
         if inject_mode not in ("SCORING_ONLY", "FULL_DECISION"):
             hint = did_you_mean(str(inject_mode), ("SCORING_ONLY", "FULL_DECISION"))

@@ -14,7 +14,7 @@ import pytest
 
 from replaylab import CLOSE, HOLD, Lab, exit_rule
 from replaylab.errors import ConfigError, PriceError, ReplayError, SweepError
-from replaylab.sweep import backtest, sweep
+from replaylab.sweep import FeatureTable, backtest, sweep
 from replaylab.trading import ExitRule, OpenTrade, TradingSystem, resolve_prices
 from tests import oracle
 from tests.strategies import RandomSession, allow, make_case
@@ -122,7 +122,7 @@ def trades_of_system(session: RandomSession, params: Any, rule: ExitRule) -> lis
         instruments=session.instruments,
         initial_state=session.initial_state,
         rule=rule,
-        rule_features=rule.table(session),
+        rule_features=FeatureTable.of(rule, session),
     )
     for index, event in enumerate(session.raw):
         system.on_event(index, *event)
@@ -146,7 +146,7 @@ def compare(rule: ExitRule, seeds: range) -> Counter[str]:
         session, params = make_case(seed)
         params = allow(session, params)
         bound = rule.on(features_of(session, seed)) if rule.features else rule
-        table = bound.table(session)
+        table = FeatureTable.of(bound, session)
 
         def asked(
             seen: dict[str, float], price: float, name: str, ts: int, bound: Any = bound, table: Any = table

@@ -27,9 +27,11 @@ FOLDER = Path(replaylab.trading.__file__).parent
 ALLOWED = {
     "__future__",
     "bisect",
+    "collections",
     "collections.abc",
     "dataclasses",
     "fractions",
+    "functools",
     "heapq",
     "math",
     "msgspec",
