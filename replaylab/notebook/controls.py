@@ -92,7 +92,9 @@ class Controls:
         if status.paused:
             parts.append("paused")
         if not status.running:
-            parts.append("ended")
+            complete = status.current_event_index >= status.total_events
+            stopped = "ended: stopped before the last event"
+            parts.append("interrupted" if status.error else "ended" if complete else stopped)
         text = "&nbsp; " + note(" · ".join(parts))
         return f"{text} {error(status.error)}" if status.error else text
 

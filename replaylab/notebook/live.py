@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections.abc import Callable
 from html import escape
 from operator import itemgetter
 from typing import Any
@@ -57,7 +58,18 @@ class MarketTrack:
         return pl.DataFrame({"timestamp": when, "price": prices.price[:end]})
 
 
+def first_regimes(store: SessionStore, session_id: str) -> dict[str, str]:
+    """Regimes by symbol that a session begins with; empty where it records none, or cannot be read."""
+    try:
+        state = store.open(session_id).initial_state or {}
+    except (ReplaylabError, OSError):
+        return {}
+    symbols = (state.get("symbols") or {}).items()
+    return {symbol: about["regime"] for symbol, about in symbols if isinstance(about.get("regime"), str)}
+
+
 _LAST = 8
+_Price = Callable[[str, float | None], str]
 _RECORDS: dict[str, type[Record]] = {"state": StateEvent, "order": OrderLogRecord, "trade": TradeLogRecord}
 _TRADE_SCHEMA: dict[str, Any] = {
     "symbol": pl.String,
@@ -78,8 +90,10 @@ class LiveView:
         self.unreadable = 0
         self.track: MarketTrack | None = None
         self.position = 0
-        self._changes: deque[dict[str, Any]] = deque(maxlen=_LAST)
-        self._orders: deque[dict[str, Any]] = deque(maxlen=_LAST)
+        self._changes: list[dict[str, Any]] = []
+        self._orders: list[dict[str, Any]] = []
+        self._regimes: dict[str, str] = {}
+        self._digits: dict[str, int] = {}
         self._trades: list[dict[str, Any]] = []
         self._drawn: tuple[Any, ...] = ()
 
@@ -107,6 +121,14 @@ class LiveView:
         self._orders.clear()
         self._trades.clear()
         self._drawn = ()
+        self.start_from(self._regimes)
+
+    def start_from(self, regimes: dict[str, str]) -> None:
+        """Show these regimes of symbols, the ones that the session begins with, until the first update."""
+        self._regimes = regimes
+        for symbol, regime in regimes.items():
+            row = self.hotlist.row(symbol)
+            row.regime = row.regime or regime
 
     def take(self, news: News) -> None:
         """Add what a follower read."""
@@ -127,6 +149,10 @@ class LiveView:
                 self._orders.append(record)
             elif record["fromState"] != record["toState"]:
                 self._changes.append(record)
+        # Logs are read a megabyte at a time, so a later read may bring what happened earlier.
+        for rows in (self._changes, self._orders, self._trades):
+            rows.sort(key=itemgetter("timestamp"))
+        del self._changes[:-_LAST], self._orders[:-_LAST]
         if self.track is not None:
             for symbol in self.track.symbols:
                 self.hotlist.row(symbol).price = (
@@ -138,7 +164,7 @@ class LiveView:
         rows = self.hotlist.ranked()
         self.hot.value = '<div class="rl-heading">Hotlist</div>' + table(
             ("symbol", "#score", "", "regime", "state", "#last price", "#position", "#PnL"),
-            [_hot_row(row) for row in rows],
+            [_hot_row(row, self._price) for row in rows],
             empty="no signals yet",
         )
         names = tuple(sorted(self.hotlist.rows))
@@ -150,14 +176,24 @@ class LiveView:
         self.changes.value = _last(
             "State changes",
             ("time", "symbol", "change", "reason"),
-            map(_change, sorted(self._changes, key=itemgetter("timestamp"))),
+            map(_change, self._changes),
         ) + note(f"{self.unreadable:,} lines of the run's logs are no records" if self.unreadable else "")
         self.orders.value = _last(
-            "Orders", ("time", "symbol", "order", "#price", "status"), map(_order, self._orders)
+            "Orders",
+            ("time", "symbol", "order", "#price", "status"),
+            [_order(order, self._price) for order in self._orders],
         )
         self.trades.value = _last(
             "Closed trades", ("time", "symbol", "side", "#PnL", "reason"), map(_trade, self._trades[-_LAST:])
         )
+
+    def _price(self, symbol: str, value: float | None) -> str:
+        """A price with as many decimals as every other one of that symbol."""
+        if value is None:
+            return "–"
+        if symbol not in self._digits and value > 0:
+            self._digits[symbol] = max(2, 5 - math.floor(math.log10(value)))
+        return f"{value:,.{self._digits.get(symbol, 2)}f}"
 
     def png(self) -> bytes | None:
         """Draw the price plot as PNG; None where nothing changed since the last one."""
@@ -191,19 +227,15 @@ class LiveView:
             self.plot.layout.display = "block"
 
 
-def _hot_row(row: Row) -> str:
+def _hot_row(row: Row, price: _Price) -> str:
     side = f"{row.side} {row.qty:,.6g}" if row.side else "–"
     return (
         f"<td><b>{escape(row.symbol)}</b></td>"
         f'<td class="num">{number(row.score, 3, signed=True)}</td><td>{bar(row.score)}</td>'
         f"<td>{escape(row.regime or '–')}</td><td>{escape(row.state)}</td>"
-        f'<td class="num">{_price(row.price)}</td><td class="num">{escape(side)}</td>'
+        f'<td class="num">{price(row.symbol, row.price)}</td><td class="num">{escape(side)}</td>'
         f'<td class="num">{number(row.pnl, 2, signed=True)}</td>'
     )
-
-
-def _price(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.8g}" if abs(value) < 1 else f"{value:,.2f}"
 
 
 def _clock(text: str) -> str:
@@ -222,13 +254,13 @@ def _change(event: dict[str, Any]) -> str:
     )
 
 
-def _order(order: dict[str, Any]) -> str:
-    price = next(
+def _order(order: dict[str, Any], price: _Price) -> str:
+    value = next(
         (order[name] for name in ("avgFillPrice", "price", "triggerPrice") if order[name] is not None), None
     )
     return (
         f"<td>{_clock(order['timestamp'])}</td><td>{escape(order['symbol'])}</td>"
-        f'<td>{escape(order["side"])} {escape(order["type"])}</td><td class="num">{_price(price)}</td>'
+        f'<td>{escape(order["side"])} {escape(order["type"])}</td><td class="num">{price(order["symbol"], value)}</td>'
         f"<td>{escape(order['status'])}</td>"
     )
 

@@ -26,7 +26,7 @@ import ipywidgets as w
 
 from replaylab.errors import ReplaylabError, SessionError
 from replaylab.notebook.controls import Controls
-from replaylab.notebook.live import LiveView, MarketTrack
+from replaylab.notebook.live import LiveView, MarketTrack, first_regimes
 from replaylab.notebook.run_params import RunParams
 from replaylab.notebook.session_detail import DetailView, RunResult, RunResultView, describe, run_result
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
@@ -65,6 +65,7 @@ class Panel:
         self._plot_at = self._slow_at = 0.0
         self._starting = False
         self._health = ""
+        self._beat = 0
         self._track_of: tuple[str, int] | None = None
         self._result_of: str | None = None
         self._seen: tuple[int, ...] | None = None
@@ -183,6 +184,7 @@ class Panel:
         self.live.draw()
         self.live.show_plot(png)
         if slow is not None:
+            self._beat += 1
             self._health = health(
                 (name, service.status, service.message) for name, service in slow["health"].services.items()
             )
@@ -191,7 +193,9 @@ class Panel:
             self.form.offer(*slow["covered"])
             if slow["verdict"] is not None:
                 self.verdict.value = slow["verdict"]
-        self.badge.value = self._badge_text(status) + self._health
+        # A new number every two seconds: the style sheet marks a badge that was not renewed for ten.
+        beat = f'<span class="rl-beat" data-beat="{self._beat}"></span>'
+        self.badge.value = self._badge_text(status) + beat + self._health
         self.actions.offer(self.table.selected, running=status.running or self._starting)
 
     def _new_verdict(self) -> str | None:
@@ -360,12 +364,19 @@ class Panel:
             return
         self._track_of = wanted
         self.live.track = None
+        self.live.start_from({})
 
-        def done(track: MarketTrack | None, _: list[str]) -> None:
+        def done(found: tuple[MarketTrack | None, dict[str, str]], _: list[str]) -> None:
             if self._track_of == wanted:
-                self.live.track = track
+                self.live.track, regimes = found
+                self.live.start_from(regimes)
 
-        self._jobs.submit(lambda: MarketTrack.load(self.lab.sessions, session_id), done, self._complain)
+        def work() -> tuple[MarketTrack | None, dict[str, str]]:
+            return MarketTrack.load(self.lab.sessions, session_id), first_regimes(
+                self.lab.sessions, session_id
+            )
+
+        self._jobs.submit(work, done, self._complain)
 
     def _load_result(self, status: ReplayStatus) -> None:
         """Show the result of a run once it has ended, and nothing while it plays."""

@@ -206,6 +206,10 @@ class BuildForm:
         text = str(problem)
         if isinstance(problem, SessionExistsError):
             field = "session_id"
+            text = (
+                f"a session named {self.session_id.value.strip()} exists: choose another name, or leave it empty "
+                "for one made from range and symbols"
+            )
         else:
             by_word = {
                 "holds no events": "end",

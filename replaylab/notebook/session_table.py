@@ -45,6 +45,11 @@ class SessionTable:
             w.HBox([button, cell], layout=w.Layout(align_items="center"))
             for button, cell in zip(self.ids, self.cells, strict=True)
         ]
+        for row in self.rows:
+            row.add_class("rl-line")
+        # In a narrow window headings and rows scroll together.
+        self.wide = w.VBox([w.HBox(self.headings), *self.rows])
+        self.wide.add_class("rl-wide")
         self.count = w.HTML()
         self.back = w.Button(icon="chevron-left", tooltip="earlier page", layout=w.Layout(width="3em"))
         self.forth = w.Button(icon="chevron-right", tooltip="next page", layout=w.Layout(width="3em"))
@@ -55,8 +60,7 @@ class SessionTable:
                 w.HBox(
                     [self.filter, self.back, self.forth, self.count], layout=w.Layout(align_items="center")
                 ),
-                w.HBox(self.headings),
-                *self.rows,
+                self.wide,
             ]
         )
         self._draw()
@@ -147,9 +151,7 @@ class SessionTable:
             if manifest is not None:
                 button.description, button.tooltip = manifest.session_id, f"choose {manifest.session_id}"
                 cell.value = _cells(manifest)
-                (button.add_class if manifest.session_id == self.selected else button.remove_class)(
-                    "rl-chosen"
-                )
+                (row.add_class if manifest.session_id == self.selected else row.remove_class)("rl-chosen")
         self.count.value = self._caption(first, len(page))
 
     def _caption(self, first: int, rows: int) -> str:

@@ -13,6 +13,10 @@ STYLE = """<style>
 .rl-badge { display: inline-block; padding: 6px 14px; border-radius: 6px; font-weight: 600; letter-spacing: .03em; }
 .rl-badge.replay { background: #000; color: #c9a0ff; border: 2px solid #8a2be2; }
 .rl-badge.calm { border: 1px solid var(--rl-line); color: var(--rl-soft); }
+.rl-beat::after { content: "not renewed for 10 s: the kernel is busy, or ended (run the cell again)"; margin-left: 14px;
+  font-weight: 600; color: var(--rl-down); display: inline-block; max-width: 0; max-height: 0; overflow: hidden;
+  animation: rl-stale 0s 10s forwards; vertical-align: middle; }
+@keyframes rl-stale { to { max-width: 60em; max-height: 5em; } }
 .rl-health { display: inline-block; margin-left: 14px; color: var(--rl-soft); }
 .rl-dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin: 0 5px 0 12px; }
 .rl-table { border-collapse: collapse; width: auto; min-width: min(100%, 34em); font-size: 13px;
@@ -28,11 +32,15 @@ STYLE = """<style>
 .rl-meter > span { display: block; height: 100%; }
 .rl-row { display: grid; grid-template-columns: 22em 11em 5.5em 4.5em 1fr; column-gap: 12px; align-items: center;
   font-size: 13px; }
-.rl-row > span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.rl-row > span { overflow-wrap: anywhere; white-space: normal; min-width: 0; }
 .rl-row .num { text-align: right; font-variant-numeric: tabular-nums; }
 .rl-panel .rl-id { text-align: left; background: transparent; box-shadow: none; padding: 0 6px;
   color: var(--jp-content-link-color, #2868c8); }
-.rl-panel .rl-id.rl-chosen { background: var(--jp-brand-color3, #cfe3ff); font-weight: 600; }
+.rl-panel .rl-line.rl-chosen { background: var(--jp-brand-color3, #cfe3ff); }
+.rl-panel .rl-line.rl-chosen, .rl-panel .rl-line.rl-chosen .rl-id { color: #111; }
+.rl-panel .rl-line.rl-chosen .rl-id { font-weight: 600; }
+.rl-panel .rl-wide { overflow-x: auto; }
+.rl-panel .rl-wide > .widget-hbox { min-width: 66em; overflow: visible; font-size: 13px; }
 .rl-panel .rl-head { background: transparent; box-shadow: none; padding: 0; text-align: left; font-weight: 600;
   color: var(--jp-ui-font-color1, inherit); }
 .rl-panel .rl-head.rl-num { text-align: right; }

@@ -13,14 +13,17 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import orjson
 
+from replaylab.errors import TimeError
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
 from replaylab.replay.control import read_status
+from replaylab.timestamps import parse_ns
 
 _MOST_EVENTS = 500
 _MOST_BYTES = 1 << 20
@@ -32,8 +35,8 @@ class News:
     """Everything that is new since the last poll.
 
     ``events``: emitted session events (plain dicts), the newest of them where there were too many; ``skipped`` counts
-    the others. ``records``: ``(kind, record)`` that the run logged. ``began``: a run that the follower had not seen
-    yet, or the run went back: discard the state of the earlier one.
+    the others. ``records``: ``(kind, record)`` that the run logged, in order of time over all of its logs.
+    ``began``: a run that the follower had not seen yet, or the run went back: discard the state of the earlier one.
     """
 
     status: ReplayStatus
@@ -156,9 +159,23 @@ class RunFollower:
             if folder.is_dir():
                 for path in sorted(folder.glob("*.jsonl")):
                     self._tails.setdefault(path, (kind, _Tail(path)))
+        found: list[tuple[int, Kind, dict[str, Any]]] = []
         for kind, tail in self._tails.values():
+            at = 0
             for line in tail.lines():
                 with suppress(orjson.JSONDecodeError):
                     record = orjson.loads(line)
                     if isinstance(record, dict):
-                        news.records.append((kind, record))
+                        # Never before the line above it: the order within a log stays.
+                        at = max(at, _moment(record))
+                        found.append((at, kind, record))
+        # Logs are read one after another; what happened first comes first.
+        found.sort(key=itemgetter(0))
+        news.records += [(kind, record) for _, kind, record in found]
+
+
+def _moment(record: dict[str, Any]) -> int:
+    try:
+        return parse_ns(record.get("timestamp"))  # type: ignore[arg-type]  # a damaged line: TimeError
+    except (TimeError, TypeError):
+        return 0

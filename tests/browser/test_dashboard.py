@@ -69,7 +69,7 @@ def test_make_run_follow_stop(jupyter: str, page: Any, shoot: Any, lab: Lab) -> 
     field(page, "session id").press("Tab")
     shoot("1-sessions")
     button(page, "Create session").click()
-    page.wait_for_selector(".rl-panel .rl-id.rl-chosen:has-text('made-in-the-browser')")
+    page.wait_for_selector(".rl-panel .rl-line.rl-chosen:has-text('made-in-the-browser')")
     assert lab.sessions.get_session("made-in-the-browser") is not None
 
     handle = page.locator(".rl-panel .noUi-handle[role='slider']").first

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from replaylab.notebook.controls import Hotlist
+from replaylab.notebook.live import LiveView
+from replaylab.paths import DataRoot
+from replaylab.records import ReplayStatus
+from replaylab.replay import News, RunFollower
 
 
 def state(symbol: str, kind: str, to_state: str = "IDLE", **extra: Any) -> dict[str, Any]:
@@ -94,3 +99,38 @@ def test_a_limit_entry_is_a_level_until_its_end(end: str) -> None:
     assert list(hotlist.row("BTCUSDT").levels.values()) == [("entry", 99.0)]
     hotlist.order({**entry, "status": end})
     assert hotlist.row("BTCUSDT").levels == {}
+
+
+def test_prices_of_a_symbol_have_one_number_of_decimals() -> None:
+    view = LiveView()
+    assert [view._price("A", value) for value in (0.12, 0.123456)] == ["0.120000", "0.123456"]
+    assert [view._price("B", value) for value in (90_000.0, 90_000.125, None)] == [
+        "90,000.00",
+        "90,000.12",
+        "–",
+    ]
+
+
+def test_regimes_of_the_start_are_shown_until_the_first_update() -> None:
+    view = LiveView()
+    view.start_from({"A": "CALM"})
+    view.draw()
+    assert "CALM" in view.hot.value
+    view.hotlist.row("A").regime = "STRESS"
+    view.start_from({"A": "CALM"})
+    assert view.hotlist.row("A").regime == "STRESS"
+
+
+def test_records_of_several_logs_come_in_order_of_time(tmp_path: Path) -> None:
+    run = DataRoot(tmp_path).run("s", "r")
+    run.events_dir.mkdir(parents=True)
+    times = {"A": ("10:00:00", "10:59:59"), "B": ("10:30:00", "10:55:42")}
+    for symbol, moments in times.items():
+        lines = [f'{{"symbol": "{symbol}", "timestamp": "2025-11-18T{at}.000Z"}}\n' for at in moments]
+        run.events(symbol).write_text("".join(lines))
+    follower = RunFollower(tmp_path)
+    news = News(ReplayStatus(), changed=False)
+    follower._read_logs(run, news)
+    assert [record["timestamp"][11:19] for _, record in news.records] == sorted(
+        moment for moments in times.values() for moment in moments
+    )

@@ -219,7 +219,9 @@ def test_a_build_that_fails_says_why_beside_the_field(panel: Panel) -> None:
     panel.form.session_id.value = "a-minute"
     panel.form.create.click()
     assert panel.settle()
-    assert "a-minute" in panel.form.errors["session_id"].value
+    message = panel.form.errors["session_id"].value
+    assert "a session named a-minute exists" in message
+    assert "if_exists" not in message, "no words of Python"
     assert not panel.form.create.disabled
 
 

@@ -30,8 +30,8 @@ def manifest(number: int, symbol: str = "BTCUSDT", notes: str | None = None) -> 
 def chosen(table: SessionTable) -> list[str]:
     return [
         button.description
-        for button in table.ids
-        if "rl-chosen" in button._dom_classes and button.description in table.visible
+        for button, row in zip(table.ids, table.rows, strict=True)
+        if "rl-chosen" in row._dom_classes and button.description in table.visible
     ]
 
 
