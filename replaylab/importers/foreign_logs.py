@@ -9,9 +9,7 @@ source is never written.
 
 from __future__ import annotations
 
-import math
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,12 +21,24 @@ import polars as pl
 
 from replaylab.config import Config
 from replaylab.errors import HistoryError, did_you_mean
-from replaylab.importers.foreign_sources import FIELDS, PRESETS, ROWS, WORDS, Field, Source, dtype_of, suggest
+from replaylab.importers.foreign_sources import (
+    FIELDS,
+    LOGS,
+    ROWS,
+    WORDS,
+    Field,
+    Source,
+    dtype_of,
+    read_mapping,
+    suggest,
+    words_of,
+)
 from replaylab.importers.intake import FileReport, ImportReport, Reject
 from replaylab.importers.rebuilt_trades import (
     compare_trades,
     orders_of_fills,
     rebuild_trades,
+    with_converted_fees,
     with_excursions,
     with_funding,
 )
@@ -36,20 +46,6 @@ from replaylab.importers.text_tables import Clock, folded, parse_times
 from replaylab.logging import FileStreamManager, Redactor
 from replaylab.paths import DataRoot, is_safe_symbol
 
-LOGS = ("signals", "orders", "fills", "trades", "funding")
-_SECTION = (
-    "table",
-    "columns",
-    "constants",
-    "words",
-    "scale",
-    "only",
-    "extra",
-    "join",
-    "time_unit",
-    "time_zone",
-)
-_TOP = (*LOGS, "time_unit", "time_zone", "symbol")
 _SYMBOL = {"remove": "/-_", "cut_at": ":", "upper": True, "words": {}}
 # Rejects that are kept with their text; all are counted.
 _KEPT = 100
@@ -115,7 +111,7 @@ def import_logs(
     Raises HistoryError; nothing is written then.
     """
     data = DataRoot(root)
-    chosen = _mapping(preset, mapping)
+    chosen = read_mapping(preset, mapping)
     tables = Source(source)
     report = LogImportReport(preset or "mapping", "source")
     work = _Import(
@@ -132,66 +128,6 @@ def suggest_mapping(source: Source_) -> dict[str, Any]:
     >>> suggest_mapping("bot.sqlite")["orders"]["columns"]                                      # doctest: +SKIP
     """
     return suggest(Source(source))
-
-
-# ---- The mapping -------------------------------------------------------------------------------------------
-
-
-def _mapping(preset: str | None, given: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Return the mapping that a preset and a user's mapping make, checked."""
-    if preset is None and given is None:
-        raise HistoryError(
-            f"name a preset ({', '.join(PRESETS)}) or a mapping; suggest_mapping(source), or --suggest, proposes one"
-        )
-    if preset is not None and preset not in PRESETS:
-        raise HistoryError(
-            f"no preset {preset!r}: there are {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
-        )
-    chosen: dict[str, Any] = dict(PRESETS[preset]) if preset is not None else {}
-    own: Mapping[str, Any] = {}
-    if isinstance(given, Mapping):
-        own = given
-    elif given is not None:
-        try:
-            own = tomllib.loads(Path(given).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise HistoryError(f"mapping {os.fspath(given)}: {error}") from None
-    for name, value in own.items():
-        _known(name, _TOP, "mapping")
-        if name in LOGS and isinstance(value, Mapping):
-            merged = dict(chosen.get(name, {}))
-            for key, item in value.items():
-                _known(key, _SECTION, f"mapping.{name}")
-                both = isinstance(item, Mapping) and isinstance(merged.get(key), Mapping)
-                merged[key] = {**merged[key], **item} if both else item
-            chosen[name] = merged
-        else:
-            chosen[name] = value
-    if not any(log in chosen for log in LOGS):
-        raise HistoryError(f"the mapping names no log: one of {', '.join(LOGS)}")
-    for log in LOGS:
-        _check_section(log, chosen.get(log, {}))
-    return chosen
-
-
-def _check_section(log: str, section: Mapping[str, Any]) -> None:
-    fields = FIELDS[log]
-    for part in ("columns", "constants", "words", "scale"):
-        entries = section.get(part, {})
-        if not isinstance(entries, Mapping):
-            raise HistoryError(f"mapping.{log}.{part}: expected a table of names, found {entries!r:.80}")
-        for name in entries:
-            _known(name, tuple(fields), f"mapping.{log}.{part}")
-    for name, factor in section.get("scale", {}).items():
-        if not isinstance(factor, int | float) or not math.isfinite(factor) or fields[name].kind != "number":
-            raise HistoryError(f"mapping.{log}.scale.{name}: expected a factor of a number, found {factor!r}")
-
-
-def _known(name: str, allowed: tuple[str, ...], where: str) -> None:
-    if name not in allowed:
-        raise HistoryError(
-            f"{where} has no {name!r}: there are {', '.join(allowed)}.{did_you_mean(name, allowed)}"
-        )
 
 
 # ---- Tables to rows ----------------------------------------------------------------------------------------
@@ -215,34 +151,90 @@ class _Import:
         self.symbol, self.max_rejects = symbol, max_rejects
         self.redactor = Redactor(config.logging.redact)
         self.symbols = {**_SYMBOL, **mapping.get("symbol", {})}
+        # By table: the columns that a section reads.
+        self.used: dict[str, set[str]] = {}
 
     def read(self) -> dict[str, pl.DataFrame]:
         """Return the rows of each mapped log with our columns, times as ns."""
-        logs = {log: self._table(log, self.mapping[log]) for log in LOGS if log in self.mapping}
+        logs = {log: self._section(log, self.mapping[log]) for log in LOGS if log in self.mapping}
         found = {log: frame for log, frame in logs.items() if frame is not None}
         if not found:
             tables = ", ".join(
-                f"{name} ({', '.join(have[:8])} ...)" for name, have in self.source.tables.items()
+                f"{name} ({', '.join(have[:8])} ...)" if have else f"{name} (no rows)"
+                for name, have in self.source.tables.items()
             )
             raise HistoryError(f"no table of the source fits the mapping; there are {tables}")
         if all(frame.is_empty() for frame in found.values()):
             raise HistoryError("nothing to import: no row of the source is usable and of the wanted symbol")
+        if set(found) == {"funding"}:
+            raise HistoryError(
+                "funding payments alone make no log: import them together with the trades or fills that they belong to"
+            )
+        self.report.unmapped = {
+            table: [name for name in self.source.tables[table] if name not in used]
+            for table, used in self.used.items()
+        }
+        unused = [table for table in self.source.tables if table not in self.used]
+        if unused:
+            self.report.note(f"tables of the source that are not used: {', '.join(unused)}")
         return found
 
-    def _table(self, log: str, section: Mapping[str, Any]) -> pl.DataFrame | None:
+    def _section(self, log: str, section: Mapping[str, Any]) -> pl.DataFrame | None:
+        """Return the rows of every table of a section; a row that several files hold counts once."""
         columns = dict(section.get("columns", {}))
-        table = self.source.find(log, section.get("table"), columns.values())
-        if table is None:
-            if section.get("table") is not None and len(self.mapping) <= 2:
-                names = list(self.source.tables)
-                close = did_you_mean(section["table"], names)
-                raise HistoryError(f"no table {section['table']!r}: there are {', '.join(names)}.{close}")
-            self.report.note(f"{log}: the source has no such table")
-            return None
-        have = self.source.tables[table]
         constants = dict(section.get("constants", {}))
         if self.symbol is not None and "symbol" not in columns:
             constants.setdefault("symbol", self.symbol)
+        needed = {
+            name for ours, name in columns.items() if FIELDS[log][ours].needed and ours not in constants
+        }
+        wanted, have = section.get("table"), self.source.tables
+        tables = self.source.find(log, wanted, set(columns.values()), needed | set(section.get("only", {})))
+        if not tables and not section.get("optional") and wanted is None and len(have) == 1:
+            tables = list(have)  # The error names the column that it lacks.
+        if not tables:
+            if wanted is not None and len(self.mapping) <= 2:
+                close = did_you_mean(str(wanted), list(have))
+                raise HistoryError(f"no table {wanted!r}: there are {', '.join(have)}.{close}")
+            self.report.note(f"{log}: the source has no such table")
+            return None
+        parts = [self._table(log, section, columns, constants, table) for table in tables]
+        if len(parts) > 1:
+            # Pages of one answer may overlap: what is twice in one file stays twice.
+            names = [name for name in parts[0].columns if name != "row"]
+            nth = [part.with_columns(nth=pl.int_range(pl.len()).over(names)) for part in parts]
+            whole = pl.concat(nth, how="vertical_relaxed")
+            once = whole.unique([*names, "nth"], keep="first", maintain_order=True).drop("nth")
+            if once.height < whole.height:
+                self.report.note(
+                    f"{log}: {whole.height - once.height:,} rows are in several files and count once"
+                )
+            # Row numbers tell rows of one time apart, so they differ between files.
+            parts = [once.with_columns(row=pl.int_range(pl.len(), dtype=pl.UInt32))]
+        return self._once(log, parts[0])
+
+    def _once(self, log: str, frame: pl.DataFrame) -> pl.DataFrame:
+        """Drop rows that repeat an order or a fill of the same id in every field."""
+        name = {"orders": "order_id", "fills": "trade_id"}.get(log)
+        if name is None or frame[name].null_count() == frame.height:
+            return frame
+        repeats = ~frame.select(pl.struct(pl.exclude("row")).is_first_distinct()).to_series()
+        first = ~repeats | frame[name].is_null()
+        if not first.all():
+            self.report.note(
+                f"{log}: {int((~first).sum()):,} rows repeat one of the same {name} and count once"
+            )
+        return frame.filter(first)
+
+    def _table(
+        self,
+        log: str,
+        section: Mapping[str, Any],
+        columns: dict[str, str],
+        constants: dict[str, Any],
+        table: str,
+    ) -> pl.DataFrame:
+        have = self.source.tables[table]
         columns = self._present(log, table, columns, have, constants)
         extra = have if section.get("extra") == "*" else list(section.get("extra", []))
         extra = [name for name in extra if name not in columns.values()]
@@ -256,8 +248,7 @@ class _Import:
         wanted = list(dict.fromkeys([*columns.values(), *extra, *only, *([join[0]] if join else [])]))
         file = FileReport(f"{self.source.file(table)}:{table}")
         self.report.files.append(file)
-        used = {*wanted, *self.report.unmapped.get(f"used {table}", [])}
-        self.report.unmapped[table] = [name for name in have if name not in used]
+        self.used.setdefault(table, set()).update(wanted)
         rows = _Rows(log, section, self.mapping, constants, columns, file=file.name, owner=self)
         parts = []
         for first, frame in self.source.read(table, wanted):
@@ -282,6 +273,8 @@ class _Import:
         self, log: str, table: str, columns: dict[str, str], have: list[str], constants: dict[str, Any]
     ) -> dict[str, str]:
         """Return the columns that the table has. Raises HistoryError where a needed one is missing."""
+        if not have:
+            raise HistoryError(f"{self.source.file(table)}: holds no rows")
         missing = {ours: name for ours, name in columns.items() if name not in have}
         for ours, name in missing.items():
             if FIELDS[log][ours].needed and ours not in constants:
@@ -319,7 +312,7 @@ class _Import:
         report = self.report
         trades = logs.get("trades")
         if "fills" in logs:
-            rebuilt = rebuild_trades(logs["fills"], report)
+            rebuilt = rebuild_trades(with_converted_fees(self.root, logs["fills"], report), report)
             if trades is None:
                 trades = rebuilt
             else:
@@ -336,8 +329,6 @@ class _Import:
             if "funding" in logs:
                 trades = with_funding(trades, logs["funding"], report)
             trades = with_excursions(self.root, trades, report)
-        elif "funding" in logs:
-            report.note("funding without trades or fills is not written")
         made = {"signals": _event_lines, "orders": _order_lines, "trades": _trade_lines}
         frames = {"signals": logs.get("signals"), "orders": logs.get("orders"), "trades": trades}
         with _Writer(self.root, report, dry_run=dry_run) as writer:
@@ -348,7 +339,6 @@ class _Import:
                         writer.write(log, lines)
         if dry_run:
             report.note("dry run: nothing was written")
-        report.unmapped = {k: v for k, v in report.unmapped.items() if not k.startswith("used ")}
         return report
 
 
@@ -377,7 +367,7 @@ class _Rows:
         }
         self.scale = section.get("scale", {})
         self.words = {
-            name: _words(declared.kind, section.get("words", {}).get(name, {}))
+            name: words_of(declared.kind, section.get("words", {}).get(name, {}))
             for name, declared in self.fields.items()
             if declared.kind in WORDS
         }
@@ -503,18 +493,6 @@ def _inner(value: Any) -> Any:
         except orjson.JSONDecodeError:
             return value
     return value
-
-
-def _words(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """Return the words of a field and what they mean; a mapping's own words come first."""
-    words = {word: meaning for meaning, others in WORDS[kind].items() for word in others}
-    words |= {folded(meaning): meaning for meaning in WORDS[kind]}
-    for meaning, others in given.items():
-        _known(meaning, tuple(WORDS[kind]), f"words of a {kind}")
-        for word in [others] if isinstance(others, str | int | bool) else others:
-            text = str(word).lower() if isinstance(word, bool) else str(word)
-            words[folded(text)] = words[text] = meaning
-    return words
 
 
 # ---- Strategies --------------------------------------------------------------------------------------------
@@ -713,30 +691,37 @@ class _Writer:
     def __init__(self, root: DataRoot, report: LogImportReport, *, dry_run: bool) -> None:
         self.root, self.report, self.dry_run = root, report, dry_run
         self.streams = FileStreamManager()
-        # By file: hashes of the records that it holds.
-        self.known: dict[Path, set[int]] = {}
+        # By file: how often it holds each record, and how often the source named it so far.
+        self.known: dict[Path, tuple[Counter[int], Counter[int]]] = {}
+        self.changed = 0
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.streams.close()
+        if self.changed:
+            self.report.note(
+                f"{self.changed:,} trades are in the log with another PnL or funding: they are kept unchanged"
+            )
 
     def write(self, log: str, lines: pl.DataFrame) -> None:
-        """Append the lines of one log, file by file."""
+        """Append the lines of one log, file by file; two equal signals or trades of the source are two records."""
         path = {"signals": self.root.events, "orders": self.root.orders, "trades": self.root.trades_log}[log]
         for (name,), part in lines.group_by("file", maintain_order=True):
             place = path(str(name))
-            known = self.known.get(place)
-            if known is None:
-                known = self.known[place] = _known_lines(place, log)
+            if place not in self.known:
+                self.known[place] = _known_records(place, log), Counter()
+            held, named = self.known[place]
             new, added = [], Counter[str]()
             for symbol, line in part.select("symbol", "line").iter_rows():
-                key = hash(_key(line, log))
-                if key not in known:
-                    known.add(key)
+                key, whole = _keys(line, log)
+                named[key] = 1 if log == "orders" else named[key] + 1
+                if named[key] > held[key]:
                     new.append(line)
                     added[symbol] += 1
+                elif whole not in held:
+                    self.changed += 1
             for symbol, count in part["symbol"].value_counts().iter_rows():
                 tape = self.report.tape(log, symbol)
                 tape.rows += count
@@ -748,30 +733,28 @@ class _Writer:
                 self.streams.append(os.fspath(place), b"\n".join(new) + b"\n", len(new), sync=True)
 
 
-def _known_lines(path: Path, log: str) -> set[int]:
+def _known_records(path: Path, log: str) -> Counter[int]:
+    held = Counter[int]()
     try:
         with path.open("rb") as file:
-            return {hash(_key(line.rstrip(b"\n"), log)) for line in file}
+            for line in file:
+                held.update(set(_keys(line.rstrip(b"\n"), log)))
     except FileNotFoundError:
-        return set()
+        pass
+    return held
 
 
-def _key(line: bytes, log: str) -> Any:
-    """Return what makes a line the same record: of trades not MFE and MAE, which may have been computed since."""
+def _keys(line: bytes, log: str) -> tuple[int, int]:
+    """Return hashes of what makes a line the same record, and of what must not differ then.
+
+    A trade is known by its times, prices and quantity: MFE, MAE and funding may have been computed since.
+    """
     if log != "trades":
-        return line
+        return hash(line), hash(line)
     try:
         row = orjson.loads(line)
-        names = (
-            "timestamp",
-            "entryTimestamp",
-            "symbol",
-            "side",
-            "entryPrice",
-            "closePrice",
-            "qty",
-            "realizedPnl",
-        )
-        return tuple(row.get(name) for name in names)
     except orjson.JSONDecodeError:
-        return line
+        return hash(line), hash(line)
+    names = ("timestamp", "entryTimestamp", "symbol", "side", "entryPrice", "closePrice", "qty")
+    key = tuple(row.get(name) for name in names)
+    return hash(key), hash((*key, row.get("realizedPnl"), row.get("funding")))

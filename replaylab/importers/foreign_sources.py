@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +28,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replaylab.errors import HistoryError
+from replaylab.errors import HistoryError, did_you_mean
 from replaylab.importers.files import find_files, open_files
 from replaylab.importers.text_tables import folded
 
 # Rows that are read and converted together.
 ROWS = 100_000
 _SQLITE = b"SQLite format 3\0"
-Mapping = dict[str, Any]
 
 
 class Field(NamedTuple):
@@ -173,7 +174,27 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 _IS_SHORT = {"LONG": ["0", "false"], "SHORT": ["1", "true"]}
-PRESETS: dict[str, Mapping] = {
+_BINANCE_FILLS: dict[str, Any] = {
+    "columns": {
+        "timestamp": "time",
+        "symbol": "symbol",
+        "trade_id": "id",
+        "order_id": "orderId",
+        "side": "side",
+        "price": "price",
+        "qty": "qty",
+        "fee": "commission",
+        "fee_currency": "commissionAsset",
+        "maker": "maker",
+        "realized_pnl": "realizedPnl",
+        "position_side": "positionSide",
+    }
+}
+_BINANCE_FUNDING: dict[str, Any] = {
+    "only": {"incomeType": ["FUNDING_FEE"]},
+    "columns": {"timestamp": "time", "symbol": "symbol", "amount": "income"},
+}
+PRESETS: dict[str, dict[str, Any]] = {
     "freqtrade": {
         "time_zone": "UTC",
         "trades": {
@@ -298,30 +319,8 @@ PRESETS: dict[str, Mapping] = {
             "words": {"side": {"LONG": ["Sell"], "SHORT": ["Buy"]}},
         }
     },
-    "binance-user-trades": {
-        "fills": {
-            "columns": {
-                "timestamp": "time",
-                "symbol": "symbol",
-                "trade_id": "id",
-                "order_id": "orderId",
-                "side": "side",
-                "price": "price",
-                "qty": "qty",
-                "fee": "commission",
-                "fee_currency": "commissionAsset",
-                "maker": "maker",
-                "realized_pnl": "realizedPnl",
-                "position_side": "positionSide",
-            }
-        }
-    },
-    "binance-income": {
-        "funding": {
-            "only": {"incomeType": ["FUNDING_FEE"]},
-            "columns": {"timestamp": "time", "symbol": "symbol", "amount": "income"},
-        }
-    },
+    "binance-user-trades": {"fills": _BINANCE_FILLS, "funding": {**_BINANCE_FUNDING, "optional": True}},
+    "binance-income": {"fills": {**_BINANCE_FILLS, "optional": True}, "funding": _BINANCE_FUNDING},
     "hummingbot": {
         "fills": {
             "table": "TradeFill",
@@ -344,6 +343,23 @@ PRESETS: dict[str, Mapping] = {
 }
 
 
+LOGS = ("signals", "orders", "fills", "trades", "funding")
+_SECTION = (
+    "table",
+    "columns",
+    "constants",
+    "words",
+    "scale",
+    "only",
+    "extra",
+    "join",
+    "optional",
+    "time_unit",
+    "time_zone",
+)
+_TOP = (*LOGS, "time_unit", "time_zone", "symbol")
+
+
 class Source:
     """Files of another program: ``tables`` maps each table (of other files: the file's name) to its columns."""
 
@@ -356,18 +372,22 @@ class Source:
         for path in self.paths:
             self._open(path)
 
-    def find(self, log: str, wanted: str | None, columns: Iterable[str]) -> str | None:
-        """Return the table of a section: the named one, else the only one that has a column of ``columns``."""
+    def find(
+        self, log: str, wanted: str | list[str] | None, columns: set[str], needed: set[str]
+    ) -> list[str]:
+        """Return the tables of a section: the named ones, else those with the most of its columns and all needed."""
         if wanted is not None:
-            stem = Path(wanted).stem
-            return wanted if wanted in self.tables else stem if stem in self.tables else None
-        if len(self.tables) == 1:
-            return next(iter(self.tables))
+            names = [wanted] if isinstance(wanted, str) else wanted
+            found = [name if name in self.tables else Path(name).stem for name in names]
+            return found if all(name in self.tables for name in found) else []
         if log in self.tables:
-            return log
-        names = set(columns)
-        scored = sorted(((len(names & set(have)), name) for name, have in self.tables.items()), reverse=True)
-        return scored[0][1] if scored and scored[0][0] == len(names) else None
+            return [log]
+        fit = {
+            name: len(columns & set(have))
+            for name, have in self.tables.items()
+            if needed <= set(have) != set()
+        }
+        return [name for name, count in fit.items() if count == max(fit.values())]
 
     def file(self, table: str) -> str:
         """Return the name of the file that holds a table."""
@@ -380,10 +400,11 @@ class Source:
             yield from _read_sqlite(path, table, columns)
         elif kind == "parquet":
             row = 1
-            for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
-                frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
-                yield row, frame
-                row += frame.height
+            with _reading(path, "Parquet"):
+                for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=columns):
+                    frame = pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch])))
+                    yield row, frame
+                    row += frame.height
         elif kind == "csv":
             yield from _read_csv(path, data, columns)
         else:
@@ -397,13 +418,15 @@ class Source:
         with path.open("rb") as file:
             start = file.read(16)
         if start == _SQLITE:
-            with closing(_connect(path)) as database:
+            with _reading(path, "SQLite"), closing(_connect(path)) as database:
                 query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'"
                 for (name,) in database.execute(query).fetchall():
                     described = database.execute(f"PRAGMA table_info({_quoted(name)})").fetchall()
                     self._add(name, path, "sqlite", None, [row[1] for row in described])
         elif start[:4] == b"PAR1":
-            self._add(path.stem, path, "parquet", None, pq.read_schema(path).names)
+            with _reading(path, "Parquet"):
+                names = pq.read_schema(path).names
+            self._add(path.stem, path, "parquet", None, names)
         else:
             self._open_text(path)
 
@@ -451,13 +474,20 @@ def _connect(path: Path) -> sqlite3.Connection:
     at_rest = wal and not path.with_name(path.name + "-wal").exists()
     options = "mode=ro&immutable=1" if at_rest else "mode=ro"
     quoted = str(path.resolve()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    try:
+    with _reading(path, "SQLite"):
         database = sqlite3.connect(f"file:{quoted}?{options}", uri=True, timeout=30, isolation_level=None)
         database.execute("PRAGMA query_only = ON")
         database.execute("BEGIN")
         return database
-    except sqlite3.Error as error:
-        raise HistoryError(f"{path}: cannot be read as SQLite: {error}") from None
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Raise HistoryError for what a damaged file makes its library raise."""
+    try:
+        yield
+    except (sqlite3.Error, pa.ArrowException, OSError) as error:
+        raise HistoryError(f"{path}: cannot be read as {kind}: {error}") from None
 
 
 def _quoted(name: str) -> str:
@@ -465,16 +495,13 @@ def _quoted(name: str) -> str:
 
 
 def _read_sqlite(path: Path, table: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
-    try:
-        with closing(_connect(path)) as database:
-            chosen = ", ".join(_quoted(column) for column in columns)
-            cursor = database.execute(f"SELECT {chosen} FROM {_quoted(table)}")
-            row = 1
-            while rows := cursor.fetchmany(ROWS):
-                yield row, _frame(columns, rows)
-                row += len(rows)
-    except sqlite3.Error as error:
-        raise HistoryError(f"{path}: cannot be read as SQLite: {error}") from None
+    with _reading(path, "SQLite"), closing(_connect(path)) as database:
+        chosen = ", ".join(_quoted(column) for column in columns)
+        cursor = database.execute(f"SELECT {chosen} FROM {_quoted(table)}")
+        row = 1
+        while rows := cursor.fetchmany(ROWS):
+            yield row, _frame(columns, rows)
+            row += len(rows)
 
 
 def _read_csv(path: Path, data: tuple[str, str], columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
@@ -574,7 +601,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def mapping_text(mapping: Mapping) -> str:
+def mapping_text(mapping: Mapping[str, Any]) -> str:
     """Return a mapping as TOML, to edit and give back.
 
     >>> print(mapping_text({"orders": {"table": "o", "columns": {"qty": "size"}}}))
@@ -586,7 +613,7 @@ def mapping_text(mapping: Mapping) -> str:
     """
     blocks = []
 
-    def write(name: str, table: Mapping) -> None:
+    def write(name: str, table: Mapping[str, Any]) -> None:
         plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
         if plain or not table:
             lines = [f"{key} = {orjson.dumps(value).decode()}" for key, value in plain.items()]
@@ -599,13 +626,13 @@ def mapping_text(mapping: Mapping) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def suggest(source: Source) -> Mapping:
+def suggest(source: Source) -> dict[str, Any]:
     """Propose a mapping by the names of tables and columns; fields without a likely column are left out.
 
     >>> suggest(Source("bot.sqlite"))                                                           # doctest: +SKIP
     {'orders': {'table': 'orders', 'columns': {'timestamp': 'created_at', ...}}, ...}
     """
-    found: Mapping = {}
+    found: dict[str, Any] = {}
     for table, columns in source.tables.items():
         scored = []
         for log, fields in FIELDS.items():
@@ -625,3 +652,74 @@ def suggest(source: Source) -> Mapping:
             if folded(chosen.get("side", "")) == "isshort":
                 found[log]["words"] = {"side": _IS_SHORT}
     return found
+
+
+def read_mapping(
+    preset: str | None, given: Mapping[str, Any] | str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """Return the mapping that a preset and a user's mapping make, checked."""
+    if preset is None and given is None:
+        raise HistoryError(
+            f"name a preset ({', '.join(PRESETS)}) or a mapping; suggest_mapping(source), or --suggest, proposes one"
+        )
+    if preset is not None and preset not in PRESETS:
+        raise HistoryError(
+            f"no preset {preset!r}: there are {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
+        )
+    chosen: dict[str, Any] = dict(PRESETS[preset]) if preset is not None else {}
+    own: Mapping[str, Any] = {}
+    if isinstance(given, Mapping):
+        own = given
+    elif given is not None:
+        try:
+            own = tomllib.loads(Path(given).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise HistoryError(f"mapping {os.fspath(given)}: {error}") from None
+    for name, value in own.items():
+        _check_name(name, _TOP, "mapping")
+        if name in LOGS and isinstance(value, Mapping):
+            merged = dict(chosen.get(name, {}))
+            for key, item in value.items():
+                _check_name(key, _SECTION, f"mapping.{name}")
+                both = isinstance(item, Mapping) and isinstance(merged.get(key), Mapping)
+                merged[key] = {**merged[key], **item} if both else item
+            chosen[name] = merged
+        else:
+            chosen[name] = value
+    if not any(log in chosen for log in LOGS):
+        raise HistoryError(f"the mapping names no log: one of {', '.join(LOGS)}")
+    for log in LOGS:
+        _check_section(log, chosen.get(log, {}))
+    return chosen
+
+
+def _check_section(log: str, section: Mapping[str, Any]) -> None:
+    fields = FIELDS[log]
+    for part in ("columns", "constants", "words", "scale"):
+        entries = section.get(part, {})
+        if not isinstance(entries, Mapping):
+            raise HistoryError(f"mapping.{log}.{part}: expected a table of names, found {entries!r:.80}")
+        for name in entries:
+            _check_name(name, tuple(fields), f"mapping.{log}.{part}")
+    for name, factor in section.get("scale", {}).items():
+        if not isinstance(factor, int | float) or not math.isfinite(factor) or fields[name].kind != "number":
+            raise HistoryError(f"mapping.{log}.scale.{name}: expected a factor of a number, found {factor!r}")
+
+
+def _check_name(name: str, allowed: tuple[str, ...], where: str) -> None:
+    if name not in allowed:
+        raise HistoryError(
+            f"{where} has no {name!r}: there are {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+        )
+
+
+def words_of(kind: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words of a field and what they mean; a mapping's own words come first."""
+    words = {word: meaning for meaning, others in WORDS[kind].items() for word in others}
+    words |= {folded(meaning): meaning for meaning in WORDS[kind]}
+    for meaning, others in given.items():
+        _check_name(meaning, tuple(WORDS[kind]), f"words of a {kind}")
+        for word in [others] if isinstance(others, str | int | bool) else others:
+            text = str(word).lower() if isinstance(word, bool) else str(word)
+            words[folded(text)] = words[text] = meaning
+    return words

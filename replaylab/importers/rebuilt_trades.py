@@ -18,6 +18,8 @@ from replaylab.timestamps import iso
 
 # A quantity below this share of the position is the rest of a rounding, not a position.
 _DUST = 1e-9
+# A price of another pair is used for fees up to this age, in ns.
+_OLD_PRICE = 3_600_000_000_000
 _UTC = pl.Datetime("ns", "UTC")
 _TRADES = {
     **dict.fromkeys(("timestamp", "entry_time"), pl.Int64),
@@ -69,6 +71,44 @@ class _Position:
 
     def _pay(self, fee: float | None) -> None:
         self.fees = None if self.fees is None or fee is None else self.fees + fee
+
+
+def with_converted_fees(root: DataRoot, fills: pl.DataFrame, report: ImportReport) -> pl.DataFrame:
+    """Convert fees in a third currency (BNB) at the last price before the fill, where the history has that pair.
+
+    The pair is the currency and the end of the symbol: BNBUSDT for a fee in BNB on BTCUSDT. A price older than an hour
+    is not used.
+    """
+    pairs = fills.filter(pl.col("fee").is_not_null()).select("symbol", "fee_currency").drop_nulls().unique()
+    known = history.symbols(root, "trades")
+    for symbol, given in pairs.sort("symbol", "fee_currency").iter_rows():
+        currency = given.upper()
+        if symbol.startswith(currency) or symbol.endswith(currency):
+            continue
+        pair = next(
+            (p for p in known if p.startswith(currency) and symbol.endswith(p[len(currency) :])), None
+        )
+        if pair is None or pair == currency:
+            continue
+        mine = (pl.col("symbol") == symbol) & (pl.col("fee_currency") == given)
+        part = fills.filter(mine).sort("timestamp")
+        first, last = int(part["timestamp"][0]) - _OLD_PRICE, int(part["timestamp"][-1]) + 1
+        tape = history.scan_trades(root, pair, *(iso(ns) for ns in (first, last)))
+        prices = (
+            tape.filter(~pl.col("off_market"))
+            .select(pl.col("timestamp").dt.timestamp("ns"), rate="price")
+            .collect()
+        )
+        rates = part.join_asof(prices.sort("timestamp"), on="timestamp", tolerance=_OLD_PRICE)
+        converted = rates.filter(pl.col("rate").is_not_null()).select(
+            "row", fee_quote=pl.col("fee") * pl.col("rate"), quote=pl.lit(pair[len(currency) :])
+        )
+        report.note(f"fees of {converted.height:,} fills in {given} were converted at the prices of {pair}")
+        fills = fills.join(converted, on="row", how="left", maintain_order="left").with_columns(
+            fee=pl.coalesce("fee_quote", "fee"), fee_currency=pl.coalesce("quote", "fee_currency")
+        )
+        fills = fills.drop("fee_quote", "quote")
+    return fills
 
 
 def rebuild_trades(fills: pl.DataFrame, report: ImportReport) -> pl.DataFrame:
@@ -124,7 +164,10 @@ def rebuild_trades(fills: pl.DataFrame, report: ImportReport) -> pl.DataFrame:
         report.note(f"positions that are open at the end of the fills are not trades: {', '.join(still)}")
     if foreign:
         listed = ", ".join(f"{count:,} in {name}" for name, count in foreign.items())
-        report.note(f"fees in another currency are not converted ({listed}): fees of those trades are null")
+        report.note(
+            f"fees in another currency are not converted ({listed}): fees of those trades are null and their PnL is "
+            f"without them; import the prices of that currency first (such as {next(iter(foreign)).upper()}USDT)"
+        )
     return pl.DataFrame(rows, schema=_TRADES, orient="row").with_columns(
         pl.lit(None, dtype).alias(name) for name, dtype in _UNKNOWN.items()
     )

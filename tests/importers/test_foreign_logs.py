@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from replaylab.cli import app
 from replaylab.errors import HistoryError, RecordError
 from replaylab.history import write_trades
 from replaylab.importers import PRESETS, ImportReport, import_logs, suggest_mapping
-from replaylab.importers.rebuilt_trades import rebuild_trades
 from replaylab.lab import Lab
 from replaylab.paths import DataRoot
 from replaylab.timestamps import parse_ns
@@ -636,74 +633,6 @@ def test_an_unknown_preset_and_no_mapping(tmp_path: Path) -> None:
         import_logs(tmp_path, "x", "freqtrad")
     with pytest.raises(HistoryError, match="name a preset"):
         import_logs(tmp_path, "x")
-
-
-# ---- Rebuilt trades ------------------------------------------------------------------------------------------
-
-
-def fills_of(rows: list[tuple[str, float, float, float]]) -> pl.DataFrame:
-    frame = pl.DataFrame(rows, schema=["side", "price", "qty", "fee"], orient="row").with_row_index("row")
-    nothing = pl.lit(None, pl.String)
-    return frame.with_columns(
-        timestamp=pl.col("row").cast(pl.Int64) * 1_000_000_000 + parse_ns("2025-01-01"),
-        symbol=pl.lit("ABCUSDT"),
-        strategy=nothing,
-        fee_currency=nothing,
-        position_side=nothing,
-        mode=nothing,
-        leverage=pl.lit(None, pl.Float64),
-    )
-
-
-def lots(rows: list[tuple[str, float, float, float]]) -> Iterator[float]:
-    """The oracle: lots of one unit each, all at the average price of the position; a trade ends when none is left."""
-    held: list[float] = []
-    pnl = 0.0
-    for side, price, qty, fee in rows:
-        for _ in range(round(qty)):
-            sign = 1.0 if side == "BUY" else -1.0
-            pnl -= fee / qty
-            if held and held[0] * sign < 0:
-                average = sum(map(abs, held)) / len(held)
-                direction = math.copysign(1.0, held[0])
-                held.pop()
-                held = [direction * average] * len(held)
-                pnl += direction * (price - average)
-                if not held:
-                    yield pnl
-                    pnl = 0.0
-            else:
-                held.append(sign * price)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_rebuilt_trades_are_those_of_average_cost(seed: int) -> None:
-    """PnL of every trade equals that of unit lots at average cost, through scaling, partial closes and flips."""
-    rng = np.random.default_rng(seed)
-    rows, held = [], 0.0
-    for _ in range(80):
-        side = "BUY" if rng.random() < (0.75 if held < 0 else 0.25) else "SELL"
-        qty = float(rng.integers(1, 6))
-        held += qty if side == "BUY" else -qty
-        rows.append((side, float(rng.uniform(90, 110)), qty, float(rng.uniform(0, 1))))
-    report = ImportReport("fills", "source")
-    found = rebuild_trades(fills_of(rows), report)
-    expected = list(lots(rows))
-    assert len(expected) > 2
-    assert found["realized_pnl"].to_list() == pytest.approx(expected, abs=1e-8)
-    direction = pl.when(pl.col("side") == "LONG").then(1.0).otherwise(-1.0)
-    gross = found.select(
-        direction * (pl.col("close_price") - pl.col("entry_price")) * pl.col("qty") - pl.col("fees")
-    )
-    assert gross.to_series().to_list() == pytest.approx(found["realized_pnl"].to_list(), abs=1e-8)
-
-
-def test_spot_fees_in_the_base_currency_reduce_the_position() -> None:
-    frame = fills_of([("BUY", 100.0, 1.0, 0.001), ("SELL", 110.0, 0.999, 0.1)]).with_columns(
-        fee_currency=pl.Series(["ABC", "USDT"])
-    )
-    found = rebuild_trades(frame, ImportReport("fills", "source"))
-    assert found["realized_pnl"].to_list() == pytest.approx([0.999 * 10.0 - 0.1 - 0.1], abs=1e-9)
 
 
 # ---- Readers of orders ---------------------------------------------------------------------------------------
