@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-SHELL := /bin/bash
+# pip, with what it does in one line of the terminal.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt --editable
+ONE_LINE = | awk -v tty=$$(test -t 1 && echo 1) '/^(Collecting|Downloading|Installing|Building)/ { \
+  if (tty) { printf "\r\033[K%.78s", $$0; fflush() } } END { if (tty) printf "\r\033[K" }'
+SHELL := /bin/bash -o pipefail
 UNIT := $(BIN)/pytest -m 'not stress' --doctest-modules replaylab tests tools
 BENCHMARKS := write read importing features replay sweep ml realism chart
 
@@ -15,11 +18,13 @@ help: ## show this list
 $(VENV)/runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"replaylab needs Python 3.11 or later, found {v[0]}.{v[1]}. Name one: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@echo 'Installing replaylab and the packages it needs'
+	@$(PIP) . $(ONE_LINE)
 	@touch $@
 
 $(VENV)/develop: $(VENV)/runtime
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo 'Installing what the tests need'
+	@$(PIP) '.[dev]' $(ONE_LINE)
 	@touch $@
 
 demo: $(VENV)/runtime ## the main job from end to end on the sample data
@@ -29,7 +34,8 @@ demo: $(VENV)/runtime ## the main job from end to end on the sample data
 test: $(VENV)/develop browser lint types unit notebooks docs ## everything, notebooks included
 
 $(VENV)/notebooks: $(VENV)/runtime
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	@echo 'Installing what the notebooks need'
+	@$(PIP) '.[notebooks]' $(ONE_LINE)
 	@touch $@
 
 lab: $(VENV)/notebooks ## open JupyterLab on the notebooks

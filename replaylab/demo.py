@@ -96,8 +96,11 @@ def run(
     for name, figure in drawn.items():
         figure.savefig(plots_folder / name, dpi=120)
 
+    report = lab.report(result, folder / "report.html")
+
     summary = {
         "folder": str(folder),
+        "report": str(report),
         "session_id": manifest.session_id,
         "n_events": manifest.total_events,
         "n_trades": default.trades.height,
@@ -120,6 +123,7 @@ def run(
     tell("   Fills come from the recorded order book, limits fill when traded through (docs/fills.md).")
     tell("")
     tell(f"Tables, plots and the data root are in {folder}")
+    tell(f"Open the report in a browser: {report}")
     return summary
 
 

@@ -37,6 +37,9 @@ def test_demo_runs_from_end_to_end(tmp_path: Path) -> None:
     for name in ("price_with_trades.png", "equity.png", "sweep_heatmap.png"):
         assert (out / "plots" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert pl.read_parquet(out / "tables" / "sweep.parquet").height == summary["n_combinations"]
+    report = Path(summary["report"])
+    assert report.parent == out
+    assert "<h2>Verdict" in report.read_text()
     lab = Lab(out / "data")
     assert lab.events().height > 1_000
     assert lab.rejects().is_empty()

@@ -18,8 +18,10 @@ from replaylab.errors import ReplayError, SessionNotFoundError
 from replaylab.fsio import atomic_path
 from replaylab.notebook.chart import Chart, library
 from replaylab.plots import as_frame
+from replaylab.records import ReplayManifest
+from replaylab.replay import ReplayRun
 from replaylab.sessions import Session
-from replaylab.sweep import open_tape
+from replaylab.sweep import Backtest, StudyResult, SweepResult, open_tape
 from replaylab.timestamps import iso, now_ns
 
 # Symbols that a report draws.
@@ -46,11 +48,23 @@ def write_report(
 ) -> Path:
     """Write one HTML file about ``subject``: a result of a sweep, a backtest, a run, or a session. See ``Lab.report``.
 
-    ``open_session`` opens a session by its id. Raises ReplayError for a result without a session.
+    ``open_session`` opens a session by its id. Raises ReplayError for another subject, and for a result of events that
+    are not stored as a session.
     """
     from bokeh.embed import components
 
-    named = getattr(subject, "session_id", None) if not isinstance(subject, Session) else None
+    if isinstance(subject, ReplayRun):
+        named = subject.record["sessionId"]
+    elif isinstance(subject, SweepResult | Backtest) and not isinstance(subject, StudyResult):
+        named = subject.session_id
+    elif isinstance(subject, Session | ReplayManifest | str):
+        named = None
+    else:
+        raise ReplayError(
+            "a report is of a session (or its id), a run, a backtest or a sweep of one session; found "
+            f"{type(subject).__name__}. Several runs in one chart: "
+            "lab.report(session, run={'recorded': None, 'changed': backtest})"
+        )
     try:
         session = open_session(subject if named is None else named)
     except SessionNotFoundError:
@@ -62,7 +76,7 @@ def write_report(
     if run is None:
         if hasattr(subject, "trades_of") and subject.trades_of is not None and subject.frame.height:
             run = {"best row": subject.trades(_best_row(subject)), "recorded": None}
-        elif named is not None and hasattr(subject, "trades"):
+        elif named is not None:
             run = {"this run": subject}
     tape, _ = open_tape(session, cache_dir=cache_dir)
     symbols = list(tape.symbols or session.manifest.symbols)[:_CHARTS] if symbol is None else [symbol]
@@ -131,7 +145,7 @@ def _best(subject: Any) -> list[str]:
         best = as_frame(subject.best(10))
         shown = [name for name in ("row", *subject.axes, *_BEST) if name in best.columns]
         return [f"<h2>Best combinations</h2>{_table(best.select(list(dict.fromkeys(shown))))}"]
-    metrics = getattr(subject, "metrics", None)
+    metrics = subject.totals if isinstance(subject, ReplayRun) else getattr(subject, "metrics", None)
     if isinstance(metrics, Mapping):
         rows = pl.DataFrame({"metric": list(metrics), "value": [_cell(value) for value in metrics.values()]})
         return [f"<h2>Metrics</h2>{_table(rows)}"]
@@ -196,7 +210,6 @@ def _cell(value: Any) -> str:
 
 
 def _image(figure: Any) -> str:
-
     data = BytesIO()
     figure.savefig(data, format="png", dpi=90, facecolor="white")
     return f"<img alt='plot of the verdict' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"

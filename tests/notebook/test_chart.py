@@ -170,6 +170,17 @@ def test_reports_of_a_session_and_a_backtest(lab: Lab, session: Any, tmp_path: P
     frame = lab.backtest(session.events, {"sl_pct": 0.4, "market_fill": "print"})
     with pytest.raises(ReplayError, match="save its events"):
         lab.report(frame, tmp_path / "x.html")
+    engine = lab.engine()
+    engine.start_session("an-hour", speed_factor=float("inf"))
+    engine.wait()
+    run = engine.last_run
+    text = lab.report(run, tmp_path / "run.html").read_text()
+    assert f"ReplayRun(&#x27;{run.id}&#x27;" in text
+    assert "realizedPnl" in text
+    study = lab.sweep(["an-hour"], {"sl_pct": [0.3, 0.4]}, progress=False)
+    for subject in (study, lab.what_if("an-hour", {"sl_pct": 0.4}), lab.trades(), None):
+        with pytest.raises(ReplayError, match="a report is of a session"):
+            lab.report(subject, tmp_path / "x.html")
 
 
 def test_a_report_escapes_what_it_shows(lab: Lab, session: Any, tmp_path: Path) -> None:
