@@ -16,13 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from replaylab import __version__
 from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
@@ -334,6 +335,48 @@ def _allowed_table(tape: Tape, sets: list[tuple[str, ...] | None]) -> Any:
             if name in tape.regimes:
                 table[k, tape.regimes.index(name) + 1] = True
     return table
+
+
+def rule_identity(rule: ExitRule) -> str:
+    """Return what two equal rules have in common: code, what the code refers to, values, and features."""
+    seen: set[int] = set()
+    source = rule.source
+    if callable(source):
+        source = _identity_of(source, seen)
+    elif source is not None:
+        table = source if isinstance(source, pl.DataFrame) else pl.from_pandas(source)
+        used = table.select("timestamp", "symbol", *rule.features)
+        source = hashlib.sha256(used.hash_rows().to_numpy().tobytes()).hexdigest()
+    return repr((_identity_of(rule.function, seen), dict(rule.values), rule.features, source))
+
+
+def _identity_of(value: Any, seen: set[int]) -> Any:
+    """Return a value by its content: of functions the code, closures and globals; of others what repr shows."""
+    value = getattr(value, "py_func", value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    if isinstance(value, ExitRule):
+        return rule_identity(value)
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_identity_of(one, seen) for one in value.co_consts]
+    if not isinstance(value, FunctionType):
+        return repr(value)
+    if value.__module__.startswith("replaylab.") or id(value) in seen:
+        return value.__module__, value.__qualname__, __version__
+    seen.add(id(value))
+    names = {name for code in _codes(value.__code__) for name in code.co_names}
+    held = [(name, value.__globals__[name]) for name in sorted(names) if name in value.__globals__]
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    parts = (value.__code__, value.__defaults__, *(one for _, one in held), *cells)
+    return [name for name, _ in held], [_identity_of(part, seen) for part in parts]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code and that of the functions inside it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from replaylab.sweep.fills import CLOCK, DRAWDOWN, FIRST, LOW, NET, PEAK, RAW, S
 from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
 from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
-from replaylab.sweep.run import BoundRule, parts, run_on, run_rows, trades_of
+from replaylab.sweep.run import BoundRule, parts, rule_identity, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
 from replaylab.sweep.verdict import PERIODS, add_trial, ledger_path
 from replaylab.timestamps import parse_ns
@@ -302,7 +302,7 @@ class _Source:
             "price_source": self.options.price_source,
         }
         if self.rules != [None]:
-            about["rules"] = [rule.identity for rule in self.rules if rule is not None]
+            about["rules"] = [rule_identity(rule) for rule in self.rules if rule is not None]
         # Packed combinations hold the number of a regime set, not its names.
         digest = hashlib.sha256(repr((about, self.grid.regime_sets(self.base))).encode())
         for start, stop in parts(self.grid.rows):

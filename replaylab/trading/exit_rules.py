@@ -96,12 +96,6 @@ class ExitRule:
         """The type that holds one row of features."""
         return namedtuple("Features", self.features or ("none",))
 
-    @property
-    def identity(self) -> str:
-        """What two equal rules have in common: the function's code, constants and values."""
-        code = self.function.__code__
-        return repr((code.co_code, code.co_consts, code.co_names, dict(self.values), self.features))
-
     def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
         """Call the Python function, for the event-driven system."""
         given = (features,) if self.features else ()

@@ -15,6 +15,7 @@ import pytest
 from replaylab import CLOSE, HOLD, Lab, exit_rule
 from replaylab.errors import ConfigError, PriceError, ReplayError, SweepError
 from replaylab.sweep import FeatureTable, backtest, sweep
+from replaylab.sweep.run import rule_identity
 from replaylab.trading import ExitRule, OpenTrade, TradingSystem, resolve_prices
 from tests import oracle
 from tests.strategies import RandomSession, allow, make_case
@@ -198,6 +199,42 @@ def test_axes_of_a_rule_are_swept(tmp_path: Any) -> None:
     assert other.frame.equals(result.frame)
     several = lab.sweep([manifest], grid, rule=too_old, progress=False, folder=tmp_path)
     assert several.frame["net_pnl"].to_list() == pytest.approx(result.frame["net_pnl"].to_list())
+
+
+_LIMIT = 3.0
+
+
+def test_kept_parts_of_a_study_are_those_of_the_same_rule() -> None:
+    """Code, constants, closures, globals, values and features make the rule; the same text again does not."""
+
+    def made(factor: float) -> ExitRule:
+        @exit_rule(seconds=20.0)
+        def rule(trade, price, seconds):  # type: ignore[no-untyped-def]
+            return CLOSE if trade.age_s > factor * seconds + _LIMIT else HOLD
+
+        return rule
+
+    global _LIMIT
+    first = rule_identity(made(1.0))
+    assert rule_identity(made(1.0)) == first
+    assert rule_identity(made(2.0)) != first
+    assert rule_identity(made(1.0).with_values(seconds=21.0)) != first
+    _LIMIT = 4.0
+    try:
+        assert rule_identity(made(1.0)) != first
+    finally:
+        _LIMIT = 3.0
+    frame = pl.DataFrame({"timestamp": [1, 2], "symbol": ["A", "A"], "x": [1.0, 2.0]}).cast(
+        {"timestamp": pl.Datetime("ns", "UTC")}
+    )
+
+    @exit_rule(features=("x",))
+    def reads(trade, price, features):  # type: ignore[no-untyped-def]
+        return CLOSE if features.x > 1.0 else HOLD
+
+    known = rule_identity(reads.on(frame))
+    assert rule_identity(reads.on(frame.with_columns(y=pl.lit(1)))) == known
+    assert rule_identity(reads.on(frame.with_columns(x=pl.col("x") + 1.0))) != known
 
 
 def test_a_lab_computes_the_features_that_a_rule_names() -> None:
