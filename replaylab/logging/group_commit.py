@@ -188,7 +188,9 @@ class GroupWriter:
             self.forget_waiters(handle)
         elif is_last_thread():
             handle.finish(LogWriteError(errno.EINTR, "the interpreter ended while this line was written"))
-        elif not waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        elif not waiter.acquire(
+            timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        ):
             with suppress(ValueError):
                 waiters.remove(waiter)
             raise TimeoutError(f"the line was not written within {timeout} s")

@@ -290,7 +290,7 @@ class ReplayEngine:
         """Wait for the end of the replay; returns whether it has ended. Raises ReplayError when its handler failed."""
         if self._run is None:
             return True
-        if not self._run.over.wait(timeout):
+        if not self._run.over.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             return False
         self._run.raise_failure()
         return True
@@ -304,10 +304,9 @@ class ReplayEngine:
         if run is None or run.over.is_set():
             return ReplayControl(self.root).stop(timeout)
         run.player.stop()
-        if threading.current_thread() is not run.thread and not run.over.wait(timeout):
-            raise ReplayError(
-                f"the handler did not return within {timeout:g} s; the replay ends when it does"
-            )
+        seconds = min(timeout, threading.TIMEOUT_MAX)
+        if threading.current_thread() is not run.thread and not run.over.wait(seconds):
+            raise ReplayError(f"the handler did not return in {timeout:g} s; the replay ends when it does")
         return True
 
     # Steering

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import itertools
 import os
@@ -21,7 +20,6 @@ import orjson
 import pytest
 
 from replaylab.config import LoggingConfig
-from replaylab.errors import LogWriteError
 from replaylab.logging import FileStreamManager, Logger
 from tests.logging import sample_records as sample
 from tests.logging.test_adversity import events, wait_until
@@ -125,16 +123,35 @@ def test_where_the_program_holds_all_descriptors_open_logs_make_room(tmp_path: P
 
 
 def test_where_nothing_can_be_opened_the_call_itself_raises(tmp_path: Path) -> None:
-    """A bot that drops its handles must not lose every line with one warning."""
-    logger = Logger(tmp_path)
-    with no_descriptor_left():
-        with pytest.raises(LogWriteError, match="Too many open files") as caught:
-            logger.log_state_event("BTCUSDT", sample.state_event())
-        assert caught.value.errno == errno.EMFILE
-        with pytest.raises(LogWriteError, match="Too many open files"):
-            logger.write_risk_snapshot(sample.snapshots()["risk"])
-    logger.log_state_event("BTCUSDT", sample.state_event()).result()
-    logger.close()
+    """A bot that drops its handles must not lose every line with one warning.
+
+    In a process of its own: another logger of this one would close a file to make room.
+    """
+    code = """
+        import errno, sys
+        from pathlib import Path
+        from replaylab.errors import LogWriteError
+        from replaylab.logging import Logger
+        from tests.logging import sample_records as sample
+        from tests.logging.test_interruptions import no_descriptor_left
+
+        def refused(call, *arguments):
+            try:
+                call(*arguments)
+            except LogWriteError as error:
+                assert error.errno == errno.EMFILE and "Too many open files" in str(error), error
+                return True
+            return False
+
+        logger = Logger(sys.argv[1])
+        with no_descriptor_left():
+            state = refused(logger.log_state_event, "BTCUSDT", sample.state_event())
+            snapshot = refused(logger.write_risk_snapshot, sample.snapshots()["risk"])
+        logger.log_state_event("BTCUSDT", sample.state_event()).result()
+        logger.close()
+        print(state, snapshot)
+    """
+    assert run(code, tmp_path)[0].split() == ["True", "True"]
     assert len(events(tmp_path)) == 1
 
 
@@ -148,6 +165,19 @@ def test_the_number_of_open_files_follows_the_limit_of_the_system(
             streams.append_line(tmp_path / f"{limit}-{k}", "{}")
         assert streams.open_files == most
         streams.close()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 0.5e-9])
+def test_any_timeout_of_a_handle_is_taken(tmp_path: Path, timeout: float) -> None:
+    """Infinity waits for as long as it takes; the shortest either finds the line written or raises TimeoutError."""
+    for settings in (LoggingConfig(), LoggingConfig(queue=True), LoggingConfig(durability="fsync")):
+        with Logger(tmp_path, settings) as logger:
+            handle = logger.log_state_event("BTCUSDT", sample.state_event())
+            with contextlib.suppress(TimeoutError):
+                handle.result(timeout)
+                assert handle.done()
+            with contextlib.suppress(TimeoutError):
+                logger.flush(timeout)
 
 
 # Loggers that are not closed
