@@ -15,13 +15,11 @@ from replaylab.sweep.evidence import (
     expected_max_sharpe,
     min_track_record,
     overfitting_probability,
-    plateaus,
     probabilistic_sharpe_ratio,
-    shapley,
     superior_predictive_ability,
     walk_forward_steps,
 )
-from replaylab.sweep.grid import make_grid, sample
+from replaylab.sweep.grid import make_grid, plateaus, sample
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
 from replaylab.sweep.result import Backtest, Outcome, SweepResult
 from replaylab.sweep.run import FeatureTable, Positions, warm_up
@@ -34,6 +32,7 @@ from replaylab.sweep.what_if import (
     match_trades,
     pair_trades,
     recorded_trades,
+    shapley,
     what_if,
 )
 

@@ -1,6 +1,6 @@
-"""How much of the best result is luck: deflated Sharpe ratio, SPA test, overfitting, walk-forward, plateaus.
+"""How much of the best result is luck: deflated Sharpe ratio, SPA test, overfitting, walk-forward.
 
-Arrays and frames in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per
+Arrays in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per
 trade or per period), never annualised. Formulas with worked examples are in ``docs/statistics.md``.
 
 Sources: Bailey & López de Prado, *The Sharpe Ratio Efficient Frontier*, Journal of Risk 15 (2012); *The Deflated Sharpe
@@ -13,7 +13,10 @@ Journal of Business & Economic Statistics 23 (2005); Politis & Romano, *The Stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, islice
@@ -21,11 +24,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-from scipy.spatial import KDTree
 from scipy.stats import norm
 
-from replaylab.errors import SweepError, did_you_mean
+from replaylab.compiled import compiled, inlined, merged, one_at_a_time, was_compiled
+from replaylab.errors import SweepError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -137,11 +139,16 @@ def maximum_moments(n_trials: float) -> tuple[float, float]:
     """
     if n_trials <= 1.0:
         return 0.0, 1.0
-    nodes, weights = np.polynomial.hermite.hermgauss(200)
+    nodes, weights = _hermite()
     z = nodes * math.sqrt(2.0)
     density = weights / math.sqrt(math.pi) * n_trials * norm.cdf(z) ** (n_trials - 1.0)
     mean = float((density * z).sum())
     return mean, float((density * z**2).sum()) - mean**2
+
+
+@cache
+def _hermite() -> tuple[Floats, Floats]:
+    return np.polynomial.hermite.hermgauss(200)
 
 
 def expected_max_sharpe(n_trials: float, variance: float) -> float:
@@ -168,20 +175,20 @@ def effective_trials(pnl: npt.ArrayLike) -> float:
     The participation ratio of their correlation matrix, ``(Σλ)²/Σλ² = n²/Σρ²``, with the mean of ρ² off the diagonal
     corrected for what T periods show of independent trials, 1/(T − 1). Columns without spread count for nothing.
     """
-    matrix = np.asarray(pnl, dtype=np.float64)
-    centred = matrix - matrix.mean(axis=0)
-    norms = np.sqrt((centred**2).sum(axis=0))
-    usable = norms > 1e-12 * np.abs(matrix).max(initial=0.0)
-    trials, periods = int(usable.sum()), len(matrix)
+    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
+    centred = by_trial - by_trial.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    usable = norms > 1e-12 * np.abs(by_trial).max(initial=0.0)
+    trials, periods = int(usable.sum()), by_trial.shape[1]
     if trials < 2 or periods < 3:
         return float(max(1, trials))
-    scaled = centred[:, usable] / norms[usable]
+    scaled: Floats = centred[usable] / norms[usable, None]
     # Σρ² over all pairs, from the smaller of the two products.
-    total = float(((scaled @ scaled.T if periods < trials else scaled.T @ scaled) ** 2).sum())
+    total = float(((scaled.T @ scaled if periods < trials else scaled @ scaled.T) ** 2).sum())
     chance = 1.0 / (periods - 1.0)
     seen = (total - trials) / (trials * (trials - 1.0))
     shared = min(1.0, max(0.0, (seen - chance) / (1.0 - chance)))
-    return trials / (1.0 + (trials - 1.0) * shared)
+    return float(trials / (1.0 + (trials - 1.0) * shared))
 
 
 def _bootstrap_weights(periods: int, block: float, reps: int, seed: int) -> Floats:
@@ -192,9 +199,8 @@ def _bootstrap_weights(periods: int, block: float, reps: int, seed: int) -> Floa
     # The mean length of a block need not be whole; arch annotates it as if.
     mean: Any = block
     draws = StationaryBootstrap(mean, np.arange(periods), seed=seed)
-    return np.array(
-        [np.bincount(data[0][0], minlength=periods) for data in draws.bootstrap(reps)], dtype=float
-    )
+    places = np.concatenate([draws.update_indices() + start for start in range(0, reps * periods, periods)])
+    return np.bincount(places, minlength=reps * periods).reshape(reps, periods).astype(np.float64)
 
 
 def block_length(series: npt.ArrayLike) -> float:
@@ -222,7 +228,12 @@ class Spa:
 
 
 def superior_predictive_ability(
-    pnl: npt.ArrayLike, *, block: float | None = None, reps: int = 1_000, seed: int = 0
+    pnl: npt.ArrayLike,
+    *,
+    block: float | None = None,
+    reps: int = 1_000,
+    seed: int = 0,
+    done: Callable[[int, int], Any] = lambda part, parts: None,
 ) -> Spa:
     """Return the p-values that no column of ``pnl`` (periods, trials) has a mean above 0.
 
@@ -230,39 +241,46 @@ def superior_predictive_ability(
     each other count for less. ``block``: mean length of a block in periods (default: what suits the best column).
     The resamples are those of ``arch.bootstrap``; means of all of them are one matrix product.
     """
-    matrix = np.asarray(pnl, dtype=np.float64)
-    periods = len(matrix)
-    means, spread = matrix.mean(axis=0), matrix.std(axis=0)
-    usable = spread > 1e-12 * np.abs(matrix).max(initial=0.0)
+    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
+    periods = by_trial.shape[1]
+    means, spread = by_trial.mean(axis=1), by_trial.std(axis=1)
+    usable = spread > 1e-12 * np.abs(by_trial).max(initial=0.0)
     if periods < 8 or not usable.any():
         return Spa(math.nan, math.nan, math.nan, math.nan)
-    matrix, means, spread = matrix[:, usable], means[usable], spread[usable]
+    by_trial, means, spread = by_trial[usable], means[usable], spread[usable]
     best = int(np.argmax(means / spread))
-    length = block_length(matrix[:, best]) if block is None else block
-    scale = np.sqrt(_long_run_variance(matrix - means, length) / periods)
-    resampled = _bootstrap_weights(periods, length, reps, seed) @ (matrix / (periods * scale))
+    length = block_length(by_trial[best]) if block is None else block
+    scale = np.sqrt(_long_run_variance(by_trial, means, length) / periods)
     ratios = means / scale
     statistic = max(0.0, float(ratios.max()))
+    if statistic == 0.0:
+        return Spa(1.0, 1.0, 1.0, 0.0)
     # Trials so bad that they cannot matter are not recentred to zero (consistent), or only to their own mean (lower).
     bound = -math.sqrt(2.0 * math.log(math.log(periods)))
-    values = []
-    for centre in (np.where(ratios >= bound, means, 0.0), np.maximum(means, 0.0), means):
-        largest = np.maximum(0.0, (resampled - centre / scale).max(axis=1))
-        values.append(float((largest >= statistic).mean()) if statistic > 0 else 1.0)
-    return Spa(values[0], values[1], values[2], statistic)
+    centres = np.stack([means, np.where(ratios >= bound, means, 0.0), np.maximum(means, 0.0)]) / scale
+    weights = _bootstrap_weights(periods, length, reps, seed)
+    reached, open_ = np.zeros((reps, 3), dtype=bool), np.arange(reps)
+    # Columns far apart in the grid together: resamples that reach the statistic under all three centres do so soon.
+    count = -(-len(by_trial) // 512)
+    for part in range(count):
+        scaled = by_trial[part::count] / (periods * scale[part::count, None])
+        found = reached[open_]
+        reaches(weights[open_] @ scaled.T, centres[:, part::count] + statistic, found)
+        reached[open_] = found
+        done(part + 1, count)
+        open_ = open_[~found[:, 2]]
+    upper, consistent, lower = reached.mean(axis=0)
+    return Spa(float(consistent), float(lower), float(upper), statistic)
 
 
-def _long_run_variance(centred: Floats, block: float) -> Floats:
+def _long_run_variance(by_trial: Floats, means: Floats, block: float) -> Floats:
     """Variance of √T times the mean under the stationary bootstrap, by its kernel (Politis & Romano 1994)."""
-    periods = len(centred)
-    keep = 1.0 - 1.0 / block
-    variance: Floats = (centred**2).mean(axis=0)
-    plain = variance.copy()
-    for lag in range(1, periods):
-        weight = (1.0 - lag / periods) * keep**lag + lag / periods * keep ** (periods - lag)
-        if weight < 1e-4:
-            continue
-        variance = variance + 2.0 * weight * (centred[lag:] * centred[:-lag]).sum(axis=0) / periods
+    periods = by_trial.shape[1]
+    keep, lags = 1.0 - 1.0 / block, np.arange(periods)
+    weights = (1.0 - lags / periods) * keep**lags + lags / periods * keep ** (periods - lags)
+    plain, variance = np.empty((2, len(by_trial)))
+    compile_statistics()
+    lagged_sums(by_trial, means, np.where(weights >= 1e-4, weights, 0.0), plain, variance)
     return np.maximum(variance, 1e-6 * plain)
 
 
@@ -384,42 +402,56 @@ class Overfitting:
 
 
 def overfitting_probability(
-    returns: npt.ArrayLike, n_blocks: int = 16, score: str = "sharpe", max_splits: int | None = None
+    returns: npt.ArrayLike,
+    n_blocks: int = 16,
+    score: str = "sharpe",
+    max_splits: int | None = None,
+    *,
+    done: Callable[[int, int], Any] = lambda splits, total: None,
 ) -> Overfitting:
     """Return the probability of backtest overfitting of choosing the best column of ``returns``.
 
     ``returns``: (periods, trials), the PnL of each trial in equal periods. The periods are cut into ``n_blocks`` (even)
     blocks of time; every choice of half of them is in sample once (12,870 for 16), the other half out of sample.
     ``score``: "sharpe" or "mean" of the periods. Rows beyond a multiple of ``n_blocks`` are left out at the start.
-    ``max_splits`` takes that many splits spread evenly over all. Ties share a rank. Raises SweepError.
+    ``max_splits`` takes that many splits spread evenly over all. Ties share a rank. ``done`` is called with the number
+    of splits that were finished since the last call, and of all. Raises SweepError.
     """
-    matrix = np.ascontiguousarray(returns, dtype=np.float64)
+    matrix = np.asarray(returns, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
         raise SweepError("expected finite returns of at least two trials, in the form (periods, trials)")
     if n_blocks < 2 or n_blocks % 2 or n_blocks > len(matrix):
         raise SweepError(f"n_blocks must be even, ≥ 2 and ≤ the {len(matrix)} periods, found {n_blocks}")
     if score not in ("sharpe", "mean"):
         raise SweepError(f"score must be 'sharpe' or 'mean', found {score!r}")
-    trials, size = matrix.shape[1], len(matrix) // n_blocks
-    blocks = matrix[len(matrix) - size * n_blocks :].reshape(n_blocks, size, trials)
-    sums, squares = blocks.sum(axis=1), (blocks**2).sum(axis=1)
+    size, trials = len(matrix) // n_blocks, matrix.shape[1]
     half = size * n_blocks // 2
     if score == "sharpe" and half < 2:
         raise SweepError("a Sharpe ratio needs two periods in each half: use more periods or score='mean'")
+    compile_statistics()
+    by_trial = np.ascontiguousarray(matrix[len(matrix) - size * n_blocks :].T)
+    tiles = np.zeros((-(-trials // _TILE), n_blocks, 2, _TILE))
+    block_sums(by_trial, tiles, score == "mean")
+    every = math.comb(n_blocks, n_blocks // 2)
+    step = 1 if max_splits is None else max(1, math.ceil(every / max_splits))
+    total = -(-every // step)
 
-    def scores(mask: Floats) -> Floats:
-        return mask @ sums / half if score == "mean" else sharpe(mask @ sums, mask @ squares, half)
+    def work(inside: Ints) -> tuple[Ints, Ints, Floats]:
+        places, scores = np.empty((3, len(inside)), dtype=np.int64), np.empty((2, len(inside)))
+        outside = np.ones((len(inside), n_blocks), dtype=bool)
+        np.put_along_axis(outside, inside, False, axis=1)
+        others = np.nonzero(outside)[1].reshape(inside.shape)
+        rank_splits(tiles, trials, inside, others, half, score == "mean", places, scores)
+        return inside, places, scores
 
-    parts: list[tuple[npt.NDArray[np.intp], Floats, Floats, Floats]] = []
-    for mask in _masks(n_blocks, trials, max_splits):
-        inside, outside = scores(mask), scores(1.0 - mask)
-        rows, best = np.arange(len(mask)), inside.argmax(axis=1)
-        reached = outside[rows, best]
-        below = (outside < reached[:, None]).sum(axis=1)
-        equal = (outside == reached[:, None]).sum(axis=1)
-        rank = (below + (equal + 1) / 2) / (trials + 1)
-        parts.append((best, inside[rows, best], reached, np.log(rank / (1 - rank))))
-    chosen, in_sample, out_of_sample, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    parts = []
+    for inside, *part in _on_threads(work, _splits(n_blocks, step), total * trials):
+        parts.append(part)
+        done(len(inside), total)
+    chosen, below, equal = np.concatenate([places for places, _ in parts], axis=1)
+    in_sample, out_of_sample = np.concatenate([scores for _, scores in parts], axis=1)
+    rank = (below + (equal + 1) / 2) / (trials + 1)
+    logits = np.log(rank / (1 - rank))
     return Overfitting(
         probability=float((logits <= 0).mean()),
         logits=logits,
@@ -433,15 +465,32 @@ def overfitting_probability(
     )
 
 
-def _masks(n_blocks: int, trials: int, max_splits: int | None) -> Iterator[Floats]:
-    """Yield chunks of in-sample masks (splits, blocks), small enough for a few (splits, trials) arrays of 32 MB."""
-    total = math.comb(n_blocks, n_blocks // 2)
-    step = 1 if max_splits is None else max(1, math.ceil(total / max_splits))
+def _splits(n_blocks: int, step: int) -> Iterator[Ints]:
+    """Yield groups of splits, arrays (splits, half) of the blocks in sample."""
     choices = islice(combinations(range(n_blocks), n_blocks // 2), 0, None, step)
-    while chunk := list(islice(choices, max(1, 4_000_000 // trials))):
-        mask = np.zeros((len(chunk), n_blocks))
-        np.put_along_axis(mask, np.array(chunk), 1.0, axis=1)
-        yield mask
+    while group := list(islice(choices, 256)):
+        yield np.array(group, dtype=np.int64)
+
+
+def _on_threads(work: Callable[[Ints], Any], groups: Iterator[Ints], amount: float) -> Iterator[Any]:
+    """Yield ``work`` of each group in their order; on the machine's cores where the amount is worth it."""
+    threads = os.cpu_count() or 1
+    if threads == 1 or amount < 1e6:
+        yield from map(work, groups)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="evidence") as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for group in groups:
+                waiting.append(pool.submit(work, group))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            # An interrupt in a notebook ends the work now, not after all groups.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _slope(x: Floats, y: Floats) -> float:
@@ -539,154 +588,208 @@ def period_clock(span: tuple[int, int], length: int) -> Clock:
     return Clock(first * length, length, last - first + 1)
 
 
-def plateaus(frame: pl.DataFrame, axes: Sequence[str], value: str) -> pl.DataFrame:
-    """Return ``frame`` with ``neighbours``, ``neighbour_mean``, ``neighbour_min`` and ``robustness``.
+# ---- Compiled ------------------------------------------------------------------------------------------------
+#
+# Of each split only the best column in sample and its rank out of sample are wanted. The Sharpe ratio rises with
+# t·|t|/q (t: sum, q: sum of squares), so a comparison of t·|t| with a multiple of q decides for nearly all columns
+# without a division or a root; those within rounding of the bound are scored in full. Sums add the blocks in order of
+# time; neighbouring splits share the first of them.
 
-    >>> grid = pl.DataFrame({"sl_pct": [0.1, 0.2, 0.3], "net_pnl": [5.0, 5.0, 5.0]})
-    >>> plateaus(grid, ["sl_pct"], "net_pnl")["robustness"].to_list()
-    [5.0, 5.0, 5.0]
+# Columns that are scored together: with their blocks and partial sums they fit into the first cache.
+_TILE = 128
 
-    Neighbours of a combination on a grid are those one step away on one axis, the others equal. Numbers are ordered;
-    categories, booleans and ``None`` ("rule off") are not: between them there is no step. Rows that lie on no grid
-    (random or Sobol samples) take the nearest rows instead, in ranks per axis scaled to 0..1.
 
-    ``neighbours`` counts them. ``robustness`` = mean − standard deviation (population) of ``value`` over the row and
-    its neighbours, in the unit of ``value``: it equals the value on a flat plateau and falls far below it on a lone
-    peak. A missing ``value`` counts as absent; a row without neighbours has null there. Raises SweepError.
+@compiled
+def block_sums(by_trial: Any, tiles: Any, mean: bool) -> None:
+    """Sum PnL and its squares per block into ``tiles`` (tiles, blocks, 2, columns); for a mean the squares are 1."""
+    n_blocks, width = tiles.shape[1], tiles.shape[3]
+    size = by_trial.shape[1] // n_blocks
+    for row in range(len(by_trial)):
+        tile, place = row // width, row % width
+        for block in range(n_blocks):
+            total = square = 0.0
+            for value in by_trial[row, block * size : (block + 1) * size]:
+                total += value
+                square += value * value
+            tiles[tile, block, 0, place] = total
+            tiles[tile, block, 1, place] = 1.0 if mean else square
+
+
+@merged
+def _score(total: float, square: float, count: int, mean: bool) -> float:
+    """What ``sharpe`` computes, operation by operation; or the mean."""
+    if mean:
+        return total / count
+    if total == 0.0:
+        return 0.0
+    average = total / count
+    variance = (square - total * average) / (count - 1.0)
+    return average / math.sqrt(variance if variance > 1e-12 * abs(square) else 0.0)
+
+
+@merged
+def _bounds(score: float, count: int, blocks: int, mean: bool) -> Any:
+    """Return (low, high): a column with t·|t| < low·q scores less than ``score`` for certain, above high·q more."""
+    sign = 1.0 if score > 0.0 else -1.0 if score < 0.0 else 0.0
+    if mean:
+        middle = sign * score * score * count * count / blocks
+    else:
+        slope = (count - 1.0) / count / count
+        middle = sign * count if math.isinf(score) else sign * score**2 / (slope + score**2 / count)
+        # So little spread is cut off as none: there the ratio jumps to infinity.
+        flat = count * (1.0 - 4e-12 * count)
+        if abs(middle) >= flat:
+            edge = sign * flat * (1.0 - 1e-13)
+            return (edge, math.inf) if sign > 0.0 else (-math.inf, edge)
+    return middle - 1e-13 * abs(middle), middle + 1e-13 * abs(middle)
+
+
+@merged
+def _add_blocks(tile: Any, blocks: Any, before: Any, partial: Any) -> None:
+    """Bring ``partial`` (depth, 2, columns) from the sums of the blocks ``before`` to those of ``blocks``."""
+    same = 0
+    while same < len(blocks) and blocks[same] == before[same]:
+        same += 1
+    for depth in range(same, len(blocks)):
+        block = blocks[depth]
+        for kind in range(2):
+            for place in range(partial.shape[2]):
+                partial[depth + 1, kind, place] = partial[depth, kind, place] + tile[block, kind, place]
+
+
+@inlined
+def _choose(tiles: Any, trials: int, inside: Any, count: int, mean: bool, chosen: Any, scores: Any) -> None:
+    """Find the first best column of each split in sample, and its score there."""
+    width, half = tiles.shape[3], inside.shape[1]
+    partial, none = np.zeros((half + 1, 2, width)), np.full(half, -1)
+    total, square = partial[half, 0], partial[half, 1]
+    bound = np.full(len(inside), -math.inf)
+    chosen[:] = 0
+    scores[:] = -math.inf
+    for tile in range(len(tiles)):
+        columns = min(width, trials - tile * width)
+        for split in range(len(inside)):
+            _add_blocks(tiles[tile], inside[split], inside[split - 1] if split else none, partial)
+            # Columns that are 0 throughout: they count where the best so far loses.
+            low, slack = bound[split], -1e-300 if scores[split] < 0.0 else 0.0
+            possible = 0
+            for place in range(columns):
+                possible += total[place] * abs(total[place]) > low * square[place] + slack
+            if possible == 0 and tile > 0:
+                continue
+            best = scores[split]
+            for place in range(columns):
+                if tile == 0 or total[place] * abs(total[place]) > low * square[place] + slack:
+                    value = _score(total[place], square[place], count, mean)
+                    if value > best:
+                        best, chosen[split] = value, tile * width + place
+            if best > scores[split]:
+                scores[split], bound[split] = best, _bounds(best, count, half, mean)[0]
+
+
+@inlined
+def _count_below(
+    tiles: Any, trials: int, outside: Any, count: int, mean: bool, places: Any, scores: Any
+) -> None:
+    """Score the chosen columns out of sample; count the columns below them, and equal to them (itself among these)."""
+    width, half = tiles.shape[3], outside.shape[1]
+    partial, none = np.zeros((half + 1, 2, width)), np.full(half, -1)
+    total, square = partial[half, 0], partial[half, 1]
+    bounds = np.empty((len(outside), 2))
+    places[1:] = 0
+    for split in range(len(outside)):
+        tile, place = places[0, split] // width, places[0, split] % width
+        reached = squares = 0.0
+        for block in outside[split]:
+            reached += tiles[tile, block, 0, place]
+            squares += tiles[tile, block, 1, place]
+        scores[split] = _score(reached, squares, count, mean)
+        bounds[split, 0], bounds[split, 1] = _bounds(scores[split], count, half, mean)
+    for tile in range(len(tiles)):
+        columns = min(width, trials - tile * width)
+        for split in range(len(outside)):
+            _add_blocks(tiles[tile], outside[split], outside[split - 1] if split else none, partial)
+            low, high, reached = bounds[split, 0], bounds[split, 1], scores[split]
+            below = above = zero = equal = 0
+            for place in range(columns):
+                signed = total[place] * abs(total[place])
+                other = total[place] != 0.0
+                zero += total[place] == 0.0
+                below += other & (signed < low * square[place])
+                above += other & (signed > high * square[place])
+            if below + above + zero < columns:
+                for place in range(columns):
+                    signed = total[place] * abs(total[place])
+                    if total[place] == 0.0 or signed < low * square[place] or signed > high * square[place]:
+                        continue
+                    value = _score(total[place], square[place], count, mean)
+                    below += value < reached
+                    equal += value == reached
+            places[1, split] += below + (zero if reached > 0.0 else 0)
+            places[2, split] += equal + (zero if reached == 0.0 else 0)
+
+
+@compiled
+def rank_splits(
+    tiles: Any, trials: int, inside: Any, outside: Any, count: int, mean: bool, places: Any, scores: Any
+) -> None:
+    """Find the best column of each split in sample, and its rank out of sample.
+
+    ``inside`` and ``outside``: the blocks of each split, ascending. ``count``: periods in a half. Into ``places``:
+    chosen, below, equal; into ``scores``: its score in and out of sample.
     """
-    for name in (*axes, value):
-        if name not in frame.columns:
-            raise SweepError(f"no column {name!r}.{did_you_mean(name, frame.columns)}")
-    values = frame[value].cast(pl.Float64).to_numpy()
-    steps, ordered = _steps(frame, axes)
-    pairs = _grid_pairs(steps, ordered)
-    # A grid of n rows and d axes has some n·d such pairs; a random sample hardly any.
-    if len(pairs) < frame.height // 2 and any(ordered):
-        pairs = _nearest_pairs(steps, ordered)
-    count, total, squares, lowest = _gather(pairs, values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = total / count
-        own = np.isfinite(values)
-        members = count + own
-        centre = (total + np.where(own, values, 0.0)) / members
-        spread = (squares + np.where(own, values**2, 0.0)) / members - centre**2
-        robustness = centre - np.sqrt(np.maximum(spread, 0.0))
-    alone = count == 0
-    return frame.with_columns(
-        pl.Series("neighbours", count.astype(np.int64)),
-        _nullable("neighbour_mean", mean, alone),
-        _nullable("neighbour_min", lowest, alone),
-        _nullable("robustness", robustness, alone | ~own),
-    )
+    _choose(tiles, trials, inside, count, mean, places[0], scores[0])
+    _count_below(tiles, trials, outside, count, mean, places, scores[1])
 
 
-def _steps(frame: pl.DataFrame, axes: Sequence[str]) -> tuple[Ints, list[bool]]:
-    """Return the step number of each row on each axis (rows, axes), and which axes are ordered."""
-    steps = np.empty((frame.height, len(axes)), dtype=np.int64)
-    ordered = []
-    for column, name in enumerate(axes):
-        series = frame[name]
-        numeric = series.dtype.is_numeric()
-        if numeric:
-            rank = series.rank("dense")
-        else:
-            plain = series.map_elements(str, return_dtype=pl.String) if series.dtype == pl.Object else series
-            names = plain.hash() if plain.dtype.is_nested() else plain.cast(pl.String, strict=False)
-            rank = names.rank("dense")
-        steps[:, column] = rank.cast(pl.Int64).fill_null(0).to_numpy() - 1
-        ordered.append(numeric)
-    return steps, ordered
+@compiled
+def lagged_sums(by_trial: Any, means: Any, weights: Any, plain: Any, variance: Any) -> None:
+    """Compute each row's variance, and its sum of covariances at all lags, each times its weight."""
+    trials, periods = by_trial.shape
+    width = 32
+    centred, lagged = np.zeros((periods, width)), np.empty(width)
+    for first in range(0, trials, width):
+        columns = min(width, trials - first)
+        for place in range(columns):
+            for period in range(periods):
+                centred[period, place] = by_trial[first + place, period] - means[first + place]
+        for lag in range(periods):
+            if weights[lag] == 0.0:
+                continue
+            lagged[:] = 0.0
+            for period in range(periods - lag):
+                for place in range(width):
+                    lagged[place] += centred[period + lag, place] * centred[period, place]
+            for place in range(columns):
+                if lag == 0:
+                    plain[first + place] = variance[first + place] = lagged[place] / periods
+                else:
+                    variance[first + place] += 2.0 * weights[lag] * lagged[place] / periods
 
 
-def _grid_pairs(steps: Ints, ordered: list[bool]) -> Ints:
-    """Return pairs (row, neighbour one step up on one axis); each pair once."""
-    sizes = steps.max(axis=0, initial=0) + 2
-    if float(np.prod(sizes.astype(np.float64))) > 2**62:
-        return np.empty((0, 2), dtype=np.int64)
-    weights = np.concatenate([np.cumprod(sizes[::-1].astype(np.int64))[::-1][1:], [1]]).astype(np.int64)
-    keys = (steps + 1) @ weights
-    order = np.argsort(keys, kind="stable")
-    sorted_keys = keys[order]
-    found = []
-    for axis, is_ordered in enumerate(ordered):
-        if not is_ordered:
-            continue
-        rows = np.flatnonzero(steps[:, axis] >= 0)
-        wanted = keys[rows] + weights[axis]
-        rows, wanted = (part[steps[rows, axis] + 2 < sizes[axis]] for part in (rows, wanted))
-        place = np.searchsorted(sorted_keys, wanted)
-        hit = (place < len(keys)) & (sorted_keys[np.minimum(place, len(keys) - 1)] == wanted)
-        found.append(np.column_stack([rows[hit], order[place[hit]]]))
-    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+@compiled
+def reaches(sums: Any, needed: Any, found: Any) -> None:
+    """Note for each row of ``sums`` whether any column reaches what is needed, of which each row asks for more."""
+    for row in range(len(sums)):
+        for kind in range(len(needed)):
+            if not found[row, kind]:
+                count = 0
+                for place in range(sums.shape[1]):
+                    count += sums[row, place] >= needed[kind, place]
+                found[row, kind] = count > 0
+            if not found[row, kind]:
+                break
 
 
-def _nearest_pairs(steps: Ints, ordered: list[bool]) -> Ints:
-    """Return pairs (row, near row) within rows of the same categories: twice as many as there are ordered axes."""
-    numeric = steps[:, ordered].astype(np.float64)
-    scale = np.maximum(numeric.max(axis=0, initial=0.0), 1.0)
-    off = numeric < 0  # None: as far from every number as the axis is long
-    points = np.where(off, 2.0, numeric / scale)
-    kind = np.column_stack([steps[:, [not flag for flag in ordered]], off.astype(np.int64)])
-    _, group = np.unique(kind, axis=0, return_inverse=True)
-    wanted = 2 * sum(ordered)
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for number in range(int(group.max(initial=-1)) + 1):
-        rows = np.flatnonzero(group.ravel() == number)
-        take = min(wanted, len(rows) - 1)
-        if take < 1:
-            continue
-        _, near = KDTree(points[rows]).query(points[rows], k=take + 1)
-        # The row itself goes last. Where duplicates hide it among its neighbours, the furthest is last already.
-        itself = near == np.arange(len(rows))[:, None]
-        others = np.take_along_axis(near, np.argsort(itself, axis=1, kind="stable"), axis=1)
-        found.append(np.column_stack([np.repeat(rows, take), rows[others[:, :take].ravel()]]))
-    one_way = np.concatenate(found)
-    return np.unique(np.sort(one_way, axis=1), axis=0)
-
-
-def _gather(pairs: Ints, values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return count, sum, sum of squares and minimum of the finite values of each row's neighbours."""
-    rows = np.concatenate([pairs[:, 0], pairs[:, 1]])
-    others = values[np.concatenate([pairs[:, 1], pairs[:, 0]])]
-    usable = np.isfinite(others)
-    rows, others = rows[usable], others[usable]
-    size = len(values)
-    lowest = np.full(size, np.inf)
-    np.minimum.at(lowest, rows, others)
-    count, total, squares = (
-        np.bincount(rows, weights=weights, minlength=size).astype(np.float64)
-        for weights in (np.ones(len(rows)), others, others**2)
-    )
-    return count, total, squares, lowest
-
-
-def _nullable(name: str, values: Floats, missing: npt.NDArray[np.bool_]) -> pl.Series:
-    return pl.Series(name, np.where(missing, np.nan, values)).fill_nan(None)
-
-
-@cache
-def _weights(n: int) -> tuple[Ints, Ints, Floats]:
-    """Return for every fact and every set without it: the fact, the set (as bits), and the set's Shapley weight."""
-    sets = np.arange(1 << n)
-    size = np.array([int(s).bit_count() for s in sets])
-    factor = np.array([math.factorial(k) * math.factorial(n - k - 1) / math.factorial(n) for k in range(n)])
-    facts, without = np.nonzero((sets[None, :] >> np.arange(n)[:, None] & 1) == 0)
-    return facts, without, factor[size[without]]
-
-
-def shapley(values: Floats) -> Floats:
-    """Return the Shapley values of a game of n players; ``values[s]`` is that of the set with the bits of ``s``.
-
-    >>> shapley(np.array([0.0, 1.0, 2.0, 5.0]))
-    array([2., 3.])
-
-    ``values`` has 2ⁿ rows; with further axes each is a game of its own. The result sums to ``values[-1] - values[0]``.
-    """
-    n = len(values).bit_length() - 1
-    if n == 0:
-        return np.zeros((0, *values.shape[1:]))
-    facts, without, weight = _weights(n)
-    gain = values[without | (1 << facts)] - values[without]
-    found = np.zeros((n, *values.shape[1:]))
-    np.add.at(found, facts, weight.reshape(-1, *[1] * (values.ndim - 1)) * gain)
-    return found
+def compile_statistics() -> None:
+    """Compile the kernels, once per installation; processes that do it at the same time wait for each other."""
+    if was_compiled(reaches):
+        return
+    with one_at_a_time():
+        tiles = np.zeros((1, 2, 2, _TILE))
+        block_sums(np.zeros((2, 2)), tiles, False)
+        halves = np.array([[0], [1]])
+        found = np.empty((3, 2), dtype=np.int64), np.empty((2, 2))
+        rank_splits(tiles, 2, halves, halves[::-1].copy(), 2, False, *found)
+        lagged_sums(np.zeros((1, 2)), np.zeros(1), np.ones(2), np.empty(1), np.empty(1))
+        reaches(np.zeros((1, 1)), np.zeros((3, 1)), np.zeros((1, 3), dtype=bool))

@@ -32,9 +32,9 @@ from replaylab.sweep.evidence import (
     moments,
     overfitting_probability,
     period_clock,
-    plateaus,
     walk_forward_steps,
 )
+from replaylab.sweep.grid import plateaus
 from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Verdict, judge
 from replaylab.timestamps import period_ns
 from replaylab.trading import assumptions

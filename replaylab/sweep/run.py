@@ -27,7 +27,7 @@ from replaylab import __version__
 from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
-from replaylab.sweep.evidence import Clock
+from replaylab.sweep.evidence import Clock, compile_statistics
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
@@ -659,6 +659,7 @@ def warm_up() -> None:
     with one_at_a_time():
         _warm_loop()
         _warm_chain()
+    compile_statistics()
 
 
 def _warm_loop() -> None:

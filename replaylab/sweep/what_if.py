@@ -11,10 +11,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from replaylab.sessions import Session
 
+Array = npt.NDArray[Any]
 STATUSES = ("same", "changed", "avoided", "added")
 COMPARED = ("entry_time", "exit_time", "entry_price", "close_price", "qty", "reason", "realized_pnl")
 _EFFECTS = ("size_effect", "entry_effect", "exit_effect", "fee_effect")
@@ -388,3 +391,31 @@ def _reason(payload: str) -> str | None:
     found = orjson.loads(payload)
     reason = found.get("reason") if isinstance(found, dict) else None
     return reason if isinstance(reason, str) else None
+
+
+@cache
+def _weights(n: int) -> tuple[Array, Array, Array]:
+    """Return for every fact and every set without it: the fact, the set (as bits), and the set's Shapley weight."""
+    sets = np.arange(1 << n)
+    size = np.array([int(s).bit_count() for s in sets])
+    factor = np.array([math.factorial(k) * math.factorial(n - k - 1) / math.factorial(n) for k in range(n)])
+    facts, without = np.nonzero((sets[None, :] >> np.arange(n)[:, None] & 1) == 0)
+    return facts, without, factor[size[without]]
+
+
+def shapley(values: Array) -> Array:
+    """Return the Shapley values of a game of n players; ``values[s]`` is that of the set with the bits of ``s``.
+
+    >>> shapley(np.array([0.0, 1.0, 2.0, 5.0]))
+    array([2., 3.])
+
+    ``values`` has 2ⁿ rows; with further axes each is a game of its own. The result sums to ``values[-1] - values[0]``.
+    """
+    n = len(values).bit_length() - 1
+    if n == 0:
+        return np.zeros((0, *values.shape[1:]))
+    facts, without, weight = _weights(n)
+    gain = values[without | (1 << facts)] - values[without]
+    found = np.zeros((n, *values.shape[1:]))
+    np.add.at(found, facts, weight.reshape(-1, *[1] * (values.ndim - 1)) * gain)
+    return found

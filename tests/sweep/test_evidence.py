@@ -8,13 +8,13 @@ from itertools import combinations, product
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kurtosis, norm, skew
 
 from replaylab.errors import SweepError
-from replaylab.sweep import evidence
+from replaylab.sweep import evidence, plateaus
 
 
 def test_moments_of_a_hand_worked_series() -> None:
@@ -136,11 +136,56 @@ def test_spa_equals_that_of_arch() -> None:
     for shift in (-0.1, 0.0, 0.1):
         matrix = rng.normal(size=(120, 15)) * rng.uniform(0.5, 2.0, 15) + shift
         found = evidence.superior_predictive_ability(matrix, block=4, reps=500, seed=3)
-        scale = np.sqrt(evidence._long_run_variance(matrix - matrix.mean(axis=0), 4))
+        by_trial = np.ascontiguousarray(matrix.T)
+        scale = np.sqrt(evidence._long_run_variance(by_trial, by_trial.mean(axis=1), 4))
         theirs = SPA(np.zeros(120), -matrix / scale, block_size=4, reps=500, seed=3)
         theirs.compute()
         wanted = [theirs.pvalues[name] for name in ("consistent", "lower", "upper")]
         assert [found.p_value, found.lower, found.upper] == pytest.approx(wanted, abs=0.005)
+
+
+def spa_column_by_column(pnl: np.ndarray, block: float, reps: int, seed: int) -> list[float]:
+    """The definition: means of every resample of arch, studentised and recentred; p-values by counting."""
+    from arch.bootstrap import StationaryBootstrap
+
+    periods = len(pnl)
+    means, centred = pnl.mean(axis=0), pnl - pnl.mean(axis=0)
+    keep = 1 - 1 / block
+    variance = (centred**2).mean(axis=0)
+    for lag in range(1, periods):
+        weight = (1 - lag / periods) * keep**lag + lag / periods * keep ** (periods - lag)
+        if weight >= 1e-4:
+            variance = variance + 2 * weight * (centred[lag:] * centred[:-lag]).sum(axis=0) / periods
+    scale = np.sqrt(np.maximum(variance, 1e-6 * (centred**2).mean(axis=0)) / periods)
+    draws = StationaryBootstrap(block, np.arange(periods), seed=seed)  # type: ignore[arg-type]
+    resampled = np.array([pnl[data[0][0]].mean(axis=0) for data in draws.bootstrap(reps)])
+    statistic = max(0.0, float((means / scale).max()))
+    good = means / scale >= -math.sqrt(2 * math.log(math.log(periods)))
+    found = []
+    for centre in (np.where(good, means, 0.0), np.maximum(means, 0.0), means):
+        largest = np.maximum(0.0, ((resampled - centre) / scale).max(axis=1))
+        found.append(float((largest >= statistic).mean()) if statistic > 0 else 1.0)
+    return [*found, statistic]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1.0, 2.5, 12.0]),
+    st.sampled_from([-0.5, -0.1, 0.0, 0.2]),
+    st.sampled_from([3, 40, 700]),
+)
+def test_spa_equals_its_definition(seed: int, block: float, shift: float, trials: int) -> None:
+    """On arch's resamples, with columns that repeat each other and such that never trade."""
+    rng = np.random.default_rng(seed)
+    pnl = rng.normal(shift, 1.0, (40, trials)) * rng.lognormal(0, 1, trials)
+    pnl[:, rng.integers(0, trials, trials // 3)] = pnl[:, :1]
+    wanted = spa_column_by_column(pnl, block, 100, seed)
+    still = np.column_stack([np.zeros(40), pnl])
+    for matrix in (pnl, np.asfortranarray(pnl), still):
+        found = evidence.superior_predictive_ability(matrix, block=block, reps=100, seed=seed)
+        assert [found.p_value, found.lower, found.upper] == wanted[:3]
+        assert found.statistic == pytest.approx(wanted[3])
 
 
 def test_spa_of_noise_and_of_skill() -> None:
@@ -195,27 +240,85 @@ def test_overfitting_of_hand_worked_numbers() -> None:
     assert found.loss_probability == 0.0
 
 
-@given(
-    arrays(
-        np.float64, st.tuples(st.integers(8, 14), st.integers(2, 4)), elements=st.integers(-3, 3).map(float)
-    ),
-    st.sampled_from([2, 4, 6]),
-)
-def test_overfitting_equals_its_definition(returns: np.ndarray, n_blocks: int) -> None:
-    """Every split by loops, ranks by counting; whole numbers, so that sums in any order are the same."""
-    found = evidence.overfitting_probability(returns, n_blocks=n_blocks, score="mean")
-    size = len(returns) // n_blocks
+def split_by_split(returns: np.ndarray, n_blocks: int, score: str) -> list[np.ndarray]:
+    """The definition: every split scores all columns on both sides; ranks by counting. Sums in order of time."""
+    size, trials = len(returns) // n_blocks, returns.shape[1]
     used = returns[len(returns) - size * n_blocks :]
-    logits = []
+    blocks = [used[b * size : (b + 1) * size] for b in range(n_blocks)]
+    sums = [sum(block) for block in blocks]
+    squares = [sum(block**2) for block in blocks]
+    half = size * n_blocks // 2
+
+    def scores(chosen: tuple[int, ...]) -> np.ndarray:
+        total = sum(sums[b] for b in chosen)
+        if score == "mean":
+            return np.asarray(total / half)
+        return evidence.sharpe(np.asarray(total), np.asarray(sum(squares[b] for b in chosen)), half)
+
+    found = []
     for chosen in combinations(range(n_blocks), n_blocks // 2):
-        inside = sum(used[b * size : (b + 1) * size].sum(axis=0) for b in chosen)
-        outside = used.sum(axis=0) - inside
+        inside = scores(chosen)
+        outside = scores(tuple(b for b in range(n_blocks) if b not in chosen))
         best = int(np.argmax(inside))
-        place = sum(other < outside[best] for other in outside)
-        place += (sum(other == outside[best] for other in outside) + 1) / 2
-        share = place / (returns.shape[1] + 1)
-        logits.append(math.log(share / (1 - share)))
-    np.testing.assert_allclose(found.logits, logits, atol=1e-12)
+        place = sum(outside < outside[best]) + (sum(outside == outside[best]) + 1) / 2
+        share = place / (trials + 1)
+        found.append((best, inside[best], outside[best], np.log(share / (1 - share))))
+    return [np.array(part) for part in zip(*found, strict=True)]
+
+
+def assert_equals_definition(returns: np.ndarray, n_blocks: int, score: str) -> None:
+    """To the bit, in any layout of memory."""
+    chosen, in_sample, out_of_sample, logits = split_by_split(returns, n_blocks, score)
+    for matrix in (returns, np.asfortranarray(returns)):
+        found = evidence.overfitting_probability(matrix, n_blocks, score)
+        np.testing.assert_array_equal(found.chosen, chosen)
+        np.testing.assert_array_equal(found.in_sample, in_sample)
+        np.testing.assert_array_equal(found.out_of_sample, out_of_sample)
+        np.testing.assert_array_equal(found.logits, logits)
+
+
+# Quiet periods, repeated values (ties, columns without spread) and any others.
+PNL = st.sampled_from([0.0, 0.0, 1.0, -1.0, 0.1, 2.5]) | st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float64, st.tuples(st.integers(8, 14), st.integers(2, 6)), elements=PNL),
+    st.sampled_from([2, 4, 6]),
+    st.sampled_from(["sharpe", "mean"]),
+    st.integers(1, 60),
+)
+def test_overfitting_equals_its_definition(
+    returns: np.ndarray, n_blocks: int, score: str, copies: int
+) -> None:
+    """Columns repeat each other, as rows of a grid do, so that ties span the groups that are scored together."""
+    assert_equals_definition(np.tile(returns, copies), n_blocks, score)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 0.95]), st.sampled_from([-3.0, 0.0, 0.3]))
+def test_overfitting_equals_its_definition_for_many_columns(seed: int, quiet: float, shift: float) -> None:
+    rng = np.random.default_rng(seed)
+    returns = rng.normal(shift, 1.0, (16, 300)) * rng.lognormal(0, 2, 300)
+    returns[rng.random(returns.shape) < quiet] = 0.0
+    flat = rng.integers(0, 300, 5)
+    returns[:, flat] = np.round(returns[0, flat], 1) + rng.choice([0.0, 1e-13, 1e-7], 5) * returns[:, flat]
+    assert_equals_definition(returns, 4, "sharpe")
+
+
+def test_splits_that_are_shared_among_threads_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.3 million scores: more than a group, in order; ``done`` counts every split."""
+    returns = np.random.default_rng(3).normal(size=(48, 1_500))
+    counted = []
+    shared = evidence.overfitting_probability(
+        returns, 12, done=lambda splits, total: counted.append((splits, total))
+    )
+    assert sum(splits for splits, _ in counted) == len(shared.logits) == 924
+    assert {total for _, total in counted} == {924}
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    alone = evidence.overfitting_probability(returns, 12)
+    np.testing.assert_array_equal(shared.logits, alone.logits)
+    np.testing.assert_array_equal(shared.chosen, alone.chosen)
 
 
 @given(arrays(np.float64, (9, 3), elements=st.integers(-3, 3).map(float)))
@@ -294,7 +397,7 @@ def test_walk_forward_needs_enough_periods() -> None:
 def test_a_plateau_beats_a_lone_peak() -> None:
     """On a line 5 5 5 0 20 0: the middle of the plateau keeps 5; the peak falls to 20/3 − √(800/9)."""
     frame = pl.DataFrame({"sl_pct": [1.0, 2, 3, 4, 5, 6], "net_pnl": [5.0, 5, 5, 0, 20, 0]})
-    found = evidence.plateaus(frame, ["sl_pct"], "net_pnl")
+    found = plateaus(frame, ["sl_pct"], "net_pnl")
     assert found["neighbours"].to_list() == [1, 2, 2, 2, 2, 1]
     assert found["neighbour_mean"].to_list() == [5, 5, 2.5, 12.5, 0, 20]
     assert found["neighbour_min"].to_list() == [5, 5, 0, 5, 0, 20]
@@ -335,7 +438,7 @@ def test_neighbours_equal_brute_force(data: st.DataObject) -> None:
     counts = [sum(near(x, y) for y in kept) for x in kept]
     if sum(counts) // 2 < len(kept) // 2:
         return  # too sparse for a grid: the nearest rows are taken
-    found = evidence.plateaus(frame, ["a", "b", "regime"], "v")
+    found = plateaus(frame, ["a", "b", "regime"], "v")
     assert found["neighbours"].to_list() == counts
     for row, x in enumerate(kept):
         around = [v for v, y in zip(values, kept, strict=True) if near(x, y)]
@@ -356,7 +459,7 @@ def test_random_samples_take_the_nearest_rows() -> None:
     lone = int(np.argmax(x + y))
     value[lone] = 30.0
     frame = pl.DataFrame({"x": x, "y": y, "v": value})
-    found = evidence.plateaus(frame, ["x", "y"], "v").with_row_index()
+    found = plateaus(frame, ["x", "y"], "v").with_row_index()
     assert found["neighbours"].min() >= 4
     best = found.sort("robustness", descending=True, nulls_last=True)
     assert best["index"][0] != lone
@@ -365,14 +468,14 @@ def test_random_samples_take_the_nearest_rows() -> None:
 
 def test_missing_values_and_categories_have_no_neighbours() -> None:
     frame = pl.DataFrame({"regime": ["a", "b"], "v": [1.0, None]})
-    found = evidence.plateaus(frame, ["regime"], "v")
+    found = plateaus(frame, ["regime"], "v")
     assert found["neighbours"].to_list() == [0, 0]
     assert found["robustness"].to_list() == [None, None]
 
 
 def test_a_misspelt_column_is_named() -> None:
     with pytest.raises(SweepError, match="Did you mean 'net_pnl'"):
-        evidence.plateaus(pl.DataFrame({"a": [1], "net_pnl": [1.0]}), ["a"], "net_pln")
+        plateaus(pl.DataFrame({"a": [1], "net_pnl": [1.0]}), ["a"], "net_pln")
 
 
 def test_too_many_periods_are_refused() -> None:

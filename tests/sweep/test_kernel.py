@@ -257,5 +257,5 @@ def test_processes_that_start_on_a_cold_cache_compile_once(tmp_path: Path) -> No
     folders = {process.communicate(timeout=280)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(folders) == 1
-    for kernel in ("run_chain", "run_loop", "run_plain"):
+    for kernel in ("run_chain", "run_loop", "run_plain", "rank_splits", "reaches"):
         assert len(list(Path(next(iter(folders))).rglob(f"*.{kernel}-*.nbc"))) == 1

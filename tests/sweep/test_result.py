@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from benchmarks import evidence as benchmark
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
-from replaylab.sweep import SweepResult, backtest, sweep
-from replaylab.sweep.evidence import deflated_sharpe_ratio, effective_trials, plateaus
+from replaylab.sweep import SweepResult, backtest, plateaus, sweep
+from replaylab.sweep.evidence import deflated_sharpe_ratio, effective_trials
 from tests.ml.sessions import FakeSession, random_rows, session
 
 GRID = {"entry_threshold": [0.3, 0.6], "tp2_pct": [0.2, 0.4], "sl_pct": [0.1, 0.2, 0.3]}
