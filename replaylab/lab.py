@@ -221,7 +221,7 @@ class Lab:
         created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
         speed_factor: float = 1.0,
         if_exists: Literal["error", "reuse", "replace"] = "error",
-        progress: bool = False,
+        progress: bool = True,
     ) -> ReplayManifest:
         """Build a replay session of ``start ≤ timestamp < end``; see ``replaylab.build_replay_session``."""
         from replaylab.sessions import build_replay_session
@@ -254,7 +254,7 @@ class Lab:
         created_by: Literal["MANUAL", "AUTO", "TEST"] = "MANUAL",
         speed_factor: float = 1.0,
         if_exists: Literal["error", "reuse", "replace"] = "error",
-        progress: bool = False,
+        progress: bool = True,
     ) -> list[ReplayManifest]:
         """Build one session per UTC day (or other period) of a range; see ``replaylab.sessions.build_sessions``."""
         from replaylab.sessions import build_sessions
@@ -296,9 +296,9 @@ class Lab:
         params: Params = None,
         scoring: Scoring = None,
         *,
-        overlap: Literal["error", "append"] = "error",
+        overlap: Literal["error", "append", "replace"] = "error",
         write_market: bool = False,
-        progress: bool = False,
+        progress: bool = True,
     ) -> SimRun:
         """Run the trading system in SIM mode over the imported market data and log as though live.
 
@@ -588,6 +588,7 @@ class Lab:
         recent_trades: int = 5,
         max_gap_s: float | None = 900.0,
         symbols: Iterable[str] | None = None,
+        progress: bool = True,
     ) -> Export:
         """Write features and labels of sessions as a Parquet dataset with a data card; see ``replaylab.ml``."""
         from replaylab.ml import export_features
@@ -603,6 +604,7 @@ class Lab:
             recent_trades=recent_trades,
             max_gap_s=max_gap_s,
             symbols=symbols,
+            progress=progress,
         )
 
     # Operate
@@ -632,7 +634,7 @@ class Lab:
         format: str,  # noqa: A002  (the word of the contract)
         files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         symbol: str | None = None,
-        progress: bool = False,
+        progress: bool = True,
         *,
         clock: Literal["exchange", "receive"] = "exchange",
         save_as: str | None = None,

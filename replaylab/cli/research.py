@@ -22,6 +22,7 @@ from replaylab.cli.terminal import (
     print_json,
     print_table,
     say,
+    split,
 )
 from replaylab.errors import SweepError
 from replaylab.fsio import atomic_path
@@ -273,22 +274,61 @@ def _write(frame: Any, path: Path) -> None:
 
 
 def export(
-    session: SessionId,
+    session: SessionIds,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Parquet file to write.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="Folder, or Parquet file, to write.", show_default=False),
     ],
     data: Data = None,
+    at: Annotated[
+        str, typer.Option(help="A row per score (scoring), or per period, such as 1s.")
+    ] = "scoring",
+    symbol: Annotated[
+        list[str] | None,
+        typer.Option("--symbol", "-s", help="Symbol; repeatable, or with commas.", show_default=False),
+    ] = None,
+    tp_pct: Annotated[str, typer.Option(help="Target of the labels, % of the entry price; or none.")] = "0.2",
+    sl_pct: Annotated[str, typer.Option(help="Stop of the labels, %; or none.")] = "0.15",
+    max_hold_s: Annotated[str, typer.Option(help="Time barrier of the labels, seconds; or none.")] = "60",
+    side: Annotated[str, typer.Option(help="Side of the labels: long, short, or score.")] = "long",
+    labels: Annotated[bool, typer.Option(help="Write labels.")] = True,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--feature", "-f", help="Look-back of features, such as flow_half_life_s=2.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write features and labels of a session as a Parquet dataset for machine learning.
+    """Write features and labels of sessions as a Parquet dataset for machine learning.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
     replaylab export 2025-11-18T10-11-BTCUSDT -o features.parquet
+
+    replaylab export monday tuesday -o dataset --tp-pct 0.3 --max-hold-s none --side score
+
+    replaylab export monday -o grid.parquet --at 1s --no-labels -f flow_half_life_s=2
     """
-    lab = open_lab(data)
-    lab.export_features(session, output)
+    from replaylab.features import FeatureParams
+
+    barriers = {"tp_pct": tp_pct, "sl_pct": sl_pct, "max_hold_s": max_hold_s}
+    chosen: dict[str, Any] = {
+        **parse_params([f"{name}={value}" for name, value in barriers.items()], "labels"),
+        "side": side,
+    }
+    found = open_lab(data).export_features(
+        session,
+        output,
+        labels=chosen if labels else None,
+        at=at,
+        symbols=split(symbol),
+        params=FeatureParams.of(parse_params(feature, "--feature"), "--feature") if feature else None,
+        progress=on_terminal(),
+    )
     if json:
-        print_json({"path": str(output)})
+        print_json(
+            {"path": str(found.path), "rows": found.rows, "files": [str(file) for file in found.files]}
+        )
     else:
-        say(f"features in {output}")
+        say(f"{found.rows:,} rows of features in {output}")

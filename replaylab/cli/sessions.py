@@ -194,21 +194,29 @@ def sim(
     write_market: Annotated[
         bool, typer.Option("--write-market", help="Write metrics/, trades/ and orderbook/ too.")
     ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Move the logs of an earlier simulation to replaced/ first.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Trade over the imported market data in SIM mode, as though live; writes the logs of this root.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
     replaylab sim --symbol BTCUSDT --param entry_threshold=0.5
+
+    replaylab sim --symbol BTCUSDT --param entry_threshold=0.4 --replace
     """
-    result = open_lab(data).run_sim(
+    lab = open_lab(data)
+    result = lab.run_sim(
         symbols=split(symbol),
         start=start,
         end=end,
         params=parse_params(param),
         scoring=parse_params(scoring, "--scoring") or None,
         write_market=write_market,
+        overlap="replace" if replace else "error",
+        progress=on_terminal() and not json,
     )
     summary = {
         "events": result.events.height,
@@ -223,7 +231,7 @@ def sim(
             f"{summary['events']:,} state events, {summary['orders']:,} order records, "
             f"{summary['trades']:,} closed trades, realised PnL {summary['realizedPnl']:,.2f}"
         )
-        say(f"logs in {data}")
+        say(f"logs in {lab.root}" + (f"; the earlier ones in {result.replaced}" if result.replaced else ""))
 
 
 def build(

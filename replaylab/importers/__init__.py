@@ -51,6 +51,8 @@ __all__ = [
 ]
 
 
+# Work that takes longer shows a bar.
+_SHOWN_AFTER_S = 1.0
 _MAX_MESSAGE = 2_000  # characters; what a file says may be as long as the file
 
 
@@ -216,4 +218,4 @@ def _progress_bar(paths: list[Path]) -> Any:
     from tqdm.auto import tqdm
 
     total = sum(path.stat().st_size for path in paths if path.exists())
-    return tqdm(total=total, unit="B", unit_scale=True, desc="import")
+    return tqdm(total=total, unit="B", unit_scale=True, desc="import", delay=_SHOWN_AFTER_S)

@@ -73,6 +73,7 @@ def export_features(
     recent_trades: int = 5,
     max_gap_s: float | None = MAX_GAP_S,
     symbols: Iterable[str] | None = None,
+    progress: bool = False,
 ) -> Export:
     """Write features and labels of one or more sessions as Parquet (zstd) with a data card.
 
@@ -80,9 +81,11 @@ def export_features(
     ``.parquet`` for one file, with its card in ``<name>.json``. An earlier export there is replaced, anything else
     refused. ``labels``: options of ``labels`` (one setting), such as ``{"tp_pct": 0.3, "side": "score"}``; None writes
     none. The others as in ``features``; ``max_gap_s`` is that of the labels, too. Each field carries its description as
-    Arrow metadata; keys and labels are columns of every file. The same inputs and versions give the same bytes. Raises
-    DatasetError.
+    Arrow metadata; keys and labels are columns of every file. The same inputs and versions give the same bytes.
+    ``progress``: show a bar of the sessions. Raises DatasetError.
     """
+    from tqdm.auto import tqdm
+
     if format != "parquet":
         raise DatasetError(f"the format is 'parquet', found {format!r}")
     several = list(sessions) if isinstance(sessions, Iterable) else [sessions]
@@ -111,7 +114,7 @@ def export_features(
         staging.mkdir()
         pieces = []
         chosen = None if symbols is None else sorted(symbols)
-        for given in several:
+        for given in tqdm(several, desc="exporting", unit=" sessions", delay=1.0, disable=not progress):
             # A session caches the events that it read: those of a copy are freed at the end of each round.
             session = copy(given)
             frame = features(

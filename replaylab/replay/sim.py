@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -17,7 +19,8 @@ from replaylab import frames, history
 from replaylab.config import LoggingConfig
 from replaylab.errors import InterlockError, ReplayError
 from replaylab.features import FeatureEngine, OrderBook, usable_number
-from replaylab.logging import Logger
+from replaylab.fsio import write_atomic
+from replaylab.logging import Logger, rotate_lock
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
@@ -41,6 +44,8 @@ class SimRun:
     end: str
     n_market_events: int
     unusable: dict[str, int]
+    # Where the logs of an earlier simulation are now (``overlap="replace"``).
+    replaced: Path | None = None
 
     @cached_property
     def trades(self) -> pl.DataFrame:
@@ -75,7 +80,7 @@ def run_sim(
     *,
     logging: LoggingConfig = LoggingConfig(),  # noqa: B008 - immutable
     run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
-    overlap: Literal["error", "append"] = "error",
+    overlap: Literal["error", "append", "replace"] = "error",
     write_market: bool = False,
     progress: bool = False,
 ) -> SimRun:
@@ -87,7 +92,9 @@ def run_sim(
     ``symbols``: all with market data if not named. ``start``: if not given, where the logs of these symbols end, like
     a bot that starts again, or the beginning of the tape. ``scoring``: ScoringParams, or a model with ``predict``.
     A range in which these symbols have logs already is refused, since every session would contain their signals
-    twice; ``overlap="append"`` allows it. ``write_market`` also writes the rolling files of a live system:
+    twice; ``overlap="append"`` allows it, and ``"replace"`` moves the logs of an earlier simulation in the range to
+    ``replaced/`` first (refused where an order or a trade is not of mode SIM).
+    ``write_market`` also writes the rolling files of a live system:
     ``metrics/``, ``trades/`` and ``orderbook/`` with the newest scores, regimes, prints and book of each symbol.
     The health snapshot is written at the end. Memory is bounded by a block of the tape.
 
@@ -99,6 +106,7 @@ def run_sim(
     params = TradingParams.of(params, "params")
     names = _symbols(root, symbols)
     from_ns, until_ns = _range(root, names, start, end, overlap)
+    replaced = _set_aside(root, names, from_ns, until_ns) if overlap == "replace" else None
     made = scoring if scoring is not None else ScoringParams()
     with Logger(root, logging) as logger:
         known = made if isinstance(made, ScoringParams) else None
@@ -128,7 +136,7 @@ def run_sim(
             rolling.write()
         health = {"timestamp": iso(now_ns()), "services": {"logging": logger.health().to_dict()}}
         logger.write_health_snapshot(health).result()
-    return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable))
+    return SimRun(root, tuple(names), iso(from_ns), iso(until_ns), count, dict(system.unusable), replaced)
 
 
 def _range(
@@ -143,14 +151,49 @@ def _range(
         there = f"the logs reach to {iso(logged)}, " if logged is not None else ""
         raise ReplayError(
             f"nothing to simulate from {iso(begin)} to {iso(until)}: {there}market data reaches to {iso(last)}. "
-            'Import more, use another data root, or name start= with overlap="append"'
+            'Import more, use another data root, or simulate again with overlap="replace" (sim --replace)'
         )
     if logged is not None and logged >= begin:
         raise ReplayError(
             f"{', '.join(names)}: there are logs up to {iso(logged)} already, and the simulation would begin at "
-            f'{iso(begin)}; use another data root, or overlap="append"'
+            f'{iso(begin)}; use another data root, or simulate again with overlap="replace" (sim --replace)'
         )
     return begin, until
+
+
+def _set_aside(root: DataRoot, names: Sequence[str], start: int, until: int) -> Path | None:
+    """Move the log lines of an earlier simulation to ``replaced/``; raises ReplayError where others would go too."""
+    logs = [path for name in names for _, path in root.files("events", symbol=name)]
+    first, last = iso(start)[:10], iso(until - 1)[:10]
+    for kind in ("orders", "trades_log"):
+        logs += [path for place, path in root.files(kind) if first <= str(place.day) <= last]
+
+    def belongs(path: Path, line: bytes) -> bool:
+        try:
+            row = orjson.loads(line)
+            mine = row["symbol"] in names and start <= parse_ns(row["timestamp"]) < until
+        except (ValueError, KeyError, TypeError):
+            return False
+        if mine and row.get("mode", "SIM") != "SIM":
+            raise ReplayError(
+                f"{path}: {row['symbol']} has records of mode {row['mode']} in the range, which no simulation wrote; "
+                "use another data root"
+            )
+        return mine
+
+    for path in logs:
+        with path.open("rb") as file:
+            for line in file:
+                belongs(path, line)
+    aside = root.path / "replaced" / iso(now_ns()).replace(":", "-")
+    for path in logs:
+        with rotate_lock(path) as current, os.fdopen(os.dup(current), "rb") as file:
+            lines = [(belongs(path, line), line) for line in file]
+            gone = b"".join(line for mine, line in lines if mine)
+            if gone:
+                write_atomic(aside / path.relative_to(root.path), gone, sync=True)
+                write_atomic(path, b"".join(line for mine, line in lines if not mine), sync=True)
+    return aside if aside.exists() else None
 
 
 @dataclass(frozen=True)
@@ -293,7 +336,7 @@ def _events(
 
     loads = orjson.loads
     minutes = max(1, (end - start) // 60_000_000_000)
-    with tqdm(total=minutes, unit="min", desc="simulating", disable=not progress) as bar:
+    with tqdm(total=minutes, unit="min", desc="simulating", delay=1.0, disable=not progress) as bar:
         done = 0
         for piece in market_rows(root, start, end, names):
             columns = (piece[name].to_list() for name in ("ts", "type", "symbol", "payload"))
@@ -315,7 +358,9 @@ def _symbols(root: DataRoot, symbols: Sequence[str] | None) -> list[str]:
     )
     if symbols is None:
         if not there:
-            raise ReplayError(f"{root}: no market data to simulate on; import some with import_history")
+            raise ReplayError(
+                f"{root}: no market data to simulate on; import some first (lab.import_history, replaylab import)"
+            )
         return there
     missing = sorted(set(symbols) - set(there))
     if missing or not symbols:

@@ -454,7 +454,7 @@ def numbered(base: str) -> Iterator[str]:
 def _with_progress(rows: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     from tqdm.auto import tqdm
 
-    with tqdm(unit=" events", unit_scale=True, desc="reading") as bar:
+    with tqdm(unit=" events", unit_scale=True, desc="reading", delay=1.0) as bar:
         for frame in rows:
             bar.update(frame.height)
             yield frame

@@ -386,6 +386,17 @@ def test_import_and_sim(call: Call, root: DataRoot, tmp_path: Path) -> None:
 def test_export(call: Call, tmp_path: Path) -> None:
     result = call("export", SESSION, "-o", tmp_path / "features.parquet")
     assert result.exit_code == 0, result.output
+    assert {"label", "barrier"} <= set(pl.read_parquet_schema(tmp_path / "features.parquet"))
+    options = ("--tp-pct", "0.3", "--sl-pct", "none", "--side", "score", "-f", "flow_half_life_s=2")
+    assert call("export", SESSION, "-o", tmp_path / "own.parquet", *options).exit_code == 0
+    card = json.loads((tmp_path / "own.parquet.json").read_bytes())
+    assert card["options"]["labels"] == {"tp_pct": 0.3, "sl_pct": None, "max_hold_s": 60, "side": "score"}
+    bare = data(call("export", SESSION, "-o", tmp_path / "bare", "--at", "1s", "--no-labels", "--json"))
+    assert bare["rows"] > 0
+    assert "label" not in pl.read_parquet_schema(bare["files"][0])
+    wrong = call("export", SESSION, "-o", tmp_path / "x.parquet", "--side", "up")
+    assert wrong.exit_code == 1
+    assert "side" in wrong.stderr
 
 
 def test_broken_logs_are_named(call: Call, root: DataRoot) -> None:

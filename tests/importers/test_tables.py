@@ -384,8 +384,13 @@ def test_report_reads_well_and_is_plain_data(tmp_path: Path) -> None:
     assert "<b>" not in page.replace("<b>binance-trades</b>", "")
 
 
-def test_progress_counts_the_packed_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_counts_the_packed_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = put(tmp_path / "BTCUSDT-trades-2025-01-01.csv.gz", SPOT_2025)
+    import_history(tmp_path, "binance-trades", file, progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("replaylab.importers._SHOWN_AFTER_S", 0.0)
     import_history(tmp_path, "binance-trades", file, progress=True)
     shown = capsys.readouterr().err
     size = file.stat().st_size

@@ -79,9 +79,35 @@ def test_a_second_run_goes_on_where_the_logs_end(root: DataRoot) -> None:
 def test_logs_of_the_same_time_are_not_doubled(root: DataRoot) -> None:
     run_sim(root, params=PARAMS, scoring=SCORING)
     before = {path: path.read_bytes() for path in root.events_dir.iterdir()}
-    with pytest.raises(ReplayError, match="overlap"):
+    with pytest.raises(ReplayError, match="replace"):
         run_sim(root, start="2025-11-18T10:00:00Z", params=PARAMS, scoring=SCORING)
     assert {path: path.read_bytes() for path in root.events_dir.iterdir()} == before
+
+
+def test_a_simulation_replaces_an_earlier_one_and_nothing_else(root: DataRoot) -> None:
+    """The earlier logs move to replaced/; those of other symbols stay, and orders of a live bot stop it."""
+    run_sim(root, params=PARAMS, scoring=SCORING)
+    before = {path.relative_to(root.path): path.read_bytes() for path in root.path.glob("*/*.jsonl")}
+    other = PARAMS.replace(entry_threshold=0.9)
+    result = run_sim(root, ["BTCUSDT"], params=other, scoring=SCORING, overlap="replace")
+    assert result.replaced is not None
+    assert (result.replaced / "events/BTCUSDT.jsonl").read_bytes() == before[Path("events/BTCUSDT.jsonl")]
+    assert (root.path / "events/AIUSDT.jsonl").read_bytes() == before[Path("events/AIUSDT.jsonl")]
+    moved = (result.replaced / "orders/day-2025-11-18.jsonl").read_bytes().splitlines()
+    assert all(json.loads(line)["symbol"] == "BTCUSDT" for line in moved)
+    events = frames.load_events(root, ["BTCUSDT"]).frame.filter(pl.col("event_type") == "SCORING_UPDATE")
+    assert not events.select("timestamp").is_duplicated().any()
+    logged = frames.load_trading_params(root).frame.row(-1, named=True)
+    assert TradingParams.from_dict(json.loads(logged["params"])) == other
+    # Again with the first parameters: the logs of the first run, to the byte.
+    run_sim(root, ["BTCUSDT"], params=PARAMS, scoring=SCORING, overlap="replace")
+    assert (root.path / "events/BTCUSDT.jsonl").read_bytes() == before[Path("events/BTCUSDT.jsonl")]
+    path = root.path / "orders/day-2025-11-18.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"mode":"SIM"', b'"mode":"LIVE"', 1))
+    kept = {each: each.read_bytes() for each in root.path.glob("*/*.jsonl")}
+    with pytest.raises(ReplayError, match="mode LIVE"):
+        run_sim(root, params=PARAMS, scoring=SCORING, overlap="replace")
+    assert {each: each.read_bytes() for each in root.path.glob("*/*.jsonl")} == kept
 
 
 def test_two_runs_on_equal_roots_write_equal_logs(root: DataRoot, tmp_path: Path) -> None:
