@@ -55,16 +55,20 @@ _SOURCES = ("compiled.py", "barriers", "sweep", "trading/formulas.py", "ml", "fe
 
 
 def inlined(function: F) -> F:
-    """Compile a function for use inside compiled ones; it has no cache of its own."""
+    """Compile a function for use inside compiled ones; it has no cache of its own, and makes and returns no arrays.
+
+    So numba counts no references to arrays in it: each count is an atomic write to memory, and a function that is
+    given a tape would count all of its arrays, at every call.
+    """
     # numpy's rules for division: a zero gives infinity or NaN, as in vectorised code, and the loop stays free of
     # branches that raise.
-    wrapped: F = _njit(nogil=True, error_model="numpy")(function)
+    wrapped: F = _njit(nogil=True, error_model="numpy", _nrt=False)(function)
     return wrapped
 
 
 def merged(function: F) -> F:
     """Compile a small function into each place that calls it: a call with arrays costs ten times what it does."""
-    wrapped: F = _njit(nogil=True, error_model="numpy", forceinline=True)(function)
+    wrapped: F = _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function)
     return wrapped
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from replaylab.barriers import first_ge
-from replaylab.compiled import compiled, merged
+from replaylab.compiled import compiled, inlined, merged
 from replaylab.sweep import fills
 from replaylab.sweep.fills import (
     cell,
@@ -214,10 +214,16 @@ def end_of_order(plan: Any, e: Any, last: Any) -> Any:
 
 @compiled
 def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
-    """Run every row of ``params`` with its table rows ``keys``; sums into the rows of ``raw``.
+    """Run every row of ``params`` with its table rows ``keys``; sums into the rows of ``raw``."""
+    state = np.zeros(len(plan.price_from) - 1, dtype=CHAIN)
+    _run_chain(
+        plan, params, keys, raw, state, np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=fills.ENTRY)[0]
+    )
 
-    All in one body on purpose: a call that carries the plan's arrays costs more than what it would do.
-    """
+
+@inlined
+def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account: Any, found: Any) -> None:
+    """All in one body on purpose: a call that carries the plan's arrays costs more than what it would do."""
     ticks, price, price_ts, price_index = plan.ticks, plan.price, plan.price_ts, plan.price_index
     price_from, high, low, offsets = plan.price_from, plan.price_high, plan.price_low, plan.price_offsets
     cand_ts, cand_index, cand_from, cand_at = plan.cand_ts, plan.cand_index, plan.cand_from, plan.cand_at
@@ -225,10 +231,6 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     force_index, table, next_entry = plan.force_index, plan.table, plan.next_entry
     tables = len(next_entry) > 0
     n_symbols = len(price_from) - 1
-    state = np.zeros(n_symbols, dtype=CHAIN)
-    accounts = np.zeros(1, dtype=ACCOUNT)
-    account = accounts[0]
-    found = np.zeros(1, dtype=fills.ENTRY)
     for row in range(len(params)):
         p = params[row]
         key = keys[row]
@@ -275,14 +277,14 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
                             s.action = 2 * np.int64(cand_index[c]) + 1
                             if p.entry_order == fills.LIMIT:
                                 # Without a reference price there is nothing to decide.
-                                find_entry(plan, p, key.gap, c, found[0])
-                                if found[0].kind == fills.NO_ENTRY:
+                                find_entry(plan, p, key.gap, c, found)
+                                if found.kind == fills.NO_ENTRY:
                                     s.cand = c + 1
                                     s.action = UNKNOWN
                                     continue
                             break
                         # Without limits an entry does not depend on other symbols: at once.
-                    e = found[0]
+                    e = found
                     if tables:
                         e = plan.entries[key.entry, c]
                     else:
@@ -563,6 +565,11 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     In a dense regime, with thousands of trades per combination, memory decides: all rows go through one stretch of
     candidates before the next stretch, so that its tables stay in the processor's cache. Sums stay in registers.
     """
+    _run_plain(plan, params, keys, raw, np.zeros(len(params), dtype=np.int64))
+
+
+@inlined
+def _run_plain(plan: Any, params: Any, keys: Any, raw: Any, at: Any) -> None:
     ticks, next_entry, cand_at, table, cand_ts = (
         plan.ticks,
         plan.next_entry,
@@ -572,7 +579,6 @@ def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
     )
     price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
     last, n, symbol = len(ticks), len(plan.cands), plan.symbol[0]
-    at = np.zeros(len(params), dtype=np.int64)
     done = 0
     stretch: Any = n
     first_row, rows = 0, min(1, len(params))

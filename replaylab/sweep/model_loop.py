@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from replaylab.compiled import call_address, compiled, inlined
+from replaylab.compiled import call_address, compiled, inlined, merged
 from replaylab.sweep import fills
 from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE, layout
 from replaylab.timestamps import NS_PER_DAY
@@ -280,12 +280,13 @@ def _ask(rule: Any, view: Any, s: Any, p: Any, x: Any, index: Any, ts: Any, pric
             rule.problem[1] = s.entry_index
             rule.problem[2] = index
             rule.problem[3] = x
-            rule.problem[4:15] = view
+            for n in range(len(view)):
+                rule.problem[4 + n] = view[n]
         return _HOLD
     return answer
 
 
-@inlined
+@merged
 def _manage(
     tape: Any,
     s: Any,
@@ -421,7 +422,7 @@ def _arrive(tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any) -
     _trail(s, p, fills.tick_of(p, symbol), symbol.tick_den, price)
 
 
-@inlined
+@merged
 def _price_event(
     tape: Any, s: Any, p: Any, k: Any, x: Any, account: Any, raw: Any, trades: Any, rule: Any, view: Any
 ) -> None:
@@ -498,7 +499,7 @@ def _entry_limit(tape: Any, s: Any, p: Any, k: Any, x: Any, direction: Any) -> A
     return fills.rounded_price(limit, -direction, fills.tick_of(p, symbol), symbol.tick_den)
 
 
-@inlined
+@merged
 def _score_event(tape: Any, allowed: Any, state: Any, p: Any, k: Any, x: Any, account: Any, raw: Any) -> None:
     s = state[k]
     score = tape.score[x]
@@ -561,11 +562,24 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any, rule: 
     a TRADE array that holds all trades, or empty to record none. ``rule``: RuleArrays. Returns the number of trades
     recorded.
     """
-    view = np.zeros(11)
-    n_symbols = len(tape.price_from) - 1
-    state = np.zeros(n_symbols, dtype=_STATE)
-    accounts = np.zeros(1, dtype=ACCOUNT)
-    account = accounts[0]
+    state = np.zeros(len(tape.price_from) - 1, dtype=_STATE)
+    scratch = (np.zeros(1, dtype=ACCOUNT)[0], np.zeros(11))
+    return _run_loop(tape, allowed, params, raw, trades, rule, state, *scratch)
+
+
+@inlined
+def _run_loop(
+    tape: Any,
+    allowed: Any,
+    params: Any,
+    raw: Any,
+    trades: Any,
+    rule: Any,
+    state: Any,
+    account: Any,
+    view: Any,
+) -> Any:
+    n_symbols = len(state)
     for row in range(len(params)):
         p = params[row]
         sums = raw[row]
@@ -644,13 +658,16 @@ def run_position(
     ``qty`` is negative for a SHORT. ``maker``: a limit order opened it, so the event's own price can stop it out.
     Whatever price and quantity are given, exits, holes and funding follow ``params[0]`` as in ``run_loop``.
     """
-    p = params[0]
-    state = np.zeros(1, dtype=_STATE)
-    accounts = np.zeros(1, dtype=ACCOUNT)
-    trades = np.zeros(1, dtype=TRADE)
-    raw = np.zeros(fills.RAW)
-    view = np.zeros(11)
-    s, account, found = state[0], accounts[0], held[0]
+    s, account, trades = np.zeros(1, dtype=_STATE)[0], np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=TRADE)
+    about = (s, account, np.zeros(fills.RAW), trades, rule, np.zeros(11))
+    _run_position(tape, params[0], k, x, entry, qty, maker, held[0], about)
+
+
+@inlined
+def _run_position(
+    tape: Any, p: Any, k: Any, x: Any, entry: Any, qty: Any, maker: Any, found: Any, about: Any
+) -> None:
+    s, account, raw, trades, rule, view = about
     symbol, last = tape.symbol[k], tape.price_from[k + 1] - 1
     index = tape.price_index[x]
     s.at_score = tape.score_from[k]
