@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py               # 60 sweeps of each kind
     python benchmarks/evidence.py --sweeps 1000 # the long run
+    python benchmarks/evidence.py --speed       # what the statistics cost, beside the sweep that they judge
 
 A tape is a random walk of 12,000 ticks, one a second. Noise: scores that know nothing, in five kinds of sweep, with and
 without costs. Planted: the score has the given correlation with the return of the next 10 ticks. All runs are the
@@ -14,13 +15,24 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from replaylab.params import TradingParams
-from replaylab.sweep import sweep
+from replaylab.sweep import (
+    bootstrap_intervals,
+    make_grid,
+    overfitting_probability,
+    pack,
+    superior_predictive_ability,
+    sweep,
+    walk_forward_steps,
+)
 
 TICKS, STEP, AHEAD = 12_000, 5e-5, 10
 FREE = {"taker_fee_bps": 0.0, "maker_fee_bps": 0.0, "slippage_bps": 0.0}
@@ -115,10 +127,64 @@ def most_allowed(sweeps: int, rate: float = 0.05) -> float:
     return sweeps * rate + 3.1 * math.sqrt(sweeps * rate * (1 - rate))
 
 
+def best_of(work: Callable[[], Any], repeat: int = 15) -> float:
+    """Return the seconds of the fastest run: the others waited for something else."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def speed() -> int:
+    """Print what each statistic takes for 10,000 combinations in 100 periods, noise and with an edge planted."""
+    # The benchmark of that name beside this file.
+    from sweep import grids, make_events, ours
+
+    axes, params = grids("sparse", 10_000)
+    events = make_events(1_000_000, 50, 0.5)
+    packed, grid = pack(events), make_grid(axes, params)
+    swept = sweep(events, axes, params, progress=False)
+
+    def pass_over() -> npt.NDArray[np.float64]:
+        swept.__dict__.pop("_pnl", None)
+        return swept.pnl_by_period(100)[1]
+
+    base_s = best_of(lambda: ours(packed, grid, params))
+    noise = pass_over()
+    planted = noise.copy(order="F")
+    planted[:, 5_000:5_050] += 0.5 * noise[:, 5_000:5_050].std(axis=0)
+    print(f"{grid.rows:,} combinations, 1,000,000 ticks, {len(noise)} periods; ms, best of 15")
+    print(f"{'sweep':<40}{base_s * 1e3:>8.1f}\n{'PnL by period':<40}{best_of(pass_over) * 1e3:>8.1f}")
+    failed = False
+    for name, pnl in (("noise", noise), ("50 rows with an edge", planted)):
+        tests: dict[str, Callable[[], Any]] = {
+            "overfitting, 16 blocks, 1,000 splits": partial(
+                overfitting_probability, pnl, 16, max_splits=1_000
+            ),
+            "walk-forward, 20 and 5 periods": partial(walk_forward_steps, pnl, 20, 5),
+            "SPA test, 1,000 resamples": partial(superior_predictive_ability, pnl),
+            "bootstrap intervals of the best row": partial(bootstrap_intervals, pnl[:, 5_000]),
+        }
+        took = {test: best_of(work) for test, work in tests.items()}
+        ratio = sum(took.values()) / base_s
+        failed |= ratio > 5.0
+        print(f"\n{name}")
+        for test, seconds in took.items():
+            print(f"  {test:<38}{seconds * 1e3:>8.1f}")
+        print(f"  {'together':<38}{sum(took.values()) * 1e3:>8.1f}   {ratio:.1f} × the sweep, at most 5")
+    return int(failed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=60, help="sweeps of each kind")
-    sweeps = parser.parse_args().sweeps
+    parser.add_argument("--speed", action="store_true", help="time the statistics instead")
+    given = parser.parse_args()
+    if given.speed:
+        return speed()
+    sweeps = given.sweeps
     started, failed = time.perf_counter(), False
     print(f"{'sweeps of noise':<28}{'supported':>10}{'fails oos':>11}{'luck':>7}{'too few':>9}")
     for kind in KINDS:

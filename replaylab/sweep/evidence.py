@@ -239,7 +239,8 @@ def superior_predictive_ability(
 
     The maximum over all trials is compared with its own stationary bootstrap distribution, so that trials which repeat
     each other count for less. ``block``: mean length of a block in periods (default: what suits the best column).
-    The resamples are those of ``arch.bootstrap``; means of all of them are one matrix product.
+    The resamples are those of ``arch.bootstrap``. ``done`` is called with the number of groups of columns that were
+    finished since the last call, and of all.
     """
     by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
     periods = by_trial.shape[1]
@@ -267,7 +268,7 @@ def superior_predictive_ability(
         found = reached[open_]
         reaches(weights[open_] @ scaled.T, centres[:, part::count] + statistic, found)
         reached[open_] = found
-        done(part + 1, count)
+        done(1, count)
         open_ = open_[~found[:, 2]]
     upper, consistent, lower = reached.mean(axis=0)
     return Spa(float(consistent), float(lower), float(upper), statistic)
@@ -526,11 +527,13 @@ def walk_forward_steps(
     *,
     score: str | Callable[[Floats], Any] = "total",
     expanding: bool = False,
+    done: Callable[[int, int], Any] = lambda steps, total: None,
 ) -> list[WalkForwardStep]:
     """Choose the best column on ``train`` periods, report on the next ``test`` periods, step on by ``test``.
 
     ``score``: "total", "sharpe", or a function from (periods, trials) to one number per trial, higher better.
-    ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen.
+    ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen. ``done``: as in
+    ``overfitting_probability``.
     Raises SweepError when there are too few periods for one step.
     """
     matrix = np.asarray(returns, dtype=np.float64)
@@ -548,8 +551,9 @@ def walk_forward_steps(
             return sharpe(part.sum(axis=0), (part**2).sum(axis=0), len(part))
         raise SweepError(f"score must be 'total', 'sharpe' or a function, found {score!r}")
 
-    steps = []
-    for split in range(train, len(matrix) - test + 1, test):
+    steps: list[WalkForwardStep] = []
+    ends = range(train, len(matrix) - test + 1, test)
+    for split in ends:
         first = 0 if expanding else split - train
         inside, outside = scores(matrix[first:split]), scores(matrix[split : split + test])
         chosen = int(np.nanargmax(inside))
@@ -565,6 +569,7 @@ def walk_forward_steps(
                 float(worse + same / 2),
             )
         )
+        done(1, len(ends))
     return steps
 
 

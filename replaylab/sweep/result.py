@@ -35,7 +35,7 @@ from replaylab.sweep.evidence import (
     walk_forward_steps,
 )
 from replaylab.sweep.grid import plateaus
-from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Verdict, judge
+from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Steps, Verdict, judge
 from replaylab.timestamps import period_ns
 from replaylab.trading import assumptions
 
@@ -180,7 +180,7 @@ class SweepResult(Outcome):
     row with its parameters; None in a loaded result. ``pnl_of``: the PnL of chosen rows by period (see
     ``pnl_by_period``). ``checks``: the findings of ``session.check()``, None where there is no session. ``span``: first
     and last time of the session in nanoseconds. ``earlier_trials``: how many combinations were tried on the same tape
-    before, by the ledger of the data root; they count as trials, too.
+    before, by the ledger of the data root; they count as trials, too. ``progress``: show bars over the statistics, too.
     """
 
     frame: pl.DataFrame
@@ -194,6 +194,7 @@ class SweepResult(Outcome):
     span: tuple[int, int] | None = None
     earlier_trials: int = 0
     saved_verdict: Verdict | None = None
+    progress: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -361,7 +362,8 @@ class SweepResult(Outcome):
         """
         length = n_blocks * max(2, -(-PERIODS // n_blocks)) if every is None else every
         _, pnl = self.pnl_by_period(length, max_trials=max_trials)
-        return overfitting_probability(pnl, n_blocks, score, max_splits)
+        with Steps("overfitting", 1, shown=self.progress) as step:
+            return overfitting_probability(pnl, n_blocks, score, max_splits, done=step("splits"))
 
     def walk_forward(
         self,
@@ -393,7 +395,9 @@ class SweepResult(Outcome):
         every = test if every is None else every
         rows, pnl = self.pnl_by_period(every, max_trials=max_trials)
         edges = self.clock(every).edges
-        steps = walk_forward_steps(pnl, window // length, step // length, score=score, expanding=expanding)
+        sizes = window // length, step // length
+        with Steps("walk-forward", 1, shown=self.progress) as bar:
+            steps = walk_forward_steps(pnl, *sizes, score=score, expanding=expanding, done=bar("steps"))
         ends = {
             "train_start": [edges[one.train_from] for one in steps],
             "test_start": [edges[one.train_to] for one in steps],

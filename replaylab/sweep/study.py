@@ -128,6 +128,7 @@ def sweep(
         checks=getattr(session, "check", lambda: None),
         earlier_trials=source.add_trials(table),
         left_out=source.grid.left_out,
+        progress=progress,
         method=", ".join(sorted(used)),
         span=source.opened(0)[1].span,
     )
@@ -592,6 +593,7 @@ def _sweep_sessions(
         checks=lambda: _findings(sessions, sum(sizes)),
         earlier_trials=earlier,
         left_out=first.grid.left_out,
+        progress=options.progress,
         method=options.method,
         span=span,
         sessions=[session.id for session in sessions],

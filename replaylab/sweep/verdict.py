@@ -18,13 +18,14 @@ The order of the questions, the tests and their measured rates are in ``docs/sta
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from scipy.stats import norm
+from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
 from replaylab.sweep.evidence import (
@@ -61,6 +62,7 @@ CONFIDENCE = 0.95
 # Periods of the verdict: six for each of 16 blocks, four later stretches of 12 for the walk-forward.
 PERIODS = 96
 _BLOCKS = 8
+_DELAY_S = 0.5
 _TITLES = {
     "insufficient": "Insufficient: too little to judge",
     "luck": "Luck: not distinguishable from the best of that many worthless trials",
@@ -117,12 +119,58 @@ class Verdict:
         return plots.verdict(self.title, self.reasons, self.arrays)
 
 
+class Steps:
+    """A progress bar over named steps of statistics; it appears after half a second, and disappears at the end.
+
+    >>> with Steps("verdict", 2, shown=False) as step:
+    ...     step("resamples")(1, 2)                       # 1 of 2 parts of this step are done
+    ...     step("splits")(1, 1)
+
+    The function that ``step`` returns is called with the parts that were done since its last call, and all of the step.
+    """
+
+    def __init__(self, name: str, count: int, *, shown: bool) -> None:
+        look = "{l_bar}{bar}| {elapsed}"
+        options: dict[str, Any] = {
+            "disable": not shown,
+            "delay": _DELAY_S,
+            "leave": False,
+            "bar_format": look,
+        }
+        self._name, self._begun, self._bar = name, 0, tqdm(total=count, desc=name, **options)
+
+    def __call__(self, name: str) -> Callable[[int, int], None]:
+        """Begin the next step: what was left of the last one counts as done."""
+        self._bar.set_description(f"{self._name}: {name}", refresh=False)
+        self._bar.update(self._begun - self._bar.n)
+        self._begun += 1
+
+        def done(parts: int, total: int) -> None:
+            self._bar.update(min(parts / total, self._begun - self._bar.n))
+
+        return done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._bar.update(self._bar.total - self._bar.n)
+        self._bar.close()
+
+
 def judge(result: Any, min_trades: int = MIN_TRADES) -> Verdict:
     """Return the verdict on a ``SweepResult``; see its ``verdict``."""
+    with Steps("verdict", 6, shown=result.progress) as step:
+        return _judge(result, min_trades, step)
+
+
+def _judge(result: Any, min_trades: int, step: Steps) -> Verdict:
+    step("assumptions and session.check()")
     caveats = _caveats(result)
     try:
         row, count = _candidate(result, min_trades)
-        found = _Evidence.of(result, row)
+        found = _Evidence.of(result, row, step)
     except SweepError as error:
         metrics = {"n_trials": result.n_trials, "min_trades": min_trades}
         return Verdict("insufficient", [f"{str(error)[0].upper()}{str(error)[1:]}."], caveats, metrics)
@@ -162,24 +210,30 @@ class _Evidence:
     arrays: dict[str, Any]
 
     @classmethod
-    def of(cls, result: Any, row: int) -> _Evidence:
+    def of(cls, result: Any, row: int, step: Steps) -> _Evidence:
+        step("PnL by period")
         rows, pnl = result.pnl_by_period(PERIODS)
         place = rows.index(row)
-        own = result.trades(row)["realized_pnl"].to_numpy()
-        shape = moments(np.append(own, _one_more_stop(result, row)))
+        step("trades of the best combination")
+        trades = result.trades(row)
+        own = trades["realized_pnl"].to_numpy()
+        shape = moments(np.append(own, _one_more_stop(trades, result.params_of(row).sl_pct)))
         if not math.isfinite(shape.sharpe):
             raise SweepError(
                 f"the best combination (row {row}) made the same in every trade: it has no Sharpe ratio"
             )
+        resamples = step("SPA test")
         independent = effective_trials(pnl)
         # Earlier sweeps on this tape are taken to repeat each other as much as this one does.
         trials = independent * result.n_trials / max(result.frame.height, 1)
         deflated = deflated_sharpe_ratio(shape, trials)
-        spa = superior_predictive_ability(pnl)
+        spa = superior_predictive_ability(pnl, done=resamples)
+        splits = step("overfitting")
         if pnl.shape[1] > 1:
-            split = overfitting_probability(pnl, _BLOCKS)
+            split = overfitting_probability(pnl, _BLOCKS, done=splits)
         else:
             split = overfitting_probability(np.column_stack([pnl, np.zeros(len(pnl))]), _BLOCKS, "mean")
+        step("walk-forward and intervals")
         steps = walk_forward_steps(pnl, PERIODS // 2, PERIODS // 8, expanding=True)
         later = [step.out_of_sample for step in steps]
         spread = bootstrap_intervals(pnl[:, place])
@@ -256,14 +310,13 @@ def _trades_needed(ratio: float, trials: float) -> float:
     return ((mean + float(norm.ppf(CONFIDENCE)) * math.sqrt(variance)) / ratio) ** 2
 
 
-def _one_more_stop(result: Any, row: int) -> float:
+def _one_more_stop(trades: pl.DataFrame, sl_pct: float) -> float:
     """PnL of a trade that is stopped out in full, for the loss that a short record may not hold yet.
 
     Small targets with a wide stop win nearly always; until the first stop is hit their Sharpe ratio explodes.
     """
-    trades, params = result.trades(row), result.params_of(row)
     notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)
-    stop = -notional * params.sl_pct / 100 - float(trades["fees"].median() or 0.0)
+    stop = -notional * sl_pct / 100 - float(trades["fees"].median() or 0.0)
     stopped = trades.filter(trades["reason"] == "STOP_LOSS")["realized_pnl"].median()
     return float(stop if stopped is None else min(stop, stopped))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -67,14 +68,11 @@ def test_an_edge_of_the_first_half_fails_out_of_sample() -> None:
 def test_small_wins_without_a_stop_are_not_skill(planted: SweepResult) -> None:
     """A row that won 40 times the same, whose stop has not been hit yet, has a Sharpe ratio without bound."""
 
-    def lucky(row: int, chosen: object) -> pl.DataFrame:
-        real = planted.trades(row).head(40)
-        win = pl.Series(np.where(np.arange(40) % 2, 0.011, 0.010))
-        return real.with_columns(realized_pnl=win, reason=pl.lit("TP2"))
-
-    assert planted.params_of(0).sl_pct * 1_000 / 100 > 0.1
-    shape = module._one_more_stop(replace(planted, trades_of=lucky), 0)
-    assert shape < -0.1
+    win = pl.Series(np.where(np.arange(40) % 2, 0.011, 0.010))
+    lucky = planted.trades(0).head(40).with_columns(realized_pnl=win, reason=pl.lit("TP2"))
+    stop = planted.params_of(0).sl_pct
+    assert stop * 1_000 / 100 > 0.1
+    assert module._one_more_stop(lucky, stop) < -0.1
 
 
 def test_costs_of_nothing_are_named(planted: SweepResult) -> None:
@@ -101,6 +99,32 @@ def test_few_verdicts_on_noise_are_supported() -> None:
 
 def test_planted_edges_are_found() -> None:
     assert benchmark.power(0.2, 3).get("supported", 0) >= 2
+
+
+def test_progress_covers_what_follows_the_pnl(
+    planted: SweepResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every step is named while it runs, the bar only grows and ends full; without ``progress`` there is none."""
+
+    class Eager(module.tqdm):  # type: ignore[misc, name-defined]
+        def __init__(self, *given: object, **options: object) -> None:
+            super().__init__(*given, **{**options, "delay": 0, "mininterval": 0})
+
+    monkeypatch.setattr(module, "tqdm", Eager)
+    watched = replace(planted, progress=True)
+    watched.verdict()
+    watched.overfitting(8)
+    watched.walk_forward("1h", "30m")
+    shown = capsys.readouterr().err
+    steps = ("assumptions and session.check()", "PnL by period", "trades of the best combination", "SPA test")
+    for step in (*steps, "overfitting", "walk-forward and intervals"):
+        assert f"verdict: {step}" in shown
+    for name in ("verdict", "overfitting", "walk-forward"):
+        percents = [int(found) for found in re.findall(rf"\r{name}: [^%]*?(\d+)%", shown)]
+        assert percents == sorted(percents), name
+        assert percents[-1] == 100, name
+    replace(planted).verdict()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.stress
