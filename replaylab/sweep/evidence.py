@@ -20,10 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import fft
 from scipy.stats import norm
 
 from replaylab.compiled import compiled, inlined, merged, one_at_a_time, was_compiled
@@ -32,7 +33,8 @@ from replaylab.errors import SweepError
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _EULER = 0.5772156649015329
-_MOST_PERIODS = 1_000_000
+# Splits of a task: each makes its tables of sums.
+_GROUP = 512
 
 
 @dataclass(frozen=True)
@@ -259,30 +261,42 @@ def superior_predictive_ability(
     # Trials so bad that they cannot matter are not recentred to zero (consistent), or only to their own mean (lower).
     bound = -math.sqrt(2.0 * math.log(math.log(periods)))
     centres = np.stack([means, np.where(ratios >= bound, means, 0.0), np.maximum(means, 0.0)]) / scale
-    weights = _bootstrap_weights(periods, length, reps, seed)
-    reached, open_ = np.zeros((reps, 3), dtype=bool), np.arange(reps)
+    weights = _bootstrap_weights(periods, length, reps, seed).astype(np.float32)
+    # What rounding to single precision may change in a resample's studentised mean (Cauchy–Schwarz), and as much again.
+    norms = np.sqrt((spread**2 + means**2) / periods) / scale
+    slack = 2.0**-23 * (periods + 8) * math.sqrt(float((weights**2).sum(axis=1).max())) * norms
+    reached, left = np.zeros((reps, 3), dtype=bool), np.arange(reps)
+    compile_statistics()
     # Columns far apart in the grid together: resamples that reach the statistic under all three centres do so soon.
-    count = -(-len(by_trial) // 512)
+    count = -(-len(by_trial) // 2_500)
     for part in range(count):
         scaled = by_trial[part::count] / (periods * scale[part::count, None])
-        found = reached[open_]
-        reaches(weights[open_] @ scaled.T, centres[:, part::count] + statistic, found)
-        reached[open_] = found
+        draws, found = weights[left], reached[left]
+        needed = centres[:, part::count] + statistic
+        reaches(draws @ scaled.T.astype(np.float32), needed, slack[part::count].copy(), draws, scaled, found)
+        reached[left] = found
         done(1, count)
-        open_ = open_[~found[:, 2]]
+        left = left[~found[:, 2]]
     upper, consistent, lower = reached.mean(axis=0)
     return Spa(float(consistent), float(lower), float(upper), statistic)
 
 
 def _long_run_variance(by_trial: Floats, means: Floats, block: float) -> Floats:
-    """Variance of √T times the mean under the stationary bootstrap, by its kernel (Politis & Romano 1994)."""
+    """Variance of √T times the mean under the stationary bootstrap, by its kernel (Politis & Romano 1994).
+
+    Its weight of lag k is that of lag T − k: a circular convolution, so the sum over lags is one over frequencies.
+    """
     periods = by_trial.shape[1]
     keep, lags = 1.0 - 1.0 / block, np.arange(periods)
     weights = (1.0 - lags / periods) * keep**lags + lags / periods * keep ** (periods - lags)
-    plain, variance = np.empty((2, len(by_trial)))
-    compile_statistics()
-    lagged_sums(by_trial, means, np.where(weights >= 1e-4, weights, 0.0), plain, variance)
-    return np.maximum(variance, 1e-6 * plain)
+    powers = np.abs(fft.rfft(by_trial - means[:, None], axis=1)) ** 2
+    # All frequencies but 0 and, of an even number of periods, the last stand for two.
+    twice = np.full(powers.shape[1], 2.0)
+    twice[0] = 1.0
+    twice[-1] -= periods % 2 == 0
+    of_lags = fft.rfft(np.where(weights >= 1e-4, weights, 0.0)).real
+    variance: Floats = powers @ np.column_stack([twice * of_lags, twice]) / periods**2
+    return np.maximum(variance[:, 0], 1e-6 * variance[:, 1])
 
 
 @dataclass(frozen=True)
@@ -437,18 +451,16 @@ def overfitting_probability(
     step = 1 if max_splits is None else max(1, math.ceil(every / max_splits))
     total = -(-every // step)
 
-    def work(inside: Ints) -> tuple[Ints, Ints, Floats]:
+    def work(inside: Ints) -> tuple[Ints, Floats]:
         places, scores = np.empty((3, len(inside)), dtype=np.int64), np.empty((2, len(inside)))
-        outside = np.ones((len(inside), n_blocks), dtype=bool)
-        np.put_along_axis(outside, inside, False, axis=1)
-        others = np.nonzero(outside)[1].reshape(inside.shape)
-        rank_splits(tiles, trials, inside, others, half, score == "mean", places, scores)
-        return inside, places, scores
+        both = np.array([(1 << n_blocks // 2) - 1] * 2)
+        rank_splits(tiles, trials, inside, both - inside, half, score == "mean", places, scores)
+        return places, scores
 
     parts = []
-    for inside, *part in _on_threads(work, _splits(n_blocks, step), total * trials):
-        parts.append(part)
-        done(len(inside), total)
+    for places, scores in _on_threads(work, _splits(n_blocks, step), total * trials):
+        parts.append((places, scores))
+        done(places.shape[1], total)
     chosen, below, equal = np.concatenate([places for places, _ in parts], axis=1)
     in_sample, out_of_sample = np.concatenate([scores for _, scores in parts], axis=1)
     rank = (below + (equal + 1) / 2) / (trials + 1)
@@ -467,10 +479,14 @@ def overfitting_probability(
 
 
 def _splits(n_blocks: int, step: int) -> Iterator[Ints]:
-    """Yield groups of splits, arrays (splits, half) of the blocks in sample."""
-    choices = islice(combinations(range(n_blocks), n_blocks // 2), 0, None, step)
-    while group := list(islice(choices, 256)):
-        yield np.array(group, dtype=np.int64)
+    """Yield groups of splits, arrays (splits, 2): the blocks in sample of each half of time, as bits."""
+    half = n_blocks // 2
+    bits = 1 << np.arange(n_blocks) % half
+    choices = islice(combinations(range(n_blocks), half), 0, None, step)
+    while group := list(islice(choices, _GROUP)):
+        blocks = np.array(group)
+        early = np.where(blocks < half, bits[blocks], 0).sum(axis=1)
+        yield np.column_stack([early, bits[blocks].sum(axis=1) - early])
 
 
 def _on_threads(work: Callable[[Ints], Any], groups: Iterator[Ints], amount: float) -> Iterator[Any]:
@@ -573,35 +589,15 @@ def walk_forward_steps(
     return steps
 
 
-class Clock(NamedTuple):
-    """``periods`` of ``length`` nanoseconds from ``start`` (nanoseconds since 1970)."""
-
-    start: int
-    length: int
-    periods: int
-
-    @property
-    def edges(self) -> Ints:
-        return np.int64(self.start) + np.arange(self.periods + 1, dtype=np.int64) * np.int64(self.length)
-
-
-def period_clock(span: tuple[int, int], length: int) -> Clock:
-    """Return the periods that cover both ends of ``span``, aligned to whole periods since 1970 (UTC)."""
-    first, last = span[0] // length, span[1] // length
-    if last - first >= _MOST_PERIODS:
-        raise SweepError(f"{last - first + 1:,} periods are too many: take longer ones")
-    return Clock(first * length, length, last - first + 1)
-
-
 # ---- Compiled ------------------------------------------------------------------------------------------------
 #
 # Of each split only the best column in sample and its rank out of sample are wanted. The Sharpe ratio rises with
 # t·|t|/q (t: sum, q: sum of squares), so a comparison of t·|t| with a multiple of q decides for nearly all columns
-# without a division or a root; those within rounding of the bound are scored in full. Sums add the blocks in order of
-# time; neighbouring splits share the first of them.
+# without a division or a root; those within rounding of the bound are scored in full. The sums over the blocks of a
+# half are those of its blocks in the first and in the second half of time, each looked up in a table of all such sets.
 
-# Columns that are scored together: with their blocks and partial sums they fit into the first cache.
-_TILE = 128
+# Columns that are scored together: their tables, for 16 blocks, fit into the second cache.
+_TILE = 64
 
 
 @compiled
@@ -649,43 +645,48 @@ def _bounds(score: float, count: int, blocks: int, mean: bool) -> Any:
     return middle - 1e-13 * abs(middle), middle + 1e-13 * abs(middle)
 
 
-@merged
-def _add_blocks(tile: Any, blocks: Any, before: Any, partial: Any) -> None:
-    """Bring ``partial`` (depth, 2, columns) from the sums of the blocks ``before`` to those of ``blocks``."""
-    same = 0
-    while same < len(blocks) and blocks[same] == before[same]:
-        same += 1
-    for depth in range(same, len(blocks)):
-        block = blocks[depth]
-        for kind in range(2):
-            for place in range(partial.shape[2]):
-                partial[depth + 1, kind, place] = partial[depth, kind, place] + tile[block, kind, place]
+@inlined
+def _add_sets(tile: Any, sets: Any) -> None:
+    """Fill ``sets`` (2, sets, 2, columns): sums of every set of blocks in each half of time, added in its order."""
+    early = len(tile) // 2
+    for part in range(2):
+        for chosen in range(1, 1 << (len(tile) - early if part else early)):
+            last = 0
+            while chosen >> (last + 1):
+                last += 1
+            block = part * early + last
+            for kind in range(2):
+                for place in range(tile.shape[2]):
+                    before = sets[part, chosen ^ (1 << last), kind, place]
+                    sets[part, chosen, kind, place] = before + tile[block, kind, place]
 
 
 @inlined
 def _choose(tiles: Any, trials: int, inside: Any, count: int, mean: bool, chosen: Any, scores: Any) -> None:
     """Find the first best column of each split in sample, and its score there."""
-    width, half = tiles.shape[3], inside.shape[1]
-    partial, none = np.zeros((half + 1, 2, width)), np.full(half, -1)
-    total, square = partial[half, 0], partial[half, 1]
+    half, width = tiles.shape[1] // 2, tiles.shape[3]
+    sets = np.zeros((2, 1 << (tiles.shape[1] - half), 2, width))
     bound = np.full(len(inside), -math.inf)
     chosen[:] = 0
     scores[:] = -math.inf
     for tile in range(len(tiles)):
         columns = min(width, trials - tile * width)
+        _add_sets(tiles[tile], sets)
         for split in range(len(inside)):
-            _add_blocks(tiles[tile], inside[split], inside[split - 1] if split else none, partial)
+            early, late = sets[0, inside[split, 0]], sets[1, inside[split, 1]]
             # Columns that are 0 throughout: they count where the best so far loses.
             low, slack = bound[split], -1e-300 if scores[split] < 0.0 else 0.0
             possible = 0
             for place in range(columns):
-                possible += total[place] * abs(total[place]) > low * square[place] + slack
+                total, square = early[0, place] + late[0, place], early[1, place] + late[1, place]
+                possible += total * abs(total) > low * square + slack
             if possible == 0 and tile > 0:
                 continue
             best = scores[split]
             for place in range(columns):
-                if tile == 0 or total[place] * abs(total[place]) > low * square[place] + slack:
-                    value = _score(total[place], square[place], count, mean)
+                total, square = early[0, place] + late[0, place], early[1, place] + late[1, place]
+                if tile == 0 or total * abs(total) > low * square + slack:
+                    value = _score(total, square, count, mean)
                     if value > best:
                         best, chosen[split] = value, tile * width + place
             if best > scores[split]:
@@ -697,37 +698,39 @@ def _count_below(
     tiles: Any, trials: int, outside: Any, count: int, mean: bool, places: Any, scores: Any
 ) -> None:
     """Score the chosen columns out of sample; count the columns below them, and equal to them (itself among these)."""
-    width, half = tiles.shape[3], outside.shape[1]
-    partial, none = np.zeros((half + 1, 2, width)), np.full(half, -1)
-    total, square = partial[half, 0], partial[half, 1]
+    half, width = tiles.shape[1] // 2, tiles.shape[3]
+    sets = np.zeros((2, 1 << (tiles.shape[1] - half), 2, width))
     bounds = np.empty((len(outside), 2))
     places[1:] = 0
     for split in range(len(outside)):
         tile, place = places[0, split] // width, places[0, split] % width
-        reached = squares = 0.0
-        for block in outside[split]:
-            reached += tiles[tile, block, 0, place]
-            squares += tiles[tile, block, 1, place]
-        scores[split] = _score(reached, squares, count, mean)
+        sums = np.zeros((2, 2))
+        for block in range(tiles.shape[1]):
+            part = block // half
+            if outside[split, part] >> (block - part * half) & 1:
+                sums[part] += tiles[tile, block, :, place]
+        scores[split] = _score(sums[0, 0] + sums[1, 0], sums[0, 1] + sums[1, 1], count, mean)
         bounds[split, 0], bounds[split, 1] = _bounds(scores[split], count, half, mean)
     for tile in range(len(tiles)):
         columns = min(width, trials - tile * width)
+        _add_sets(tiles[tile], sets)
         for split in range(len(outside)):
-            _add_blocks(tiles[tile], outside[split], outside[split - 1] if split else none, partial)
+            early, late = sets[0, outside[split, 0]], sets[1, outside[split, 1]]
             low, high, reached = bounds[split, 0], bounds[split, 1], scores[split]
             below = above = zero = equal = 0
             for place in range(columns):
-                signed = total[place] * abs(total[place])
-                other = total[place] != 0.0
-                zero += total[place] == 0.0
-                below += other & (signed < low * square[place])
-                above += other & (signed > high * square[place])
+                total, square = early[0, place] + late[0, place], early[1, place] + late[1, place]
+                signed, other = total * abs(total), total != 0.0
+                zero += total == 0.0
+                below += other & (signed < low * square)
+                above += other & (signed > high * square)
             if below + above + zero < columns:
                 for place in range(columns):
-                    signed = total[place] * abs(total[place])
-                    if total[place] == 0.0 or signed < low * square[place] or signed > high * square[place]:
+                    total, square = early[0, place] + late[0, place], early[1, place] + late[1, place]
+                    signed = total * abs(total)
+                    if total == 0.0 or signed < low * square or signed > high * square:
                         continue
-                    value = _score(total[place], square[place], count, mean)
+                    value = _score(total, square, count, mean)
                     below += value < reached
                     equal += value == reached
             places[1, split] += below + (zero if reached > 0.0 else 0)
@@ -740,48 +743,41 @@ def rank_splits(
 ) -> None:
     """Find the best column of each split in sample, and its rank out of sample.
 
-    ``inside`` and ``outside``: the blocks of each split, ascending. ``count``: periods in a half. Into ``places``:
-    chosen, below, equal; into ``scores``: its score in and out of sample.
+    ``inside`` and ``outside``: the blocks of each split, as bits: (those of the first half of time, of the second).
+    ``count``: periods in a half. Into ``places``: chosen, below, equal; into ``scores``: in and out of sample.
     """
     _choose(tiles, trials, inside, count, mean, places[0], scores[0])
     _count_below(tiles, trials, outside, count, mean, places, scores[1])
 
 
 @compiled
-def lagged_sums(by_trial: Any, means: Any, weights: Any, plain: Any, variance: Any) -> None:
-    """Compute each row's variance, and its sum of covariances at all lags, each times its weight."""
-    trials, periods = by_trial.shape
-    width = 32
-    centred, lagged = np.zeros((periods, width)), np.empty(width)
-    for first in range(0, trials, width):
-        columns = min(width, trials - first)
+def reaches(sums: Any, needed: Any, slack: Any, weights: Any, scaled: Any, found: Any) -> None:
+    """Note for each resample whether any column's mean reaches what is ``needed``, of which each row asks for more.
+
+    ``sums`` are the means ``weights @ scaled.T`` in single precision; within ``slack`` they are computed again.
+    """
+    columns = sums.shape[1]
+    low = np.empty(needed.shape, dtype=np.float32)
+    for kind in range(len(needed)):
         for place in range(columns):
-            for period in range(periods):
-                centred[period, place] = by_trial[first + place, period] - means[first + place]
-        for lag in range(periods):
-            if weights[lag] == 0.0:
-                continue
-            lagged[:] = 0.0
-            for period in range(periods - lag):
-                for place in range(width):
-                    lagged[place] += centred[period + lag, place] * centred[period, place]
-            for place in range(columns):
-                if lag == 0:
-                    plain[first + place] = variance[first + place] = lagged[place] / periods
-                else:
-                    variance[first + place] += 2.0 * weights[lag] * lagged[place] / periods
-
-
-@compiled
-def reaches(sums: Any, needed: Any, found: Any) -> None:
-    """Note for each row of ``sums`` whether any column reaches what is needed, of which each row asks for more."""
+            low[kind, place] = needed[kind, place] - slack[place]
     for row in range(len(sums)):
         for kind in range(len(needed)):
+            possible = 0
             if not found[row, kind]:
-                count = 0
-                for place in range(sums.shape[1]):
-                    count += sums[row, place] >= needed[kind, place]
-                found[row, kind] = count > 0
+                for place in range(columns):
+                    possible += sums[row, place] >= low[kind, place]
+            place = 0
+            while possible > 0 and not found[row, kind]:
+                if sums[row, place] >= low[kind, place]:
+                    possible -= 1
+                    found[row, kind] = sums[row, place] >= needed[kind, place] + slack[place]
+                    if not found[row, kind]:
+                        mean = 0.0
+                        for period in range(scaled.shape[1]):
+                            mean += weights[row, period] * scaled[place, period]
+                        found[row, kind] = mean >= needed[kind, place]
+                place += 1
             if not found[row, kind]:
                 break
 
@@ -793,8 +789,8 @@ def compile_statistics() -> None:
     with one_at_a_time():
         tiles = np.zeros((1, 2, 2, _TILE))
         block_sums(np.zeros((2, 2)), tiles, False)
-        halves = np.array([[0], [1]])
+        halves = np.array([[1, 0], [0, 1]])
         found = np.empty((3, 2), dtype=np.int64), np.empty((2, 2))
         rank_splits(tiles, 2, halves, halves[::-1].copy(), 2, False, *found)
-        lagged_sums(np.zeros((1, 2)), np.zeros(1), np.ones(2), np.empty(1), np.empty(1))
-        reaches(np.zeros((1, 1)), np.zeros((3, 1)), np.zeros((1, 3), dtype=bool))
+        one, none = np.zeros((1, 1)), np.zeros((1, 1), dtype=np.float32)
+        reaches(none, np.zeros((3, 1)), np.zeros(1), none, one, np.zeros((1, 3), dtype=bool))

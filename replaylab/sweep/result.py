@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,12 @@ from replaylab.fsio import atomic_path
 from replaylab.params import Resolved, Source, TradingParams
 from replaylab.sweep import fills
 from replaylab.sweep.evidence import (
-    Clock,
     Deflated,
     Overfitting,
     deflated_sharpe_ratio,
     effective_trials,
     moments,
     overfitting_probability,
-    period_clock,
     walk_forward_steps,
 )
 from replaylab.sweep.grid import plateaus
@@ -70,6 +68,19 @@ METRICS = (
 _SHOWN = ("net_pnl", "n_trades", "win_rate", "profit_factor", "max_drawdown", "sharpe_per_trade")
 _KEY = b"replaylab.sweep"
 _UTC = pl.Datetime("ns", "UTC")
+_MOST_PERIODS = 1_000_000
+
+
+class Clock(NamedTuple):
+    """``periods`` of ``length`` nanoseconds from ``start`` (nanoseconds since 1970)."""
+
+    start: int
+    length: int
+    periods: int
+
+    @property
+    def edges(self) -> npt.NDArray[np.int64]:
+        return np.int64(self.start) + np.arange(self.periods + 1, dtype=np.int64) * np.int64(self.length)
 
 
 def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
@@ -329,10 +340,17 @@ class SweepResult(Outcome):
         return {}
 
     def clock(self, every: int | str | timedelta = PERIODS) -> Clock:
-        """Return start, length (ns) and number of the periods of ``pnl_by_period``."""
+        """Return start, length (ns) and number of the periods of ``pnl_by_period``; raises SweepError for too many.
+
+        Periods of a length are whole ones since 1970 (UTC) that cover both ends of the session.
+        """
         span = self._span()
         if not isinstance(every, int):
-            return period_clock(span, period_ns(every))
+            length = period_ns(every)
+            first, last = span[0] // length, span[1] // length
+            if last - first >= _MOST_PERIODS:
+                raise SweepError(f"{last - first + 1:,} periods are too many: take longer ones")
+            return Clock(first * length, length, last - first + 1)
         length = max(1, -(-(span[1] - span[0] + 1) // every))
         return Clock(span[0], length, every)
 

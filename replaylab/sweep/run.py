@@ -27,7 +27,7 @@ from replaylab import __version__
 from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
-from replaylab.sweep.evidence import Clock, compile_statistics
+from replaylab.sweep.evidence import compile_statistics
 from replaylab.sweep.fills import RAW, REASONS, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
@@ -41,7 +41,7 @@ from replaylab.sweep.model_loop import (
     run_loop,
     run_position,
 )
-from replaylab.sweep.result import metrics
+from replaylab.sweep.result import Clock, metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
 from replaylab.trading import ExitRule, OpenTrade

@@ -28,11 +28,10 @@ from replaylab.fsio import atomic_path
 from replaylab.params import Resolved, ScoringParams, TradingParams, resolve_params
 from replaylab.paths import DataRoot
 from replaylab.sessions import Finding, Findings, signal_frame
-from replaylab.sweep.evidence import Clock
 from replaylab.sweep.fills import CLOCK, DRAWDOWN, FIRST, LOW, NET, PEAK, RAW, SQUARES, SUM, N, exits_of
 from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
-from replaylab.sweep.result import Backtest, SweepResult, assumptions_of, metrics
+from replaylab.sweep.result import Backtest, Clock, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import BoundRule, parts, rule_identity, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
 from replaylab.sweep.verdict import PERIODS, add_trial, ledger_path

@@ -315,10 +315,13 @@ def _one_more_stop(trades: pl.DataFrame, sl_pct: float) -> float:
 
     Small targets with a wide stop win nearly always; until the first stop is hit their Sharpe ratio explodes.
     """
-    notional = float((trades["entry_price"] * trades["qty"]).median() or 0.0)
-    stop = -notional * sl_pct / 100 - float(trades["fees"].median() or 0.0)
-    stopped = trades.filter(trades["reason"] == "STOP_LOSS")["realized_pnl"].median()
-    return float(stop if stopped is None else min(stop, stopped))
+    stopped = pl.col("realized_pnl").filter(pl.col("reason") == "STOP_LOSS")
+    medians = trades.select(
+        (pl.col("entry_price") * pl.col("qty")).median(), pl.col("fees").median(), stopped.median()
+    )
+    notional, fees, usual = medians.row(0)
+    stop = -(notional or 0.0) * sl_pct / 100 - (fees or 0.0)
+    return float(stop if usual is None else min(stop, usual))
 
 
 def _caveats(result: Any) -> list[str]:

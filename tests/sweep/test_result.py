@@ -251,3 +251,8 @@ def test_the_heatmap_shows_as_many_profits_as_there_are() -> None:
     assert 0.2 < rows < 0.8
     assert shares["max"] == 1.0
     assert abs(shares["median"] - rows) < 0.5
+
+
+def test_too_many_periods_are_refused(result: SweepResult) -> None:
+    with pytest.raises(SweepError, match="1,000,000,001 periods are too many"):
+        replace(result, span=(0, 10**18)).clock("1s")
