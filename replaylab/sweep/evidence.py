@@ -290,7 +290,7 @@ def _long_run_variance(by_trial: Floats, means: Floats, block: float) -> Floats:
     keep, lags = 1.0 - 1.0 / block, np.arange(periods)
     weights = (1.0 - lags / periods) * keep**lags + lags / periods * keep ** (periods - lags)
     powers = np.abs(fft.rfft(by_trial - means[:, None], axis=1)) ** 2
-    # All frequencies but 0 and, of an even number of periods, the last stand for two.
+    # All frequencies but 0 and, of an even number of periods, the last count for two.
     twice = np.full(powers.shape[1], 2.0)
     twice[0] = 1.0
     twice[-1] -= periods % 2 == 0

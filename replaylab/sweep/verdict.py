@@ -319,9 +319,9 @@ def _one_more_stop(trades: pl.DataFrame, sl_pct: float) -> float:
     medians = trades.select(
         (pl.col("entry_price") * pl.col("qty")).median(), pl.col("fees").median(), stopped.median()
     )
-    notional, fees, usual = medians.row(0)
+    notional, fees, loss = medians.row(0)
     stop = -(notional or 0.0) * sl_pct / 100 - (fees or 0.0)
-    return float(stop if usual is None else min(stop, usual))
+    return float(stop if loss is None else min(stop, loss))
 
 
 def _caveats(result: Any) -> list[str]:
