@@ -5,9 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from replaylab import cli
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -18,25 +24,45 @@ def python_blocks(path: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/tutorial.md",
-        "docs/features.md",
-        "docs/reconcile.md",
-        "docs/your-bot.md",
-        "docs/calibrate.md",
-        "docs/chart.md",
-        "docs/rules.md",
-    ],
-)
-def test_the_tour_runs_as_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = [path for path in DOCUMENTS if "```python" in path.read_text()]
+# A process of its own, in which `await` works as in a notebook.
+RUN = """
+import ast, asyncio, inspect, sys
+
+if __name__ == "__main__":
+    code = compile(sys.stdin.read(), sys.argv[1], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    waits = eval(code, {"__name__": "__main__"})
+    if inspect.isawaitable(waits):
+        asyncio.run(waits)
+"""
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_code_of_a_page_runs_as_written(path: Path, tmp_path: Path) -> None:
     """Every Python block of the page, one after another, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    code = python_blocks(REPOSITORY / name)
-    assert "Lab" in code
-    exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    (tmp_path / "run.py").write_text(RUN)
+    done = subprocess.run(
+        [sys.executable, "run.py", path.name],
+        input=python_blocks(path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_on_the_pages_exist(path: Path) -> None:
+    """Each `replaylab` line of a console block names a command and options that it has."""
+    app = get_command(cli.app)
+    for block in re.findall(r"```(?:console|sh)\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        for line in re.findall(r"^(?:\$ )?replaylab (.*)$", block, flags=re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            command = app.commands[words[0]]
+            known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+            used = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+            assert used <= known, f"{line}: {used - known}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

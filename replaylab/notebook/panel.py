@@ -25,9 +25,8 @@ from weakref import WeakValueDictionary
 import ipywidgets as w
 
 from replaylab.errors import ReplaylabError, SessionError
-from replaylab.notebook.controls import Controls
+from replaylab.notebook.controls import Controls, RunParams
 from replaylab.notebook.live import LiveView, MarketTrack, first_regimes
-from replaylab.notebook.run_params import RunParams
 from replaylab.notebook.session_detail import DetailView, RunResult, RunResultView, describe, run_result
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
 from replaylab.notebook.session_table import Actions, SessionTable

@@ -223,7 +223,8 @@ class ReplayEngine:
         strict: bool,
         when_over: Callable[[], None] | None = None,
     ) -> ActiveRun:
-        if self._run is not None and not self._run.over.is_set():
+        # One that was stopped a moment ago is about to end.
+        if self._run is not None and not self._run.over.wait(10.0 if self._run.player.outcome else 0.0):
             raise ReplayError("this engine already plays a session; stop() it first")
         if session_id is not None:
             try:

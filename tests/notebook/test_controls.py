@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from replaylab import TradingParams
-from replaylab.notebook.run_params import RunParams
+from replaylab.notebook.controls import RunParams
 from tests.strategies import random_params
 
 
