@@ -661,7 +661,7 @@ def _add_sets(tile: Any, sets: Any) -> None:
                     sets[part, chosen, kind, place] = before + tile[block, kind, place]
 
 
-@inlined
+@compiled
 def _choose(tiles: Any, trials: int, inside: Any, count: int, mean: bool, chosen: Any, scores: Any) -> None:
     """Find the first best column of each split in sample, and its score there."""
     half, width = tiles.shape[1] // 2, tiles.shape[3]
@@ -693,7 +693,7 @@ def _choose(tiles: Any, trials: int, inside: Any, count: int, mean: bool, chosen
                 scores[split], bound[split] = best, _bounds(best, count, half, mean)[0]
 
 
-@inlined
+@compiled
 def _count_below(
     tiles: Any, trials: int, outside: Any, count: int, mean: bool, places: Any, scores: Any
 ) -> None:
