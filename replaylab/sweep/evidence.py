@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, islice
 from typing import Any, Literal
 
@@ -177,14 +176,11 @@ def effective_trials(pnl: npt.ArrayLike) -> float:
     The participation ratio of their correlation matrix, ``(Σλ)²/Σλ² = n²/Σρ²``, with the mean of ρ² off the diagonal
     corrected for what T periods show of independent trials, 1/(T − 1). Columns without spread count for nothing.
     """
-    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
-    centred = by_trial - by_trial.mean(axis=1, keepdims=True)
-    norms = np.sqrt(np.einsum("ij,ij->i", centred, centred))
-    usable = norms > 1e-12 * np.abs(by_trial).max(initial=0.0)
-    trials, periods = int(usable.sum()), by_trial.shape[1]
+    by_trial, means, spread = _spread(pnl)
+    trials, periods = by_trial.shape
     if trials < 2 or periods < 3:
         return float(max(1, trials))
-    scaled: Floats = centred[usable] / norms[usable, None]
+    scaled: Floats = (by_trial - means[:, None]) / (spread[:, None] * math.sqrt(periods))
     # Σρ² over all pairs, from the smaller of the two products.
     total = float(((scaled.T @ scaled if periods < trials else scaled @ scaled.T) ** 2).sum())
     chance = 1.0 / (periods - 1.0)
@@ -193,6 +189,8 @@ def effective_trials(pnl: npt.ArrayLike) -> float:
     return float(trials / (1.0 + (trials - 1.0) * shared))
 
 
+# The SPA test and the intervals of the best row often ask for the same ones.
+@lru_cache(maxsize=2)
 def _bootstrap_weights(periods: int, block: float, reps: int, seed: int) -> Floats:
     """Return (reps, periods): how often each period occurs in each resample of the stationary bootstrap."""
     # Loading arch takes a second: with the first verdict, not with the first import.
@@ -244,16 +242,13 @@ def superior_predictive_ability(
     The resamples are those of ``arch.bootstrap``. ``done`` is called with the number of groups of columns that were
     finished since the last call, and of all.
     """
-    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
+    by_trial, means, spread = _spread(pnl)
     periods = by_trial.shape[1]
-    means, spread = by_trial.mean(axis=1), by_trial.std(axis=1)
-    usable = spread > 1e-12 * np.abs(by_trial).max(initial=0.0)
-    if periods < 8 or not usable.any():
+    if periods < 8 or not len(by_trial):
         return Spa(math.nan, math.nan, math.nan, math.nan)
-    by_trial, means, spread = by_trial[usable], means[usable], spread[usable]
     best = int(np.argmax(means / spread))
     length = block_length(by_trial[best]) if block is None else block
-    scale = np.sqrt(_long_run_variance(by_trial, means, length) / periods)
+    scale = np.sqrt(_long_run_variance(by_trial - means[:, None], length) / periods)
     ratios = means / scale
     statistic = max(0.0, float(ratios.max()))
     if statistic == 0.0:
@@ -281,21 +276,30 @@ def superior_predictive_ability(
     return Spa(float(consistent), float(lower), float(upper), statistic)
 
 
-def _long_run_variance(by_trial: Floats, means: Floats, block: float) -> Floats:
+def _spread(pnl: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """Return the columns of ``pnl`` that have a spread, as rows, with their means and standard deviations."""
+    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
+    means = by_trial.mean(axis=1)
+    centred = by_trial - means[:, None]
+    spread = np.sqrt(np.einsum("ij,ij->i", centred, centred) / by_trial.shape[1])
+    usable = spread > 1e-12 * max(by_trial.max(initial=0.0), -by_trial.min(initial=0.0))
+    return (by_trial, means, spread) if usable.all() else (by_trial[usable], means[usable], spread[usable])
+
+
+def _long_run_variance(centred: Floats, block: float) -> Floats:
     """Variance of √T times the mean under the stationary bootstrap, by its kernel (Politis & Romano 1994).
 
     Its weight of lag k is that of lag T − k: a circular convolution, so the sum over lags is one over frequencies.
     """
-    periods = by_trial.shape[1]
+    periods = centred.shape[1]
     keep, lags = 1.0 - 1.0 / block, np.arange(periods)
     weights = (1.0 - lags / periods) * keep**lags + lags / periods * keep ** (periods - lags)
-    powers = np.abs(fft.rfft(by_trial - means[:, None], axis=1)) ** 2
-    # All frequencies but 0 and, of an even number of periods, the last count for two.
-    twice = np.full(powers.shape[1], 2.0)
-    twice[0] = 1.0
-    twice[-1] -= periods % 2 == 0
     of_lags = fft.rfft(np.where(weights >= 1e-4, weights, 0.0)).real
-    variance: Floats = powers @ np.column_stack([twice * of_lags, twice]) / periods**2
+    # All frequencies but 0 and, of an even number of periods, the last count for two.
+    twice = np.full(len(of_lags), 2.0)
+    twice[[0] if periods % 2 else [0, -1]] = 1.0
+    parts = fft.rfft(centred, axis=1).view(np.float64)
+    variance: Floats = parts**2 @ np.repeat(np.column_stack([twice * of_lags, twice]), 2, axis=0) / periods**2
     return np.maximum(variance[:, 0], 1e-6 * variance[:, 1])
 
 
@@ -415,6 +419,13 @@ class Overfitting:
     n_blocks: int
     n_trials: int
 
+    def __repr__(self) -> str:
+        return (
+            f"<Overfitting: of {self.n_trials:,} trials the one chosen on half of the time loses on the other half in "
+            f"{self.loss_probability:.0%} of {len(self.logits):,} splits (PBO {self.probability:.2f}, slope "
+            f"{self.slope:+.2f})>"
+        )
+
 
 def overfitting_probability(
     returns: npt.ArrayLike,
@@ -428,7 +439,7 @@ def overfitting_probability(
 
     ``returns``: (periods, trials), the PnL of each trial in equal periods. The periods are cut into ``n_blocks`` (even)
     blocks of time; every choice of half of them is in sample once (12,870 for 16), the other half out of sample.
-    ``score``: "sharpe" or "mean" of the periods. Rows beyond a multiple of ``n_blocks`` are left out at the start.
+    ``score``: "sharpe" or "mean" of the periods. Periods beyond a multiple of ``n_blocks`` are left out at the start.
     ``max_splits`` takes that many splits spread evenly over all. Ties share a rank. ``done`` is called with the number
     of splits that were finished since the last call, and of all. Raises SweepError.
     """
@@ -444,9 +455,8 @@ def overfitting_probability(
     if score == "sharpe" and half < 2:
         raise SweepError("a Sharpe ratio needs two periods in each half: use more periods or score='mean'")
     compile_statistics()
-    by_trial = np.ascontiguousarray(matrix[len(matrix) - size * n_blocks :].T)
     tiles = np.zeros((-(-trials // _TILE), n_blocks, 2, _TILE))
-    block_sums(by_trial, tiles, score == "mean")
+    block_sums(np.ascontiguousarray(matrix.T), tiles, score == "mean")
     every = math.comb(n_blocks, n_blocks // 2)
     step = 1 if max_splits is None else max(1, math.ceil(every / max_splits))
     total = -(-every // step)
@@ -495,19 +505,9 @@ def _on_threads(work: Callable[[Ints], Any], groups: Iterator[Ints], amount: flo
     if threads == 1 or amount < 1e6:
         yield from map(work, groups)
         return
+    # An interrupt in a notebook cancels the groups that have not begun.
     with ThreadPoolExecutor(threads, thread_name_prefix="evidence") as pool:
-        waiting: deque[Any] = deque()
-        try:
-            for group in groups:
-                waiting.append(pool.submit(work, group))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BaseException:
-            # An interrupt in a notebook ends the work now, not after all groups.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        yield from pool.map(work, groups)
 
 
 def _slope(x: Floats, y: Floats) -> float:
@@ -604,12 +604,12 @@ _TILE = 64
 def block_sums(by_trial: Any, tiles: Any, mean: bool) -> None:
     """Sum PnL and its squares per block into ``tiles`` (tiles, blocks, 2, columns); for a mean the squares are 1."""
     n_blocks, width = tiles.shape[1], tiles.shape[3]
-    size = by_trial.shape[1] // n_blocks
+    size, first = by_trial.shape[1] // n_blocks, by_trial.shape[1] % n_blocks
     for row in range(len(by_trial)):
         tile, place = row // width, row % width
         for block in range(n_blocks):
             total = square = 0.0
-            for value in by_trial[row, block * size : (block + 1) * size]:
+            for value in by_trial[row, first + block * size : first + (block + 1) * size]:
                 total += value
                 square += value * value
             tiles[tile, block, 0, place] = total

@@ -332,7 +332,7 @@ class SweepResult(Outcome):
         if key not in self._pnl:
             # One array is kept: the overfitting, the verdict and its plot read the same.
             self._pnl.clear()
-            self._pnl[key] = self.pnl_of(rows, clock).T
+            self._pnl[key] = np.ascontiguousarray(self.pnl_of(rows, clock)).T
         return rows, self._pnl[key]
 
     @cached_property

@@ -136,8 +136,8 @@ def test_spa_equals_that_of_arch() -> None:
     for shift in (-0.1, 0.0, 0.1):
         matrix = rng.normal(size=(120, 15)) * rng.uniform(0.5, 2.0, 15) + shift
         found = evidence.superior_predictive_ability(matrix, block=4, reps=500, seed=3)
-        by_trial = np.ascontiguousarray(matrix.T)
-        scale = np.sqrt(evidence._long_run_variance(by_trial, by_trial.mean(axis=1), 4))
+        centred = np.ascontiguousarray((matrix - matrix.mean(axis=0)).T)
+        scale = np.sqrt(evidence._long_run_variance(centred, 4))
         theirs = SPA(np.zeros(120), -matrix / scale, block_size=4, reps=500, seed=3)
         theirs.compute()
         wanted = [theirs.pvalues[name] for name in ("consistent", "lower", "upper")]
@@ -236,6 +236,7 @@ def test_overfitting_of_hand_worked_numbers() -> None:
     np.testing.assert_array_equal(found.in_sample, [2, 3, 2, 2, 2, 2])
     np.testing.assert_array_equal(found.out_of_sample, [2, 1, 2, 2, 2, 2])
     assert found.probability == pytest.approx(1 / 3)
+    assert "loses on the other half in 0% of 6 splits (PBO 0.33, slope -1.00)" in repr(found)
     assert found.slope == pytest.approx(-1.0)
     assert found.loss_probability == 0.0
 
