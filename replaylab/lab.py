@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from replaylab.notebook import Chart, Panel
     from replaylab.replay import Calibration, Fidelity, Reconciliation, ReplayControl, ReplayEngine, SimRun
     from replaylab.sessions import AnySession, EventFrame, Session, SessionStore
-    from replaylab.sweep import Backtest, SweepResult, WhatIf
+    from replaylab.sweep import Backtest, Optimisation, SweepResult, WhatIf
     from replaylab.trading import ExitRule
 
     LookBacks: TypeAlias = FeatureParams | Mapping[str, FeatureParams]
@@ -449,6 +449,38 @@ class Lab:
         self._last_sweep = weakref.ref(result)
         return self._give(result)
 
+    def optimise(
+        self,
+        session: AnySession | Sequence[AnySession],
+        space: Mapping[str, Any],
+        metric: str = "net_pnl",
+        trials: int = 256,
+        params: Params = None,
+        *,
+        batch: int = 32,
+        min_trades: int = 30,
+        log: Sequence[str] = (),
+        seed: int | None = 0,
+        sampler: Any = None,
+        price_source: PriceSource = "auto",
+        scoring: Scoring = None,
+        signals: Frame | None = None,
+        rule: ExitRule | None = None,
+        executor: Executor | None = None,
+        progress: bool = True,
+    ) -> Optimisation:
+        """Search a space of parameters with feedback, in batches; see ``replaylab.sweep.optimise``."""
+        from replaylab.sweep import optimise
+
+        data: Any = {"price_source": price_source, "scoring": scoring, "signals": signals}
+        base: Any = {"default": self.config.trading, "default_scoring": self.config.scoring}
+        search: Any = {"batch": batch, "min_trades": min_trades, "log": log, "seed": seed, "sampler": sampler}
+        runs: Any = {"executor": executor, "progress": progress, "cache_dir": self.config.cache_path}
+        rule, opened = self._with_features(rule), self._opened(session)
+        found = optimise(opened, space, metric, trials, params, rule=rule, **data, **base, **search, **runs)
+        self._last_sweep = weakref.ref(found)
+        return self._give(found)
+
     @property
     def last_sweep(self) -> SweepResult | None:
         """The result of the last sweep of this Lab, while it is in use; the panel shows its verdict."""
@@ -529,15 +561,8 @@ class Lab:
         """Return a row per decision time, with only what was known then; see ``replaylab.ml.features``."""
         from replaylab.ml import features
 
-        found = features(
-            self._open(session),
-            at=at,
-            symbols=symbols,
-            params=params,
-            recent_trades=recent_trades,
-            max_gap_s=max_gap_s,
-        )
-        return self._give(found)
+        rows: Any = {"at": at, "symbols": symbols, "recent_trades": recent_trades, "max_gap_s": max_gap_s}
+        return self._give(features(self._open(session), params=params, **rows))
 
     def labels(
         self,
@@ -594,17 +619,10 @@ class Lab:
         from replaylab.ml import export_features
 
         several = sessions if isinstance(sessions, list | tuple) else [sessions]
+        opened = [self._open(session) for session in several]
+        rows: Any = {"at": at, "params": params, "recent_trades": recent_trades, "max_gap_s": max_gap_s}
         return export_features(
-            [self._open(session) for session in several],
-            path,
-            format,
-            labels=labels,
-            at=at,
-            params=params,
-            recent_trades=recent_trades,
-            max_gap_s=max_gap_s,
-            symbols=symbols,
-            progress=progress,
+            opened, path, format, labels=labels, symbols=symbols, progress=progress, **rows
         )
 
     # Operate
@@ -661,34 +679,25 @@ class Lab:
         """Import files of an exchange archive as tape, book or funding; see ``docs/importing.md`` for the formats."""
         from replaylab.importers import import_history
 
-        return import_history(
-            self.root,
-            format,
-            files,
-            symbol,
-            progress,
-            clock=clock,
-            save_as=save_as,
-            gap_s=gap_s,
-            contract_size=contract_size,
-            max_rejects=max_rejects,
-            market=market,
-            timestamp=timestamp,
-            timestamp_unit=timestamp_unit,
-            time_zone=time_zone,
-            price=price,
-            qty=qty,
-            side=side,
-            buyer_maker=buyer_maker,
-            trade_id=trade_id,
-            received_at=received_at,
-            buy_word=buy_word,
-            sell_word=sell_word,
-            delimiter=delimiter,
-            columns=columns,
-            funding_rate=funding_rate,
-            mark_price=mark_price,
-        )
+        times: Any = {"timestamp": timestamp, "timestamp_unit": timestamp_unit, "time_zone": time_zone}
+        trade: Any = {
+            "price": price,
+            "qty": qty,
+            "side": side,
+            "trade_id": trade_id,
+            "received_at": received_at,
+        }
+        words: Any = {"buyer_maker": buyer_maker, "buy_word": buy_word, "sell_word": sell_word}
+        table: Any = {
+            "delimiter": delimiter,
+            "columns": columns,
+            "market": market,
+            "contract_size": contract_size,
+        }
+        funding: Any = {"funding_rate": funding_rate, "mark_price": mark_price}
+        rules: Any = {"clock": clock, "save_as": save_as, "gap_s": gap_s, "max_rejects": max_rejects}
+        fields = {**times, **trade, **words, **table, **funding}
+        return import_history(self.root, format, files, symbol, progress, **rules, **fields)
 
     def import_logs(
         self,

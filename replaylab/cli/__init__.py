@@ -23,7 +23,7 @@ from replaylab.cli.operations import (
     warm_up,
 )
 from replaylab.cli.replay import replay, status, steer, stop
-from replaylab.cli.research import backtest, calibrate, export, fidelity, reconcile, sweep, what_if
+from replaylab.cli.research import backtest, calibrate, export, fidelity, optimise, reconcile, sweep, what_if
 from replaylab.cli.sessions import build, import_, import_logs, sessions, sim
 from replaylab.cli.terminal import CommandGroup, DataOfAll
 
@@ -60,6 +60,7 @@ for panel, name, command in (
     (PLAY, "stop", stop),
     (RESEARCH, "backtest", backtest),
     (RESEARCH, "sweep", sweep),
+    (RESEARCH, "optimise", optimise),
     (RESEARCH, "what-if", what_if),
     (RESEARCH, "fidelity", fidelity),
     (RESEARCH, "reconcile", reconcile),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ from replaylab.cli.terminal import (
     open_lab,
     parse_grid,
     parse_params,
+    parse_space,
     print_frame,
     print_json,
     print_table,
@@ -26,6 +27,9 @@ from replaylab.cli.terminal import (
 )
 from replaylab.errors import SweepError
 from replaylab.fsio import atomic_path
+
+if TYPE_CHECKING:
+    from replaylab.sweep import SweepResult
 
 InjectMode = Annotated[
     Literal["SCORING_ONLY", "FULL_DECISION"],
@@ -108,6 +112,60 @@ def sweep(
         progress=on_terminal(),
         folder=folder,
     )
+    _show(result, by, best, min_trades, output, json=json)
+
+
+def optimise(
+    session: SessionIds,
+    space: Annotated[
+        list[str],
+        typer.Option(
+            "--space",
+            "-s",
+            metavar="NAME=RANGE",
+            help="Axis: LOW:HIGH, LOW:HIGH:STEP, or choices 0.5,0.6,none. Repeatable.",
+            show_default=False,
+        ),
+    ],
+    data: Data = None,
+    param: Param = None,
+    metric: Annotated[str, typer.Option(help="Metric that is maximised.")] = "net_pnl",
+    trials: Annotated[int, typer.Option(help="How many sets to try.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Equal seeds try equal sets.")] = 0,
+    price_source: PriceSource = "auto",
+    best: Annotated[int, typer.Option(help="How many of the best to show.", min=1)] = 10,
+    min_trades: Annotated[int, typer.Option(help="Sets with fewer trades count as worse.", min=0)] = 30,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all sets here: .parquet or .csv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search a space of parameters with feedback: each batch of sets is chosen with what the earlier ones gave.
+
+    [bold]Examples[/bold]
+
+    replaylab optimise 2025-11-18T10-11-BTCUSDT -s entry_threshold=0.3:0.9 -s sl_pct=0.05:0.5:0.05
+
+    replaylab optimise monday tuesday -s max_hold_s=none,60 -s sl_pct=0.1:0.5 --trials 1000 --metric expectancy
+    """
+    result = open_lab(data).optimise(
+        session[0] if len(session) == 1 else session,
+        parse_space(space),
+        metric,
+        trials,
+        parse_params(param),
+        seed=seed,
+        min_trades=min_trades,
+        price_source=price_source,
+        progress=on_terminal(),
+    )
+    _show(result, metric, best, min_trades, output, json=json)
+
+
+def _show(
+    result: SweepResult, by: str, best: int, min_trades: int, output: Path | None, *, json: bool
+) -> None:
+    """Print the best rows and the verdict; write all rows."""
     if by not in result.frame.columns:
         raise SweepError(f"--by {by}: no such metric; there are {', '.join(result.frame.columns)}")
     if output is not None:
@@ -122,7 +180,7 @@ def sweep(
         print_json({"combinations": result.frame.height, "best": frame_dicts(top), "verdict": judged})
         return
     # The axes that vary; in 80 columns a table shows some six numbers.
-    varied = [name for name in axes if len(result.axes[name]) > 1]
+    varied = [name for name in result.axes if len(result.axes[name]) > 1]
     columns = [name for name in (*varied, *_BEST_COLUMNS, by) if name in top.columns]
     print_frame(top.select(list(dict.fromkeys(columns))), title=f"Best of {result.frame.height:,} by {by}")
     few = top.height - int(top["enough_trades"].sum())

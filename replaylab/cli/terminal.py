@@ -294,6 +294,11 @@ def parse_grid(options: Sequence[str] | None) -> dict[str, list[Any]]:
     return _collect(options, "--grid", _axis)
 
 
+def parse_space(options: Sequence[str] | None) -> dict[str, Any]:
+    """Return axes of a space: ``NAME=LOW:HIGH[:STEP]`` is a range, ``NAME=A,B,C`` lists choices."""
+    return _collect(options, "--space", _range)
+
+
 def _collect(
     options: Sequence[str] | None, option: str, convert: Callable[[str, str], Any]
 ) -> dict[str, Any]:
@@ -304,6 +309,22 @@ def _collect(
             raise ConfigError(f"{option} {name}: given twice", field=name)
         found[name] = convert(name, value)
     return found
+
+
+def _range(name: str, values: str) -> Any:
+    parts = values.split(":")
+    if len(parts) == 1:
+        return [_value(item, name) for item in values.split(",")]
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (2, 3):
+        raise ConfigError(
+            f"--space {name}={values}: expected LOW:HIGH, LOW:HIGH:STEP such as 0.1:1.0:0.05, or choices with commas",
+            field=name,
+        )
+    return numbers
 
 
 def _axis(name: str, values: str) -> list[Any]:

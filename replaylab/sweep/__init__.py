@@ -20,6 +20,7 @@ from replaylab.sweep.evidence import (
     walk_forward_steps,
 )
 from replaylab.sweep.grid import make_grid, plateaus, sample
+from replaylab.sweep.optimise import Optimisation, optimise
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
 from replaylab.sweep.result import Backtest, Outcome, SweepResult
 from replaylab.sweep.run import FeatureTable, Positions, warm_up
@@ -40,6 +41,7 @@ __all__ = [
     "GIVEN_SIGNALS",
     "Backtest",
     "FeatureTable",
+    "Optimisation",
     "Outcome",
     "Positions",
     "Rescored",
@@ -59,6 +61,7 @@ __all__ = [
     "match_trades",
     "min_track_record",
     "open_tape",
+    "optimise",
     "overfitting_probability",
     "pack",
     "pair_trades",

@@ -232,10 +232,11 @@ def _values(name: str, values: Any) -> list[Any]:
     listed = list(values.tolist() if hasattr(values, "tolist") else values)
     if not listed:
         raise SweepError(f"{name}: the axis has no values")
-    return [_checked(name, value) for value in listed]
+    return [checked_value(name, value) for value in listed]
 
 
-def _checked(name: str, value: Any) -> Any:
+def checked_value(name: str, value: Any) -> Any:
+    """Return a value as the declaration of the field takes it; raises SweepError."""
     if name == "allowed_regimes" and isinstance(value, str):
         value = [part for part in value.split("|") if part]
     try:
@@ -255,11 +256,11 @@ def _column(name: str, column: pl.Series) -> tuple[list[Any], Array]:
         # Every field's bounds are an interval: the ends decide for all that lies between.
         numbers = distinct.drop_nulls()
         for value in (numbers.min(), numbers.max(), *([None] if distinct.null_count() else [])):
-            _checked(name, value)
+            checked_value(name, value)
         if not bool(numbers.is_finite().all()) or name in _WHOLE:
-            return [_checked(name, value) for value in distinct.to_list()], codes
+            return [checked_value(name, value) for value in distinct.to_list()], codes
         return distinct.cast(pl.Float64).to_list(), codes
-    return [_checked(name, value) for value in distinct.to_list()], codes
+    return [checked_value(name, value) for value in distinct.to_list()], codes
 
 
 def _product(sizes: Mapping[str, int]) -> dict[str, Array]:

@@ -383,6 +383,24 @@ def test_import_and_sim(call: Call, root: DataRoot, tmp_path: Path) -> None:
     assert call("import", "nonsense", tmp_path / "tape.parquet").exit_code == 1
 
 
+def test_optimise(call: Call, tmp_path: Path) -> None:
+    axes = ("-s", "sl_pct=0.05:0.5:0.05", "-s", "max_hold_s=none,60")
+    found = data(call("optimise", SESSION, *axes, "--trials", "12", "--min-trades", "0", "--json"))
+    assert found["combinations"] == 12
+    assert found["verdict"]["level"] in ("insufficient", "luck", "fails_out_of_sample", "supported")
+    shown = call("optimise", SESSION, *axes, "--trials", "12", "-o", tmp_path / "all.parquet")
+    assert "Best of 12 by net_pnl" in shown.stdout
+    assert pl.read_parquet(tmp_path / "all.parquet").height == 12
+    for wrong, message in (
+        ("sl_pct=0.1:x", "LOW:HIGH"),
+        ("sl_pt=0.1:0.2", "sl_pct"),
+        ("sl_pct=0.5:0.1", "low < high"),
+    ):
+        refused = call("optimise", SESSION, "-s", wrong)
+        assert refused.exit_code == 1
+        assert message in refused.stderr
+
+
 def test_export(call: Call, tmp_path: Path) -> None:
     result = call("export", SESSION, "-o", tmp_path / "features.parquet")
     assert result.exit_code == 0, result.output
