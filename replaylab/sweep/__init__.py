@@ -17,7 +17,6 @@ from replaylab.sweep.evidence import (
     overfitting_probability,
     probabilistic_sharpe_ratio,
     superior_predictive_ability,
-    walk_forward_steps,
 )
 from replaylab.sweep.grid import make_grid, plateaus, sample
 from replaylab.sweep.optimise import Optimisation, optimise
@@ -26,7 +25,7 @@ from replaylab.sweep.result import Backtest, Outcome, SweepResult
 from replaylab.sweep.run import FeatureTable, Positions, warm_up
 from replaylab.sweep.study import StudyResult, backtest, sweep
 from replaylab.sweep.tape import Tape, open_tape, pack
-from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials
+from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials, walk_forward_steps
 from replaylab.sweep.what_if import (
     WhatIf,
     comparable_trades,

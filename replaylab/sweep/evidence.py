@@ -1,4 +1,4 @@
-"""How much of the best result is luck: deflated Sharpe ratio, SPA test, overfitting, walk-forward.
+"""How much of the best result is luck: deflated Sharpe ratio, SPA test, overfitting.
 
 Arrays in, numbers out; nothing here knows of sessions or files. All Sharpe ratios are per observation (per
 trade or per period), never annualised. Formulas with worked examples are in ``docs/statistics.md``.
@@ -32,8 +32,8 @@ from replaylab.errors import SweepError
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 _EULER = 0.5772156649015329
-# Splits of a task: each makes its tables of sums.
-_GROUP = 512
+# 24 blocks have 2.7 million splits. Splits of a task: each makes its tables of sums.
+_MOST_BLOCKS, _GROUP = 24, 512
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def expected_max_sharpe(n_trials: float, variance: float) -> float:
 def effective_trials(pnl: npt.ArrayLike) -> float:
     """Return how many independent trials the columns of ``pnl`` (periods, trials) amount to.
 
-    >>> effective_trials(np.repeat(np.random.default_rng(0).normal(size=(500, 1)), 40, axis=1))
+    >>> round(effective_trials(np.repeat(np.random.default_rng(0).normal(size=(500, 1)), 40, axis=1)), 9)
     1.0
 
     The participation ratio of their correlation matrix, ``(Σλ)²/Σλ² = n²/Σρ²``, with the mean of ρ² off the diagonal
@@ -196,6 +196,11 @@ def _bootstrap_weights(periods: int, block: float, reps: int, seed: int) -> Floa
     # Loading arch takes a second: with the first verdict, not with the first import.
     from arch.bootstrap import StationaryBootstrap
 
+    if reps < 1 or not block >= 1.0 or periods < 1:
+        raise SweepError(
+            f"a bootstrap needs a period, a resample and blocks of 1 period or more, found {periods} periods, "
+            f"{reps} resamples, blocks of {block:g}"
+        )
     # The mean length of a block need not be whole; arch annotates it as if.
     mean: Any = block
     draws = StationaryBootstrap(mean, np.arange(periods), seed=seed)
@@ -276,9 +281,20 @@ def superior_predictive_ability(
     return Spa(float(consistent), float(lower), float(upper), statistic)
 
 
+def pnl_matrix(pnl: npt.ArrayLike) -> Floats:
+    """Return PnL as an array (periods, trials); raises SweepError where it is of another form, or not finite."""
+    matrix = np.asarray(pnl, dtype=np.float64)
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+        raise SweepError(
+            f"expected finite PnL in the form (periods, trials), found the form {matrix.shape} with "
+            f"{np.count_nonzero(~np.isfinite(matrix))} values that are not finite"
+        )
+    return matrix
+
+
 def _spread(pnl: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """Return the columns of ``pnl`` that have a spread, as rows, with their means and standard deviations."""
-    by_trial = np.ascontiguousarray(np.asarray(pnl, dtype=np.float64).T)
+    by_trial = np.ascontiguousarray(pnl_matrix(pnl).T)
     means = by_trial.mean(axis=1)
     centred = by_trial - means[:, None]
     spread = np.sqrt(np.einsum("ij,ij->i", centred, centred) / by_trial.shape[1])
@@ -438,16 +454,22 @@ def overfitting_probability(
     """Return the probability of backtest overfitting of choosing the best column of ``returns``.
 
     ``returns``: (periods, trials), the PnL of each trial in equal periods. The periods are cut into ``n_blocks`` (even)
-    blocks of time; every choice of half of them is in sample once (12,870 for 16), the other half out of sample.
+    blocks of time, 24 at most; every choice of half of them is in sample once (12,870 for 16), the other half out of
+    sample.
     ``score``: "sharpe" or "mean" of the periods. Periods beyond a multiple of ``n_blocks`` are left out at the start.
     ``max_splits`` takes that many splits spread evenly over all. Ties share a rank. ``done`` is called with the number
     of splits that were finished since the last call, and of all. Raises SweepError.
     """
-    matrix = np.asarray(returns, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[1] < 2 or not np.isfinite(matrix).all():
-        raise SweepError("expected finite returns of at least two trials, in the form (periods, trials)")
-    if n_blocks < 2 or n_blocks % 2 or n_blocks > len(matrix):
-        raise SweepError(f"n_blocks must be even, ≥ 2 and ≤ the {len(matrix)} periods, found {n_blocks}")
+    matrix = pnl_matrix(returns)
+    if matrix.shape[1] < 2:
+        raise SweepError(f"expected returns of at least two trials, found {matrix.shape[1]}")
+    most = min(_MOST_BLOCKS, len(matrix))
+    if n_blocks % 2 or not 2 <= n_blocks <= most:
+        raise SweepError(
+            f"n_blocks must be even, ≥ 2 and ≤ {most} (of {len(matrix)} periods), found {n_blocks}"
+        )
+    if max_splits is not None and max_splits < 1:
+        raise SweepError(f"max_splits must be ≥ 1, or None for all, found {max_splits}")
     if score not in ("sharpe", "mean"):
         raise SweepError(f"score must be 'sharpe' or 'mean', found {score!r}")
     size, trials = len(matrix) // n_blocks, matrix.shape[1]
@@ -517,76 +539,6 @@ def _slope(x: Floats, y: Floats) -> float:
         return math.nan
     centred = x - x.mean()
     return float((centred * (y - y.mean())).sum() / (centred**2).sum())
-
-
-@dataclass(frozen=True)
-class WalkForwardStep:
-    """One step: periods ``[train_from, train_to)`` chose ``chosen``, ``[train_to, test_to)`` report on it.
-
-    ``in_sample``, ``out_of_sample``: the score there; ``rank``: share of trials that did worse out of sample
-    (ties count half), 0.5 = no better than any.
-    """
-
-    train_from: int
-    train_to: int
-    test_to: int
-    chosen: int
-    in_sample: float
-    out_of_sample: float
-    rank: float
-
-
-def walk_forward_steps(
-    returns: npt.ArrayLike,
-    train: int,
-    test: int,
-    *,
-    score: str | Callable[[Floats], Any] = "total",
-    expanding: bool = False,
-    done: Callable[[int, int], Any] = lambda steps, total: None,
-) -> list[WalkForwardStep]:
-    """Choose the best column on ``train`` periods, report on the next ``test`` periods, step on by ``test``.
-
-    ``score``: "total", "sharpe", or a function from (periods, trials) to one number per trial, higher better.
-    ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen. ``done``: as in
-    ``overfitting_probability``.
-    Raises SweepError when there are too few periods for one step.
-    """
-    matrix = np.asarray(returns, dtype=np.float64)
-    if train < 1 or test < 1 or matrix.ndim != 2 or len(matrix) < train + test:
-        raise SweepError(
-            f"{len(matrix)} periods are too few for one step of {train} to choose on and {test} to report on"
-        )
-
-    def scores(part: Floats) -> Floats:
-        if callable(score):
-            return np.asarray(score(part), dtype=np.float64)
-        if score == "total":
-            return np.asarray(part.sum(axis=0))
-        if score == "sharpe":
-            return sharpe(part.sum(axis=0), (part**2).sum(axis=0), len(part))
-        raise SweepError(f"score must be 'total', 'sharpe' or a function, found {score!r}")
-
-    steps: list[WalkForwardStep] = []
-    ends = range(train, len(matrix) - test + 1, test)
-    for split in ends:
-        first = 0 if expanding else split - train
-        inside, outside = scores(matrix[first:split]), scores(matrix[split : split + test])
-        chosen = int(np.nanargmax(inside))
-        worse, same = (outside < outside[chosen]).mean(), (outside == outside[chosen]).mean()
-        steps.append(
-            WalkForwardStep(
-                first,
-                split,
-                split + test,
-                chosen,
-                float(inside[chosen]),
-                float(outside[chosen]),
-                float(worse + same / 2),
-            )
-        )
-        done(1, len(ends))
-    return steps
 
 
 # ---- Compiled ------------------------------------------------------------------------------------------------

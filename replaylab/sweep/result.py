@@ -30,10 +30,9 @@ from replaylab.sweep.evidence import (
     effective_trials,
     moments,
     overfitting_probability,
-    walk_forward_steps,
 )
 from replaylab.sweep.grid import plateaus
-from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Steps, Verdict, judge
+from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Steps, Verdict, judge, walk_forward_steps
 from replaylab.timestamps import period_ns
 from replaylab.trading import assumptions
 
@@ -314,7 +313,7 @@ class SweepResult(Outcome):
             return deflated_sharpe_ratio(shape, self.n_trials, form=form, trial_sharpes=ratios.to_numpy())
         _, pnl = self.pnl_by_period()
         return deflated_sharpe_ratio(
-            shape, effective_trials(pnl) * self.n_trials / self.frame.height, form=form
+            shape, effective_trials(pnl) * (self.n_trials / self.frame.height), form=form
         )
 
     def pnl_by_period(

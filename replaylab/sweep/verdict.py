@@ -24,12 +24,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import norm
 from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
 from replaylab.sweep.evidence import (
     Deflated,
+    Floats,
     Overfitting,
     bootstrap_intervals,
     deflated_sharpe_ratio,
@@ -38,9 +40,10 @@ from replaylab.sweep.evidence import (
     min_track_record,
     moments,
     overfitting_probability,
+    pnl_matrix,
     probabilistic_sharpe_ratio,
+    sharpe,
     superior_predictive_ability,
-    walk_forward_steps,
 )
 
 if TYPE_CHECKING:
@@ -344,6 +347,76 @@ def _caveats(result: Any) -> list[str]:
     if checked is not None:
         lines += [one.message for one in checked if one.level == "warning"]
     return lines
+
+
+@dataclass(frozen=True)
+class WalkForwardStep:
+    """One step: periods ``[train_from, train_to)`` chose ``chosen``, ``[train_to, test_to)`` report on it.
+
+    ``in_sample``, ``out_of_sample``: the score there; ``rank``: share of trials that did worse out of sample
+    (ties count half), 0.5 = no better than any.
+    """
+
+    train_from: int
+    train_to: int
+    test_to: int
+    chosen: int
+    in_sample: float
+    out_of_sample: float
+    rank: float
+
+
+def walk_forward_steps(
+    returns: npt.ArrayLike,
+    train: int,
+    test: int,
+    *,
+    score: str | Callable[[Floats], Any] = "total",
+    expanding: bool = False,
+    done: Callable[[int, int], Any] = lambda steps, total: None,
+) -> list[WalkForwardStep]:
+    """Choose the best column on ``train`` periods, report on the next ``test`` periods, step on by ``test``.
+
+    ``score``: "total", "sharpe", or a function from (periods, trials) to one number per trial, higher better.
+    ``expanding`` keeps all periods since the start for training. Of equal trials the first is chosen. ``done``: as in
+    ``overfitting_probability``.
+    Raises SweepError when there are too few periods for one step.
+    """
+    matrix = pnl_matrix(returns)
+    if train < 1 or test < 1 or len(matrix) < train + test:
+        raise SweepError(
+            f"{len(matrix)} periods are too few for one step of {train} to choose on and {test} to report on"
+        )
+
+    def scores(part: Floats) -> Floats:
+        if callable(score):
+            return np.asarray(score(part), dtype=np.float64)
+        if score == "total":
+            return np.asarray(part.sum(axis=0))
+        if score == "sharpe":
+            return sharpe(part.sum(axis=0), (part**2).sum(axis=0), len(part))
+        raise SweepError(f"score must be 'total', 'sharpe' or a function, found {score!r}")
+
+    steps: list[WalkForwardStep] = []
+    ends = range(train, len(matrix) - test + 1, test)
+    for split in ends:
+        first = 0 if expanding else split - train
+        inside, outside = scores(matrix[first:split]), scores(matrix[split : split + test])
+        chosen = int(np.nanargmax(inside))
+        worse, same = (outside < outside[chosen]).mean(), (outside == outside[chosen]).mean()
+        steps.append(
+            WalkForwardStep(
+                first,
+                split,
+                split + test,
+                chosen,
+                float(inside[chosen]),
+                float(outside[chosen]),
+                float(worse + same / 2),
+            )
+        )
+        done(1, len(ends))
+    return steps
 
 
 _SCHEMA = {

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import kurtosis, norm, skew
 
 from replaylab.errors import SweepError
-from replaylab.sweep import evidence, plateaus
+from replaylab.sweep import evidence, plateaus, walk_forward_steps
 
 
 def test_moments_of_a_hand_worked_series() -> None:
@@ -363,8 +363,11 @@ def test_fewer_splits_are_spread_over_all() -> None:
         (np.zeros((8, 1)), {}, "at least two trials"),
         (np.zeros((8, 2)), {"n_blocks": 3}, "even"),
         (np.zeros((8, 2)), {"n_blocks": 16}, "8 periods"),
+        (np.zeros((64, 2)), {"n_blocks": 64}, "≤ 24 "),
+        (np.zeros((8, 2)), {"n_blocks": 4, "max_splits": 0}, "max_splits must be ≥ 1"),
         (np.zeros((16, 2)), {"score": "median"}, "'sharpe' or 'mean'"),
-        (np.full((16, 2), np.nan), {}, "finite"),
+        (np.full((16, 2), np.nan), {}, "32 values that are not finite"),
+        (np.zeros(16), {}, "found the form"),
     ],
 )
 def test_nonsense_is_refused(returns: np.ndarray, options: dict[str, object], message: str) -> None:
@@ -375,13 +378,13 @@ def test_nonsense_is_refused(returns: np.ndarray, options: dict[str, object], me
 def test_walk_forward_of_hand_worked_numbers() -> None:
     """Train 2, test 1: the first step takes column 0 (3 > 2) and earns 0, the second column 1 (3 > 1), and so on."""
     returns = np.array([[2, 1], [1, 1], [0, 2], [5, -1], [0, 4]], dtype=float)
-    steps = evidence.walk_forward_steps(returns, train=2, test=1)
+    steps = walk_forward_steps(returns, train=2, test=1)
     assert [(s.train_from, s.train_to, s.test_to) for s in steps] == [(0, 2, 3), (1, 3, 4), (2, 4, 5)]
     assert [s.chosen for s in steps] == [0, 1, 0]
     assert [s.in_sample for s in steps] == [3, 3, 5]
     assert [s.out_of_sample for s in steps] == [0, -1, 0]
     assert [s.rank for s in steps] == [0.25, 0.25, 0.25]
-    grown = evidence.walk_forward_steps(returns, train=2, test=1, expanding=True)
+    grown = walk_forward_steps(returns, train=2, test=1, expanding=True)
     assert [s.train_from for s in grown] == [0, 0, 0]
     assert grown[2].chosen == 0
 
@@ -392,14 +395,14 @@ def test_walk_forward_never_sees_what_it_reports_on() -> None:
     returns = rng.normal(size=(12, 6))
     changed = returns.copy()
     changed[9:] = rng.normal(size=(3, 6)) * 100
-    before = evidence.walk_forward_steps(returns, 6, 3, score="sharpe")
-    after = evidence.walk_forward_steps(changed, 6, 3, score="sharpe")
+    before = walk_forward_steps(returns, 6, 3, score="sharpe")
+    after = walk_forward_steps(changed, 6, 3, score="sharpe")
     assert [s.chosen for s in before] == [s.chosen for s in after]
 
 
 def test_walk_forward_needs_enough_periods() -> None:
     with pytest.raises(SweepError, match="too few"):
-        evidence.walk_forward_steps(np.zeros((3, 2)), 3, 1)
+        walk_forward_steps(np.zeros((3, 2)), 3, 1)
 
 
 def test_a_plateau_beats_a_lone_peak() -> None:
@@ -484,3 +487,14 @@ def test_missing_values_and_categories_have_no_neighbours() -> None:
 def test_a_misspelt_column_is_named() -> None:
     with pytest.raises(SweepError, match="Did you mean 'net_pnl'"):
         plateaus(pl.DataFrame({"a": [1], "net_pnl": [1.0]}), ["a"], "net_pln")
+
+
+def test_a_bootstrap_of_nothing_is_refused() -> None:
+    noise = np.random.default_rng(0).normal(size=(30, 2))
+    for options in ({"reps": 0}, {"block": 0.5}):
+        with pytest.raises(SweepError, match="a bootstrap needs"):
+            evidence.superior_predictive_ability(noise, **options)  # type: ignore[arg-type]
+    with pytest.raises(SweepError, match="found 0 periods"):
+        evidence.bootstrap_intervals([])
+    with pytest.raises(SweepError, match="found the form"):
+        evidence.effective_trials(noise[:, 0])
