@@ -8,5 +8,6 @@ from .sessions import buildReplaySession as buildReplaySession
 from .trading import CLOSE as CLOSE
 from .trading import HOLD as HOLD
 from .trading import exit_rule as exit_rule
+from .trading import level_rule as level_rule
 
 __version__: str

@@ -209,7 +209,7 @@ def packages() -> list[str]:
 
 
 # Their keywords are the names of parameters, or of the arguments of a user's function.
-OWN_NAMES = (".replace", ".with_values", ".exit_rule")
+OWN_NAMES = (".replace", ".with_values", ".exit_rule", ".level_rule")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from replaylab.barriers import BRANCH, SHIFT, first_ge, first_le, range_max, range_min
-from replaylab.compiled import inlined, merged
+from replaylab.compiled import call_address, inlined, merged
 from replaylab.params import TradingParams
 from replaylab.sweep.tape import NEVER, layout
 from replaylab.trading import formulas
@@ -421,6 +421,108 @@ def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
     if trailing_active(best, s.entry, direction, p.trailing_activation_pct):
         return trailed(best, direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
     return np.nan
+
+
+# ---- Exit rules --------------------------------------------------------------------------------------------
+
+# What a rule answers besides a price, and the kinds of level rules in ``RuleArrays.level``.
+HOLD, CLOSE = 0.0, -1.0
+NO_LEVEL, STOP_LEVEL, TARGET_LEVEL = range(3)
+
+
+@inlined
+def rule_answer(rule: Any, view: Any, x: Any) -> Any:
+    """What a rule's function returns, with the features of the price event ``x``; NaN where that is no answer."""
+    row = rule.features[x if len(rule.features) > 1 else 0]
+    answer = call_address(rule.address[0], view.ctypes.data, row.ctypes.data, rule.values.ctypes.data)
+    if answer in (HOLD, CLOSE) or 0.0 < answer < np.inf:
+        return answer
+    return np.nan
+
+
+@inlined
+def level_answer(rule: Any, view: Any, q: Any, step: Any) -> Any:
+    """What a level rule returns in a step of the age of the trade that entered at the price event ``q``."""
+    view[3] = step * rule.level[1] / 1e9
+    return rule_answer(rule, view, q)
+
+
+@inlined
+def next_level(s: Any, rule: Any, view: Any, answer: Any, step: Any, last_step: Any) -> Any:
+    """The first step from ``step`` on with another level than ``answer``, or an earlier one where looking ends."""
+    far = min(last_step + 1, step + 255)
+    while step < far:
+        ahead = level_answer(rule, view, s.q, step)
+        if rule.level[0] == TARGET_LEVEL:
+            if ahead != answer:
+                break
+        elif ahead > 0.0:
+            stop = rounded_price(ahead, -s.direction, s.tick_num, s.tick_den)
+            if np.isnan(s.moved) or tightens(stop, s.moved, s.direction):
+                break
+        elif ahead != HOLD:
+            break
+        step += 1
+    return step
+
+
+@inlined
+def follow_level(plan: Any, s: Any, rule: Any, view: Any, until: Any) -> None:
+    """Follow a level rule over the price events in (s.q, until): one search for each level that it has.
+
+    ``s.closed``: where the rule closes the trade, ``s.hit``: where the price hits its stop; ``until`` where it does
+    not. ``s.moved``: its stop in force at the end (NaN: none), ``s.moved_at``: the event that set it. A step without a
+    price event is never asked for, except to look ahead: an answer that is none then ends the look ahead alone.
+    """
+    price, high, low, offsets, price_ts = (
+        plan.price,
+        plan.price_high,
+        plan.price_low,
+        plan.price_offsets,
+        plan.price_ts,
+    )
+    direction, q, length = s.direction, s.q, rule.level[1]
+    stops = rule.level[0] == STOP_LEVEL
+    s.closed = until
+    s.hit = until
+    s.moved = np.nan
+    s.moved_at = q
+    view[0] = direction
+    view[1] = s.entry
+    x = q + 1
+    last_step = (price_ts[until - 1] - s.ts) // length
+    while x < until:
+        step = (price_ts[x] - s.ts) // length
+        answer = level_answer(rule, view, q, step)
+        if np.isnan(answer):
+            rule.problem[0] = 1
+            return
+        if answer == CLOSE:
+            s.closed = x
+            return
+        if stops and answer > 0.0:
+            stop = rounded_price(answer, -direction, s.tick_num, s.tick_den)
+            if np.isnan(s.moved) or tightens(stop, s.moved, direction):
+                s.moved = stop
+                s.moved_at = x
+        step = next_level(s, rule, view, answer, step + 1, last_step)
+        then = until
+        if step <= last_step:
+            then = first_at_least(price_ts, x + 1, until, s.ts + step * length)
+        if stops:
+            # A stop acts from the next price on, and still at the event that moves it.
+            end = min(then + 1, until)
+            if not np.isnan(s.moved):
+                at = towards(price, high, low, offsets, x + 1, end, s.moved, -direction)
+                if at < end:
+                    s.hit = at
+                    return
+        elif answer > 0.0:
+            at = towards(price, high, low, offsets, x, then, answer, direction)
+            if at < then:
+                s.closed = at
+                return
+        x = then
 
 
 # ---- Entries -----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from replaylab.sweep.fills import (
     first_beyond,
     first_fill,
     first_trailing,
+    follow_level,
     towards,
     trailing_stop,
 )
@@ -41,8 +42,8 @@ UNKNOWN = -1
 # ``fill`` its price. ``fund_from`` to ``fund_end``: the trade's funding settlements, realised up to ``settled``.
 CHAIN = layout(
     i8="phase action free cand follower q end t1 x reason thin filled parted exited ts model"
-    " fund_from fund_end settled",
-    f8="direction entry qty part tp1 fill slip buys sells tick_num tick_den",
+    " fund_from fund_end settled closed hit moved_at",
+    f8="direction entry qty part tp1 fill slip buys sells tick_num tick_den moved",
 )
 
 
@@ -209,20 +210,44 @@ def end_of_order(plan: Any, e: Any, last: Any) -> Any:
     return 2 * np.int64(plan.ticks[at].index) if at < last else NEVER
 
 
+@inlined
+def reason_of_stop(
+    plan: Any, p: Any, s: Any, base: Any, base_reason: Any, trail: Any, moved: Any, moved_at: Any
+) -> Any:
+    """The reason of a trade that hits a rule's stop at ``s.x``: that of the tightest stop, of equal ones the first."""
+    if trail == s.x:
+        trailed = trailing_stop(plan, p, s, s.x)
+        if trailed == moved:
+            # At its event a rule moves the stop before the price trails it.
+            earlier = trailing_stop(plan, p, s, moved_at)
+            if fills.tightens(trailed, base, s.direction) and not (
+                np.isnan(earlier) or fills.tightens(moved, earlier, s.direction)
+            ):
+                return fills.TRAILING
+        elif fills.tightens(trailed, moved, s.direction) and fills.tightens(trailed, base, s.direction):
+            return fills.TRAILING
+    return fills.RULE if fills.tightens(moved, base, s.direction) else base_reason
+
+
 # ---- The walk ----------------------------------------------------------------------------------------------
 
 
 @compiled
-def run_chain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
-    """Run every row of ``params`` with its table rows ``keys``; sums into the rows of ``raw``."""
+def run_chain(plan: Any, params: Any, keys: Any, raw: Any, rule: Any) -> None:
+    """Run every row of ``params`` with its table rows ``keys``; sums into the rows of ``raw``.
+
+    ``rule``: RuleArrays of a level rule, or NO_RULE. Where the rule gave no answer its ``problem[0]`` is 1, and the
+    sums mean nothing.
+    """
     state = np.zeros(len(plan.price_from) - 1, dtype=CHAIN)
-    _run_chain(
-        plan, params, keys, raw, state, np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=fills.ENTRY)[0]
-    )
+    scratch = (np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=fills.ENTRY)[0], np.zeros(11))
+    _run_chain(plan, params, keys, raw, rule, state, *scratch)
 
 
 @inlined
-def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account: Any, found: Any) -> None:
+def _run_chain(
+    plan: Any, params: Any, keys: Any, raw: Any, rule: Any, state: Any, account: Any, found: Any, view: Any
+) -> None:
     """All in one body on purpose: a call that carries the plan's arrays costs more than what it would do."""
     ticks, price, price_ts, price_index = plan.ticks, plan.price, plan.price_ts, plan.price_index
     price_from, high, low, offsets = plan.price_from, plan.price_high, plan.price_low, plan.price_offsets
@@ -230,6 +255,7 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
     score_index, score_from, force_from = plan.score_index, plan.score_from, plan.force_from
     force_index, table, next_entry = plan.force_index, plan.table, plan.next_entry
     tables = len(next_entry) > 0
+    ruled, moves = rule.level[0] != fills.NO_LEVEL, rule.level[0] == fills.STOP_LEVEL
     n_symbols = len(price_from) - 1
     for row in range(len(params)):
         p = params[row]
@@ -392,6 +418,20 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
                             market = leave >> 1
                             market_reason = fills.SCORE_EXIT + (leave & 1)
                             market_cell = known
+                    # A level rule, as far as the trade can last: its stop, and where it closes, before the time is up.
+                    hit = end
+                    moved = np.nan
+                    moved_at = q
+                    if ruled:
+                        until = min(end, min(base_touch, trail, market) + 1)
+                        follow_level(plan, s, rule, view, until)
+                        moved, moved_at = s.moved, s.moved_at
+                        if s.hit < until:
+                            hit = s.hit
+                        if s.closed < until and s.closed <= market:
+                            market = s.closed
+                            market_reason = fills.RULE
+                            market_cell = cell(ticks, cand_at, market, market, last)
                     # TP1, and the second stage that it starts. At one event: stop, TP1, TP2, market exit.
                     s.t1 = -1
                     s.x = -1
@@ -408,7 +448,7 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
                             if tables:
                                 table[key.tp1, c] = known
                         t1 = (known >> 32) - 1
-                        if t1 < end and t1 < base_touch and t1 < trail and t1 <= market:
+                        if t1 < end and t1 < base_touch and t1 < trail and t1 < hit and t1 <= market:
                             s.t1 = t1
                             even = fills.rounded_price(
                                 fills.break_even_price(entry, direction, p.break_even_offset_pct),
@@ -424,6 +464,10 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
                                 raised = np.nan
                                 if trails:
                                     raised = trailing_stop(plan, p, s, t1)
+                                if moves:
+                                    follow_level(plan, s, rule, view, t1)
+                                    if np.isnan(raised) or fills.tightens(s.moved, raised, direction):
+                                        raised = s.moved
                                 if np.isnan(raised) or fills.tightens(even, raised, direction):
                                     base = even
                                     base_reason = fills.BREAK_EVEN
@@ -435,7 +479,7 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
                                             table[key.even, c] = known
                                     base_cell = known
                                     base_touch = (known >> 32) - 1
-                    stop = min(base_touch, trail)
+                    stop = min(base_touch, trail, hit)
                     if s.x < 0 and p.tp1_fraction < 1.0 and (s.part == 0.0 or s.t1 >= 0):
                         level = fills.rounded_price(
                             entry * (tp2_long if rising else tp2_short), direction, tick_num, tick_den
@@ -465,6 +509,11 @@ def _run_chain(plan: Any, params: Any, keys: Any, raw: Any, state: Any, account:
                                 and fills.tightens(trailing_stop(plan, p, s, stop), base, direction)
                             ):
                                 s.reason = fills.TRAILING
+                            if hit == stop:
+                                s.reason = reason_of_stop(
+                                    plan, p, s, base, base_reason, trail, moved, moved_at
+                                )
+                                then = cell(ticks, cand_at, stop, stop, last)
                             if p.stop_latency_ns > 0:
                                 s.x = first_at_least(price_ts, stop, end, price_ts[stop] + p.stop_latency_ns)
                                 then = cell(ticks, cand_at, s.x, s.x, last)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from replaylab.compiled import call_address, compiled, inlined, merged
+from replaylab.compiled import compiled, inlined, merged
 from replaylab.sweep import fills
 from replaylab.sweep.tape import FORCE, KINDS, NEVER, PRICE, SCORE, layout
 from replaylab.timestamps import NS_PER_DAY
@@ -24,7 +24,7 @@ TRADE = layout(
 # fill. OVER: the position was closed at the last price before a hole or the session's end, and counts as open until it.
 FLAT, PENDING, RESTING, OPEN, CLOSING, OVER, CARRIED = range(7)
 _STATE = layout(
-    i8="phase at_price at_score at_force at_funding due cooldown_end entry_index entry_ts"
+    i8="phase at_price at_score at_force at_funding due cooldown_end entry_index entry_at entry_ts"
     " thin stop_reason tp1_filled exit_reason exit_due",
     f8="limit ahead taken direction entry qty left gross fees funding stop"
     " tp1 tp1_qty tp1_ahead tp1_taken tp2 tp2_ahead tp2_taken best high low",
@@ -36,18 +36,21 @@ _STATE = layout(
 class RuleArrays(NamedTuple):
     """An exit rule as the kernel calls it: its address (0: none), the values of its arguments, features per price.
 
-    ``problem``: set by the kernel where the rule returned no usable number or failed: 1, the index of the entry and of
-    the event, the row of the features, and what the rule saw.
+    ``level``: of a level rule its kind and the nanoseconds of a step of its age; zeros for other rules. ``problem``:
+    set by the kernel where the rule returned no usable number or failed: 1, the index of the entry and of the event,
+    the row of the features, and what the rule saw.
     """
 
     address: Any
     values: Any
     features: Any
     problem: Any
+    level: Any
 
 
-NO_RULE = RuleArrays(np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros((1, 1)), np.zeros(15))
-_HOLD, _CLOSE = 0.0, -1.0
+NO_RULE = RuleArrays(
+    np.zeros(1, dtype=np.int64), np.zeros(1), np.zeros((1, 1)), np.zeros(15), np.zeros(2, dtype=np.int64)
+)
 ACCOUNT = layout(i8="open resting entry_day entries pnl_day lost carried trades", f8="pnl")
 
 
@@ -161,6 +164,7 @@ def _open(tape: Any, p: Any, symbol: Any, s: Any, x: Any, index: Any, ts: Any, p
     tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
     s.phase = OPEN
     s.entry_index = index
+    s.entry_at = x
     s.entry_ts = ts
     s.left = s.qty
     s.gross = 0.0
@@ -272,17 +276,23 @@ def _ask(rule: Any, view: Any, s: Any, p: Any, x: Any, index: Any, ts: Any, pric
     view[8] = s.stop
     view[9] = s.tp1_filled
     view[10] = price
-    row = rule.features[x if len(rule.features) > 1 else 0]
-    answer = call_address(rule.address[0], view.ctypes.data, row.ctypes.data, rule.values.ctypes.data)
-    if not (answer > 0.0 and answer < np.inf) and answer != _HOLD and answer != _CLOSE:
+    at = x
+    if rule.level[0] == fills.NO_LEVEL:
+        answer = fills.rule_answer(rule, view, x)
+    else:
+        at = s.entry_at
+        answer = fills.level_answer(rule, view, at, (ts - s.entry_ts) // rule.level[1])
+    if np.isnan(answer):
         if rule.problem[0] == 0:
             rule.problem[0] = 1
             rule.problem[1] = s.entry_index
             rule.problem[2] = index
-            rule.problem[3] = x
+            rule.problem[3] = at
             for n in range(len(view)):
                 rule.problem[4 + n] = view[n]
-        return _HOLD
+        return fills.HOLD
+    if rule.level[0] == fills.TARGET_LEVEL and answer > 0.0:
+        return fills.CLOSE if fills.target_hit(price, answer, s.direction) else fills.HOLD
     return answer
 
 
@@ -351,9 +361,9 @@ def _manage(
             return
         if rule.address[0] != 0:
             answer = _ask(rule, view, s, p, x, index, ts, price)
-            if answer == _CLOSE:
+            if answer == fills.CLOSE:
                 reason = fills.RULE
-            elif answer != _HOLD:
+            elif answer != fills.HOLD:
                 stop = fills.rounded_price(answer, -direction, tick_num, tick_den)
                 if fills.tightens(stop, s.stop, direction):
                     s.stop = stop

@@ -28,7 +28,7 @@ from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
 from replaylab.sweep.evidence import compile_statistics
-from replaylab.sweep.fills import RAW, REASONS, N, wide_row
+from replaylab.sweep.fills import RAW, REASONS, STOP_LEVEL, TARGET_LEVEL, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
 from replaylab.sweep.model_chain import run_chain, run_plain
 from replaylab.sweep.model_loop import (
@@ -44,7 +44,7 @@ from replaylab.sweep.model_loop import (
 from replaylab.sweep.result import Clock, metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
-from replaylab.trading import ExitRule, OpenTrade
+from replaylab.trading import ExitRule, LevelRule, OpenTrade
 
 Array = npt.NDArray[Any]
 METHODS = ("auto", "tables", "index", "loop")
@@ -90,13 +90,14 @@ def run_rows(
     ``method``: "tables", "index", "loop" or "auto", which estimates what is fastest; the sums are the same to the
     bit. ``memory``: bytes that first-touch tables may take. ``done`` is called with counts of finished rows, ``say``
     with what is being waited for. ``clock``: rows also hold the PnL of its periods, behind ``RAW + CLOCK`` sums.
-    ``rule``: an exit rule; only the loop runs it.
+    ``rule``: an exit rule; only the loop runs it, unless it is a level rule.
     """
     if method not in METHODS:
         raise SweepError(
             f"method: expected {', '.join(METHODS)}, found {method!r}.{did_you_mean(method, METHODS)}"
         )
-    if rule is not None:
+    asked = NO_RULE if rule is None else rule.arrays()
+    if rule is not None and not isinstance(rule.rule, LevelRule):
         if method not in ("auto", "loop"):
             raise SweepError(
                 f'method: an exit rule runs in the loop, method="auto" or "loop"; found {method!r}'
@@ -108,11 +109,10 @@ def run_rows(
     raw = _sums(len(rows), clock)
     numbered = number_tables(tape, rows) if method in ("auto", "tables") else None
     if method == "auto":
-        method = _choose(tape, allowed, rows, numbered, say)
+        method = _choose(tape, allowed, rows, numbered, asked, say)
     if method == "loop":
         _compile("the plain loop", run_loop, _warm_loop, say)
         arrays, none, params = tape.arrays, np.empty(0, dtype=TRADE), rows.params
-        asked = NO_RULE if rule is None else rule.arrays()
         _share(raw, threads, done, lambda a, b: run_loop(arrays, allowed, params[a:b], raw[a:b], none, asked))
         if rule is not None:
             rule.raise_problem(asked)
@@ -123,24 +123,34 @@ def run_rows(
         used.add("tables" if tables else "index")
         some = rows.part(slice(start, stop))
         plan, keys = prepare(tape, allowed, some, tables)
-        kernel = run_chain
-        if tables and is_plain(tape, some.params):
-            kernel = run_plain
+        plain = rule is None and tables is not None and is_plain(tape, some.params)
+        if plain:
             _compile("the sweep of targets and stops", run_plain, _warm_chain, say)
-        _share(raw[start:stop], threads, done, _Chain(kernel, plan, some.params, keys, raw[start:stop]))
+        work = _Chain(plan, some.params, keys, raw[start:stop], None if plain else asked)
+        _share(raw[start:stop], threads, done, work)
+    if asked.problem[0]:
+        # The loop asks at the prices of trades alone: it raises if the rule is at fault there.
+        return run_rows(
+            tape, grid, base, "loop", threads=threads, memory=memory, say=say, clock=clock, rule=rule
+        )
     return raw, "+".join(sorted(used, reverse=True))
 
 
 @dataclass(frozen=True)
 class _Chain:
-    kernel: Callable[..., None]
+    """Some rows of a chain kernel; ``rule=None``: of the kernel for targets and stops alone."""
+
     plan: Plan
     params: Array
     keys: Array
     raw: Array
+    rule: RuleArrays | None
 
     def __call__(self, a: int, b: int) -> None:
-        self.kernel(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
+        if self.rule is None:
+            run_plain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b])
+        else:
+            run_chain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b], self.rule)
 
 
 def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any]) -> None:
@@ -165,7 +175,12 @@ def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[
 
 
 def _choose(
-    tape: Tape, allowed: Array, rows: Rows, numbered: Numbered | None, say: Callable[[str], Any]
+    tape: Tape,
+    allowed: Array,
+    rows: Rows,
+    numbered: Numbered | None,
+    rule: RuleArrays,
+    say: Callable[[str], Any],
 ) -> str:
     """Estimate from a few rows how many trades a row has, and from that what each method costs."""
     events = len(tape.arrays.order)
@@ -175,7 +190,7 @@ def _choose(
     pilots = rows.part(np.linspace(0, len(rows) - 1, _PILOTS).astype(np.int64))
     raw = np.zeros((len(pilots), RAW))
     plan, keys = prepare(tape, allowed, pilots, None)
-    run_chain(plan, pilots.params, keys, raw)
+    run_chain(plan, pilots.params, keys, raw, rule)
     trades = float(raw[:, N].mean())
     params = pilots.params
     searches = (
@@ -347,7 +362,8 @@ def rule_identity(rule: ExitRule) -> str:
         table = source if isinstance(source, pl.DataFrame) else pl.from_pandas(source)
         used = table.select("timestamp", "symbol", *rule.features)
         source = hashlib.sha256(used.hash_rows().to_numpy().tobytes()).hexdigest()
-    return repr((_identity_of(rule.function, seen), dict(rule.values), rule.features, source))
+    level = (rule.kind, rule.step_ns) if isinstance(rule, LevelRule) else ()
+    return repr((_identity_of(rule.function, seen), dict(rule.values), rule.features, source, level))
 
 
 def _identity_of(value: Any, seen: set[int]) -> Any:
@@ -450,7 +466,8 @@ class BoundRule:
             return None
         if not isinstance(rule, ExitRule):
             raise SweepError(
-                f"rule: expected a function with @replaylab.exit_rule, found {type(rule).__name__}"
+                "rule: expected a function with @replaylab.exit_rule or @replaylab.level_rule, found "
+                f"{type(rule).__name__}"
             )
         if not rule.features:
             return cls(rule, np.zeros((1, 1)))
@@ -464,9 +481,12 @@ class BoundRule:
     def arrays(self) -> RuleArrays:
         """Return what a kernel calls; compiles the rule when first asked in this process."""
         rule = self.rule
-        address = np.array([_address(rule.function, rule.features, len(rule.values), rule.compiled)])
+        address = np.array([_address(rule)])
         numbers = np.array([float(value) for value in rule.values.values()] or [0.0])
-        return RuleArrays(address, numbers, self.features, np.zeros(15))
+        level = np.zeros(2, dtype=np.int64)
+        if isinstance(rule, LevelRule):
+            level[:] = STOP_LEVEL if rule.kind == "stop" else TARGET_LEVEL, rule.step_ns
+        return RuleArrays(address, numbers, self.features, np.zeros(15), level)
 
     def raise_problem(self, asked: RuleArrays) -> None:
         """Raise SweepError where a kernel found the rule at fault: what it returned or raised, at which trade."""
@@ -487,26 +507,27 @@ class BoundRule:
 _CALL = """
 def entry(t, f, p):
     try:
-        trade = OpenTrade({trade})
-        return float(rule(trade, t[10]{features}{values}))
+        return float(rule({seen}{features}{values}))
     except Exception:
         return nan
 """
 _addresses: dict[Any, Any] = {}
 
 
-def _address(function: Any, features: tuple[str, ...], values: int, compile_it: bool) -> int:
-    """Return the address of a rule in this process."""
-    key = (function, features, compile_it)
+def _address(rule: ExitRule) -> int:
+    """Return the address of a rule's function in this process."""
+    function, level = rule.function, isinstance(rule, LevelRule)
+    key = (function, rule.features, rule.compiled, level)
     if key not in _addresses:
-        row = f", Features({', '.join(f'f[{n}]' for n in range(len(features)))})" if features else ""
+        trade = f"OpenTrade({', '.join(f't[{n}]' for n in range(10))}), t[10]"
+        row = f", Features({', '.join(f'f[{n}]' for n in range(len(rule.features)))})"
         source = _CALL.format(
-            trade=", ".join(f"t[{n}]" for n in range(10)),
-            features=row,
-            values="".join(f", p[{n}]" for n in range(values)),
+            seen="t[0], t[1], t[3]" if level else trade,
+            features=row if rule.features else "",
+            values="".join(f", p[{n}]" for n in range(len(rule.values))),
         )
-        names = {"OpenTrade": OpenTrade, "nan": np.nan, "Features": ExitRule(function, {}, features).view}
-        make = _compiled_rule if compile_it else _plain_rule
+        names = {"OpenTrade": OpenTrade, "nan": np.nan, "Features": rule.view}
+        make = _compiled_rule if rule.compiled else _plain_rule
         _addresses[key] = make(function, source, names)
     return int(_addresses[key].address)
 
@@ -674,8 +695,8 @@ def _warm_chain() -> None:
     tape, params = _tiny_tape(), TradingParams()
     rows = Grid({}, {}, 1, {}).pack(params)
     plan, keys = prepare(tape, _allowed_table(tape, [None]), rows, number_tables(tape, rows))
-    for kernel in (run_chain, run_plain):
-        kernel(plan, rows.params, keys, np.zeros((1, RAW)))
+    run_chain(plan, rows.params, keys, np.zeros((1, RAW)), NO_RULE)
+    run_plain(plan, rows.params, keys, np.zeros((1, RAW)))
 
 
 def _tiny_tape() -> Tape:

@@ -75,8 +75,8 @@ def sweep(
     scores (timestamp, symbol, score and, if known, price and regime) in place of the recorded ones; each acts after all
     events of its time (see ``signalled``).
 
-    ``rule``: an exit rule of the user's (``@replaylab.exit_rule``); axes ``rule.<argument>`` of a mapping try its
-    values, and vary slower than the others. It runs in the plain loop.
+    ``rule``: an exit rule of the user's (``@replaylab.exit_rule``, ``@replaylab.level_rule``); axes ``rule.<argument>``
+    of a mapping try its values, and vary slower than the others. Unless it is a level rule it runs in the plain loop.
 
     ``progress`` shows a bar. ``executor``: a ``concurrent.futures.Executor`` whose workers run the rows (see
     ``docs/scaling.md``); None runs them on ``threads`` here (default: the machine's cores). ``method``: "auto", or

@@ -8,7 +8,16 @@ Pure: it reads no files and no wall clock. Time comes from the events; what it w
 from __future__ import annotations
 
 from replaylab.trading.assumptions import assumptions
-from replaylab.trading.exit_rules import CLOSE, HOLD, ExitRule, FeatureRows, OpenTrade, exit_rule
+from replaylab.trading.exit_rules import (
+    CLOSE,
+    HOLD,
+    ExitRule,
+    FeatureRows,
+    LevelRule,
+    OpenTrade,
+    exit_rule,
+    level_rule,
+)
 from replaylab.trading.orders import OrderRouter, Recorder
 from replaylab.trading.positions import ClosedTrade
 from replaylab.trading.prices import PRICE_SOURCES, PRICE_TYPES, ResolvedPrices, resolve_prices
@@ -25,6 +34,7 @@ __all__ = [
     "ExitRule",
     "FeatureRows",
     "Instrument",
+    "LevelRule",
     "OpenTrade",
     "OrderRouter",
     "Recorder",
@@ -35,5 +45,6 @@ __all__ = [
     "TradingSystem",
     "assumptions",
     "exit_rule",
+    "level_rule",
     "resolve_prices",
 ]

@@ -301,7 +301,7 @@ class Execution:
         )
         row = None
         if rule.features and self._features is not None:
-            row = rule.view(*self._features.at(state.symbol, ts))
+            row = rule.view(*self._features.at(state.symbol, rule.row_time(position.entry_ts, ts)))
         try:
             answer = rule.ask(trade, price, row)
         except Exception as error:  # the user's own

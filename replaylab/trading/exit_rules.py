@@ -13,8 +13,9 @@
 
 The function is called at every price event after the entry's, after the targets and before ``max_hold_s``. It returns
 ``HOLD``, ``CLOSE``, or a price: the stop moves there if that is tighter, and acts from the next price on. Exits have
-the reason RULE. numba compiles the function for the loop kernel; the event-driven system calls the Python function. See
-``docs/rules.md``.
+the reason RULE. numba compiles the function for the loop kernel; the event-driven system calls the Python function. A
+rule whose level depends on nothing but the entry and the age is a ``level_rule``: sweeps find it without reading every
+price. See ``docs/rules.md``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from replaylab.errors import ConfigError, did_you_mean
+from replaylab.trading import formulas
 
 HOLD = 0.0
 CLOSE = -1.0
 PREFIX = "rule."
+STOP, TARGET = "stop", "target"
+_LONGEST_S = 86_400.0
 
 
 class OpenTrade(NamedTuple):
@@ -74,7 +78,7 @@ class ExitRule:
     def __call__(self, *args: Any) -> float:
         return self.function(*args)
 
-    def with_values(self, **values: float) -> ExitRule:
+    def with_values(self, **values: float) -> Self:
         """Return the rule with other values of its arguments. Raises ConfigError."""
         for name, value in values.items():
             if name not in self.values:
@@ -87,7 +91,7 @@ class ExitRule:
                 raise ConfigError(f"{PREFIX}{name}: expected a finite number, found {value!r}")
         return replace(self, values={**self.values, **{n: float(v) for n, v in values.items()}})
 
-    def on(self, source: Any) -> ExitRule:
+    def on(self, source: Any) -> Self:
         """Return the rule with the DataFrame (or the function of a session) that its features come from."""
         return replace(self, source=source)
 
@@ -96,10 +100,39 @@ class ExitRule:
         """The type that holds one row of features."""
         return namedtuple("Features", self.features or ("none",))
 
+    def row_time(self, entry_ts: int, ts: int) -> int:
+        """Return the time whose row of features the rule sees at ``ts``."""
+        return ts
+
     def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
         """Call the Python function, for the event-driven system."""
         given = (features,) if self.features else ()
         return float(self.function(trade, price, *given, *self.values.values()))
+
+
+@dataclass(frozen=True, repr=False)
+class LevelRule(ExitRule):
+    """A level rule with the values of its arguments; made by ``level_rule``.
+
+    ``kind``: "stop" or "target". ``step_ns``: its age moves in steps of so many nanoseconds.
+    """
+
+    kind: str = "stop"
+    step_ns: int = 0
+
+    def row_time(self, entry_ts: int, ts: int) -> int:
+        """Return the time whose row of features the rule sees: that of the entry."""
+        return entry_ts
+
+    def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
+        """Answer as an exit rule does: a stop's level, or whether the price closes the trade at a target."""
+        given = (features,) if self.features else ()
+        # In whole nanoseconds, as the kernels count.
+        age_s = round(trade.age_s * 1e9) // self.step_ns * self.step_ns / 1e9
+        level = float(self.function(trade.side, trade.entry_price, age_s, *given, *self.values.values()))
+        if self.kind == STOP or not 0.0 < level < math.inf:
+            return level
+        return CLOSE if formulas.target_hit(price, level, trade.side) else HOLD
 
 
 class FeatureRows(Protocol):
@@ -130,14 +163,63 @@ def exit_rule(
     """
 
     def made(function: Callable[..., float]) -> ExitRule:
-        wanted = ["trade", "price", *(["features"] if features else []), *values]
-        code = function.__code__
-        found = list(code.co_varnames[: code.co_argcount])
-        if len(found) != len(wanted) or found[len(wanted) - len(values) :] != list(values):
-            raise ConfigError(
-                f"{function.__name__}: expected the arguments {', '.join(wanted)}, found {', '.join(found)}"
-            )
+        _check_arguments(function, ["trade", "price", *(["features"] if features else [])], values)
         rule = ExitRule(function, {}, tuple(features), compiled)
         return replace(rule, values=dict.fromkeys(values, 0.0)).with_values(**values)
 
     return made if function is None else made(function)
+
+
+def level_rule(
+    kind: str,
+    *,
+    every_s: float,
+    features: tuple[str, ...] | list[str] = (),
+    compiled: bool = True,
+    **values: float,
+) -> Any:
+    """Make a function of the entry and the age of a trade an exit rule that sweeps find without reading every price.
+
+    >>> @level_rule("target", every_s=10.0, start_pct=0.3, per_minute=0.1)
+    ... def falling(side, entry_price, age_s, start_pct, per_minute):
+    ...     return entry_price * (1.0 + side * max(start_pct - per_minute * age_s / 60.0, 0.0) / 100.0)
+    >>> falling
+    falling(start_pct=0.3, per_minute=0.1)
+
+    The function takes ``side`` (1.0 LONG, −1.0 SHORT), the entry price, the age in seconds (a multiple of ``every_s``:
+    the level stands in between), the features at the entry where ``features`` names any (a row with these fields; NaN
+    where nothing is known yet), and the named arguments, which are axes ``rule.<name>``. It returns a price, ``HOLD``
+    (no level in this step), or ``CLOSE``.
+
+    ``kind``: "target" closes by a market order at the first price at or beyond the level; "stop" moves the stop there
+    if that is tighter, and acts from the next price on. The level is asked for at the first price event of each step,
+    where an exit rule has its turn, and the trades are those of that exit rule. Raises ConfigError.
+    """
+    if kind not in (STOP, TARGET):
+        raise ConfigError(
+            f'kind: expected "stop" or "target", found {kind!r}.{did_you_mean(str(kind), (STOP, TARGET))}'
+        )
+    if not 1e-9 <= every_s <= _LONGEST_S:
+        raise ConfigError(
+            f"every_s: expected seconds from 1e-9 to {_LONGEST_S:g} (a day), how often the level may change; "
+            f"found {every_s!r}"
+        )
+
+    def made(function: Callable[..., float]) -> LevelRule:
+        _check_arguments(
+            function, ["side", "entry_price", "age_s", *(["features"] if features else [])], values
+        )
+        rule = LevelRule(function, {}, tuple(features), compiled, kind=kind, step_ns=round(every_s * 1e9))
+        return replace(rule, values=dict.fromkeys(values, 0.0)).with_values(**values)
+
+    return made
+
+
+def _check_arguments(function: Callable[..., float], first: list[str], values: Mapping[str, float]) -> None:
+    """Raise ConfigError for a function that takes other arguments; the first ones may have names of their own."""
+    code = function.__code__
+    found = list(code.co_varnames[: code.co_argcount])
+    if len(found) != len(first) + len(values) or found[len(first) :] != list(values):
+        raise ConfigError(
+            f"{function.__name__}: expected the arguments {', '.join([*first, *values])}, found {', '.join(found)}"
+        )
