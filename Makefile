@@ -63,8 +63,10 @@ unit: $(VENV)/develop
 	  echo "Some of these watch real clocks, processes and a browser. What failed beside others runs once more, alone:"; \
 	  $(UNIT) --last-failed --last-failed-no-failures none; }
 
+# Copies are run: the documentation shows them with their outputs.
 notebooks: $(VENV)/develop
-	$(BIN)/pytest --nbmake --nbmake-timeout=180 -n auto notebooks
+	rm -rf build/notebooks && mkdir -p build && cp -r notebooks build/notebooks
+	$(BIN)/pytest --nbmake --overwrite --nbmake-timeout=180 -n auto build/notebooks
 
 docs: $(VENV)/develop
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import hashlib
@@ -44,6 +45,7 @@ __all__ = [
     "process_started",
     "remembered_sha256",
     "remove_leftovers",
+    "scratch_folder",
     "sha256_of",
     "sync_folder",
     "write_all",
@@ -130,6 +132,21 @@ def write_atomic(path: _Path, data: bytes, *, sync: bool = False, disk: Disk = _
         raise
     if sync:
         sync_folder(os.path.dirname(target), disk)  # noqa: PTH120 - as above
+
+
+def scratch_folder(prefix: str) -> Path:
+    """Make a temporary folder that is removed when this process ends; a fork that ends leaves it."""
+    import shutil
+    import tempfile
+
+    folder, owner = tempfile.mkdtemp(prefix=prefix), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return Path(folder)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, cast
 
 from replaylab.config import Config
 from replaylab.errors import ConfigError, ReplaylabError
+from replaylab.fsio import scratch_folder
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import HealthSnapshot, Record, ReplayManifest, RetentionReport
@@ -82,7 +82,7 @@ class Lab:
     def sample(cls, config: Config | None = None, frame: Literal["polars", "pandas"] = "polars") -> Self:
         """Open a scratch copy of the sample data root: an hour of a synthetic market, its logs and a session.
 
-        The copy is in a new temporary folder (``lab.root``); changes to it change nothing else.
+        The copy is in a new temporary folder (``lab.root``), which is removed when Python ends.
         """
         here = Path(__file__).parent
         source = next(
@@ -90,7 +90,7 @@ class Lab:
         )
         if source is None:
             raise ReplaylabError("the sample data is not installed; run `make sample` in a checkout")
-        target = Path(tempfile.mkdtemp(prefix="replaylab-sample-")) / "data"
+        target = scratch_folder("replaylab-sample-") / "data"
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         return cls(target, config=config, frame=frame)
 

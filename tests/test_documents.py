@@ -17,7 +17,8 @@ from replaylab import cli
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+REFERENCE = "\n".join(path.read_text() for path in sorted((REPOSITORY / "docs" / "reference").glob("*.md")))
 
 
 def python_blocks(path: Path) -> str:
@@ -37,7 +38,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_the_code_of_a_page_runs_as_written(path: Path, tmp_path: Path) -> None:
     """Every Python block of the page, one after another, in an empty folder."""
     (tmp_path / "run.py").write_text(RUN)
@@ -52,7 +53,7 @@ def test_the_code_of_a_page_runs_as_written(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_commands_on_the_pages_exist(path: Path) -> None:
     """Each `replaylab` line of a console block names a command and options that it has."""
     app = get_command(cli.app)
@@ -79,10 +80,29 @@ def test_notebooks_are_thin_and_without_outputs(path: Path) -> None:
         assert "parameters" in code[0]["metadata"].get("tags", [])
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", path.read_text()):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+        place = path.parent / target
+        # What tools/site.py adds to the site.
+        if target.startswith("gallery/"):
+            place = REPOSITORY / "tests" / "plots" / "images" / f"test_image_{Path(target).name}"
+        elif target.startswith("notebooks/") and target.endswith(".html"):
+            place = REPOSITORY / "notebooks" / f"{Path(target).stem}.ipynb"
+        assert place.exists(), f"{path.name} links to {target}"
+
+
+def test_the_gallery_has_every_plot() -> None:
+    page = (REPOSITORY / "docs" / "gallery.md").read_text()
+    images = (REPOSITORY / "tests" / "plots" / "images").glob("*.png")
+    for name in (image.stem.removeprefix("test_image_") for image in images):
+        assert f"gallery/{name}.png" in page
+
+
+def test_every_notebook_is_on_the_site() -> None:
+    page = (REPOSITORY / "docs" / "notebooks.md").read_text()
+    for path in NOTEBOOKS:
+        assert f"notebooks/{path.stem}.html" in page
 
 
 def test_every_notebook_is_linked_from_the_landing_page() -> None:
@@ -95,8 +115,7 @@ def test_every_notebook_is_linked_from_the_landing_page() -> None:
 @pytest.mark.parametrize("room", ["barriers", "health", "ml", "notebook", "plots", "replay", "sweep"])
 def test_the_reference_covers_what_users_import(room: str) -> None:
     """Every public class and function of the package has its entry, found by its name in the strict build."""
-    page = (REPOSITORY / "docs" / "reference.md").read_text()
-    listed = set(re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
+    listed = set(re.findall(r"^::: (\S+)$", REFERENCE, flags=re.MULTILINE))
     module = importlib.import_module(f"replaylab.{room}")
     public = {f"replaylab.{room}.{name}" for name in module.__all__ if callable(getattr(module, name))}
     assert public <= listed
@@ -104,8 +123,7 @@ def test_the_reference_covers_what_users_import(room: str) -> None:
 
 def test_every_entry_of_the_reference_can_be_imported() -> None:
     """Its heading is the path to import it from."""
-    page = (REPOSITORY / "docs" / "reference.md").read_text()
-    for dotted in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE):
+    for dotted in re.findall(r"^::: (\S+)$", REFERENCE, flags=re.MULTILINE):
         place, _, name = dotted.rpartition(".")
         try:
             importlib.import_module(dotted)

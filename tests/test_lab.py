@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,17 @@ def test_the_simulation_the_replay_and_the_sweep_agree(root: Path) -> None:
         "reason",
     ):
         assert logged[column].to_list() == run[column].to_list() == swept[column].to_list()
+
+
+def test_the_sample_is_removed_at_the_end_of_its_process() -> None:
+    code = (
+        "import os, sys\nfrom replaylab import Lab\nlab = Lab.sample()\nchild = os.fork()\n"
+        "if child == 0: sys.exit(0)\nos.waitpid(child, 0)\nassert lab.root.path.exists()\nprint(lab.root)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip()).parent
+    assert folder.name.startswith("replaylab-sample-")
+    assert not folder.exists()
 
 
 def test_the_sample_is_a_scratch_copy() -> None:
