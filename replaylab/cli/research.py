@@ -187,8 +187,6 @@ def _show(
     if few:
         say(f"the last {few} of these have fewer than {min_trades} trades: they rank after all others")
     say(repr(result.verdict(min_trades)))
-    for line in result.verdict(min_trades).caveats:
-        say(f"  note: {line}")
     if output is not None:
         say(f"all combinations in {output}")
 

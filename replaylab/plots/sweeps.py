@@ -172,16 +172,25 @@ def slices(
 
 
 def parallel_coordinates(
-    frame: Any, axes: Sequence[str], value: str = "net_pnl", title: str | None = None, *, n: int = 300
+    frame: Any,
+    axes: Sequence[str],
+    value: str = "net_pnl",
+    title: str | None = None,
+    *,
+    n: int = 300,
+    min_trades: int = 30,
 ) -> Plot:
     """Plot one line per combination across all axes, coloured by ``value``; the best five are thick.
 
-    At most ``n`` rows are drawn: the best ``n // 3``, and the rest spread evenly over the ranks below them.
+    Rows with fewer than ``min_trades`` trades (column ``n_trades``) rank after all others and are never thick. At most
+    ``n`` rows are drawn: the best ``n // 3``, and the rest spread evenly over the ranks below them.
     """
     data = as_frame(frame)
     need(data, *axes, value)
-    order = data.with_columns(pl.col(value).cast(pl.Float64).fill_nan(None)).drop_nulls(value)
-    order = order.sort(value, descending=True)
+    order = data.with_columns(
+        pl.col(value).cast(pl.Float64).fill_nan(None), _enough=_enough(data, min_trades)
+    )
+    order = order.drop_nulls(value).sort("_enough", value, descending=True)
     top = min(order.height, max(5, n // 3))
     rest = (
         np.unique(np.linspace(top, order.height - 1, max(0, n - top)).astype(int))
@@ -217,7 +226,7 @@ def parallel_coordinates(
     colours = ScalarMappable(norm, "viridis")
     lines += np.random.default_rng(0).uniform(-0.008, 0.008, size=lines.shape)  # equal lines stay apart
     for row in range(shown.height - 1, -1, -1):
-        best = row < 5
+        best = row < 5 and shown["_enough"][row]
         panel.plot(
             lines[row, :],
             color=colours.to_rgba(values[row]),
@@ -270,18 +279,25 @@ def overfitting(report: Any, title: str | None = None) -> Plot:
     return figure
 
 
-def verdict(title: str, reasons: Sequence[str], arrays: Mapping[str, Any]) -> Plot:
+def verdict(
+    title: str, reasons: Sequence[str], arrays: Mapping[str, Any], caveats: Sequence[str] = ()
+) -> Plot:
     """Plot one page: the sentences; Sharpe ratios against luck; PnL over time; in against out of sample.
 
     ``arrays``: those of a ``Verdict``; without them (too few trades, a loaded result) the page has the sentences alone.
+    ``caveats``: what the reasons rest on, below them.
     """
-    figure = Plot(10, 8.2 if arrays else 2.6)
-    grid = figure.add_gridspec(3 if arrays else 1, 2, height_ratios=[1, 1.6, 1.6] if arrays else [1])
+    lines = [
+        line
+        for start, text in (*(("• ", one) for one in reasons), *(("note: ", one) for one in caveats))
+        for line in textwrap.wrap(start + text, 125, subsequent_indent="   ")
+    ]
+    words_inch = 0.35 + 0.165 * len(lines)
+    figure = Plot(10, words_inch + (6.4 if arrays else 0.6))
+    heights = [words_inch, 3.1, 3.1] if arrays else [1]
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     words = figure.panel(grid[0, :])
     words.set_axis_off()
-    lines = [
-        line for reason in reasons for line in textwrap.wrap("• " + reason, 125, subsequent_indent="   ")
-    ]
     words.text(0.0, 1.0, "\n".join(lines), transform=words.transAxes, va="top", fontsize=8.5, color=INK)
     figure.heading(title)
     if not arrays:

@@ -218,10 +218,14 @@ class SweepResult(Outcome):
         columns = ["row", *self.axes, *(name for name in _SHOWN if name in best.columns)]
         right = "style='text-align:right'"
         head = "".join(f"<th {right}>{escape(name)}</th>" for name in columns)
+        few = " style='opacity:0.5'"
         body = "".join(
-            f"<tr>{''.join(f'<td {right}>{_cell(row[name])}</td>' for name in columns)}</tr>"
+            f"<tr{'' if row['enough_trades'] else few}>"
+            f"{''.join(f'<td {right}>{_cell(row[name])}</td>' for name in columns)}</tr>"
             for row in best.iter_rows(named=True)
         )
+        if not best["enough_trades"].all():
+            body += f"<tr><td colspan={len(columns)}>pale: fewer than {MIN_TRADES} trades</td></tr>"
         left = "".join(f" · {count:,} left out: {escape(why)}" for why, count in self.left_out.items())
         return (
             f"<div><b>Sweep of {self.frame.height:,} combinations</b> over {escape(str(self.session_id))}{left}"
@@ -438,11 +442,15 @@ class SweepResult(Outcome):
         """Return the ``n`` rows on the best plateaus: ``neighbours, neighbour_mean, neighbour_min, robustness``.
 
         ``robustness`` is mean − standard deviation of ``by`` over a row and its neighbours on the grid. Rows with fewer
-        than ``min_trades`` trades come last, as in ``best``.
+        than ``min_trades`` trades come last, as in ``best``, whose columns are the first here, too.
         """
         self._column(by)
         scored = plateaus(self.frame.with_row_index("row"), list(self.axes), by)
-        return self._ranked(scored, "robustness", min_trades, n)
+        own = ("neighbours", "neighbour_mean", "neighbour_min")
+        first = dict.fromkeys(
+            ("row", "robustness", by, "net_pnl", "n_trades", "enough_trades", *self.axes, *own)
+        )
+        return self._ranked(scored, "robustness", min_trades, n).select(*first, pl.exclude(*first))
 
     # Plots
 
@@ -481,12 +489,17 @@ class SweepResult(Outcome):
         return plots.slices(self._at(fixed), self._varied(axes), value, min_trades=min_trades)
 
     def parallel_coordinates(
-        self, value: str = "net_pnl", axes: Sequence[str] | None = None, *, n: int = 300
+        self,
+        value: str = "net_pnl",
+        axes: Sequence[str] | None = None,
+        *,
+        n: int = 300,
+        min_trades: int = MIN_TRADES,
     ) -> Figure:
-        """Draw combinations as lines across all axes."""
+        """Draw combinations as lines across all axes; the best five of those with ``min_trades`` trades are thick."""
         from replaylab import plots
 
-        return plots.parallel_coordinates(self.frame, self._varied(axes), value, n=n)
+        return plots.parallel_coordinates(self.frame, self._varied(axes), value, n=n, min_trades=min_trades)
 
     def equity(self, rows: Sequence[int] | None = None) -> Figure:
         """Draw equity and drawdown of chosen rows (default: the best three)."""

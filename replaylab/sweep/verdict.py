@@ -72,6 +72,7 @@ _TITLES = {
     "fails_out_of_sample": "Fails out of sample: what is chosen on one part loses on the other",
     "supported": "Supported: more than luck shows, and it holds out of sample",
 }
+_DOUBTFUL = "; but session.check() warns of the data"
 
 
 @dataclass(repr=False)
@@ -91,11 +92,13 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The level in words."""
-        return _TITLES[self.level]
+        """The level in words; of a supported one also whether ``session.check()`` warns of the data."""
+        doubtful = self.level == "supported" and self.metrics.get("data_warnings")
+        return _TITLES[self.level] + (_DOUBTFUL if doubtful else "")
 
     def __repr__(self) -> str:
-        return "\n".join([f"<Verdict: {self.title}>", *(f"  {line}" for line in self.reasons)])
+        notes = (f"  note: {line}" for line in self.caveats)
+        return "\n".join([f"<Verdict: {self.title}>", *(f"  {line}" for line in self.reasons), *notes])
 
     def _repr_html_(self) -> str:
         listed = "".join(f"<li>{escape(line)}</li>" for line in self.reasons)
@@ -119,7 +122,7 @@ class Verdict:
         """Draw one page: the sentences, Sharpe ratios against luck, PnL over time, in against out of sample."""
         from replaylab import plots
 
-        return plots.verdict(self.title, self.reasons, self.arrays)
+        return plots.verdict(self.title, self.reasons, self.arrays, self.caveats)
 
 
 class Steps:
@@ -170,14 +173,15 @@ def judge(result: Any, min_trades: int = MIN_TRADES) -> Verdict:
 
 def _judge(result: Any, min_trades: int, step: Steps) -> Verdict:
     step("assumptions and session.check()")
-    caveats = _caveats(result)
+    caveats, doubts = _caveats(result)
     try:
         row, count = _candidate(result, min_trades)
-        found = _Evidence.of(result, row, step)
+        found = _Evidence.of(result, row, min_trades, step)
     except SweepError as error:
-        metrics = {"n_trials": result.n_trials, "min_trades": min_trades}
+        metrics = {"n_trials": result.n_trials, "min_trades": min_trades, "data_warnings": doubts}
         return Verdict("insufficient", [f"{str(error)[0].upper()}{str(error)[1:]}."], caveats, metrics)
-    metrics = {"row": row, "n_trades": count, "min_trades": min_trades, **found.metrics}
+    own = {"row": row, "n_trades": count, "min_trades": min_trades, "data_warnings": doubts}
+    metrics = {**own, **found.metrics}
     level: Level = "supported"
     if not found.net > 0 or not found.deflated.probability >= CONFIDENCE:
         level = "luck"
@@ -194,8 +198,14 @@ def _candidate(result: Any, min_trades: int) -> tuple[int, int]:
     top = result.best(1, min_trades=min_trades)
     most = int(result.frame["n_trades"].max() or 0)
     if not top.height or not top["enough_trades"][0]:
+        refused = int(result.frame["n_rejected"].max() or 0)
         raise SweepError(
-            f"no combination has {min_trades} trades: the most is {most}; take a longer session or a lower threshold"
+            f"no combination has {min_trades} trades: the most is {most}; "
+            + (
+                f"up to {refused:,} entries were rejected, smaller than the exchange takes: see notional_usd, rounding"
+                if refused > most
+                else "take a longer session or a lower threshold"
+            )
         )
     return int(top["row"][0]), int(top["n_trades"][0])
 
@@ -213,7 +223,7 @@ class _Evidence:
     arrays: dict[str, Any]
 
     @classmethod
-    def of(cls, result: Any, row: int, step: Steps) -> _Evidence:
+    def of(cls, result: Any, row: int, min_trades: int, step: Steps) -> _Evidence:
         step("PnL by period")
         rows, pnl = result.pnl_by_period(PERIODS)
         place = rows.index(row)
@@ -259,7 +269,7 @@ class _Evidence:
             "walk_forward_won": sum(one > 0 for one in later),
             "walk_forward_steps": len(later),
         }
-        ratios = result.frame.filter(result.frame["n_trades"] >= MIN_TRADES)["sharpe_per_trade"].drop_nulls()
+        ratios = result.frame.filter(result.frame["n_trades"] >= min_trades)["sharpe_per_trade"].drop_nulls()
         arrays = {
             "pnl": pnl[:, place],
             "edges": result.clock().edges,
@@ -327,8 +337,8 @@ def _one_more_stop(trades: pl.DataFrame, sl_pct: float) -> float:
     return float(stop if loss is None else min(stop, loss))
 
 
-def _caveats(result: Any) -> list[str]:
-    """Return the assumptions, doubtful settings among those tried, and what the session's checks found."""
+def _caveats(result: Any) -> tuple[list[str], int]:
+    """Return assumptions, doubtful settings among those tried and warnings of the checks; how many warnings."""
 
     def tried(name: str) -> Sequence[Any]:
         values: Sequence[Any] = result.axes.get(name, [getattr(result.params, name)])
@@ -344,9 +354,8 @@ def _caveats(result: Any) -> list[str]:
     thin = [] if checked is None else [one for one in checked if one.kind == "thin_book"]
     if thin and "print" in tried("market_fill"):
         lines.append(f'The parameters tried include market_fill="print" on a thin book: {thin[0].message}')
-    if checked is not None:
-        lines += [one.message for one in checked if one.level == "warning"]
-    return lines
+    doubts = [] if checked is None else checked.warnings
+    return [*lines, *doubts], len(doubts)
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,14 @@ def test_a_clock_that_is_off_manufactures_an_edge_and_is_warned_of() -> None:
         session = as_session(frame(momentum_bot(offset)))
         result = sweep(session, grid, TradingParams(**costs), progress=False)
         profitable[offset] = int((result.frame["net_pnl"] > 0).sum())
-        warned = [one for one in result.verdict().caveats if "clock of the signals" in one]
+        verdict = result.verdict()
+        warned = [one for one in verdict.caveats if "clock of the signals" in one]
         assert bool(warned) == (offset > 0)
+        for shown in (repr(result), result._repr_html_()):
+            assert ("clock of the signals" in shown) == (offset > 0)
+        if offset:
+            assert verdict.title.endswith("but session.check() warns of the data")
+            assert "supported" in verdict.title.lower()
         assert [round(one.value or 0, 1) for one in session.check().of("clock_offset")] == (
             [1.3] if offset else []
         )

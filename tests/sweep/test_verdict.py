@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import evidence as benchmark
 from replaylab import plots
-from replaylab.sweep import SweepResult, sweep
+from replaylab.sweep import SweepResult, overfitting_probability, sweep, walk_forward_steps
 from replaylab.sweep import verdict as module
 
 
@@ -95,6 +96,40 @@ def test_few_verdicts_on_noise_are_supported() -> None:
     for kind in benchmark.KINDS:
         found = benchmark.false_alarms(kind, benchmark.FREE, 3)
         assert found.get("supported", 0) <= benchmark.most_allowed(3), kind
+
+
+def test_short_sweeps_of_noise_are_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 ticks: rows of some thirty trades, whose ratios vary most."""
+    monkeypatch.setattr(benchmark, "TICKS", 1_500)
+    for kind in ("symmetric", "scalping", "long"):
+        found = benchmark.false_alarms(kind, benchmark.FREE, 10)
+        assert found.get("supported", 0) <= benchmark.most_allowed(10), kind
+
+
+def test_a_row_of_few_trades_cannot_be_supported(planted: SweepResult) -> None:
+    """Whatever its Sharpe ratio: it is not a candidate, and rows without trades do not beat rows that lose."""
+    counts = planted.frame["n_trades"].to_numpy().copy()
+    counts[5] = 4
+    frame = planted.frame.with_columns(
+        n_trades=pl.Series(counts, dtype=pl.Int32),
+        net_pnl=pl.when(pl.int_range(pl.len()) == 5).then(1e6).otherwise(pl.col("net_pnl")),
+    )
+    assert replace(planted, frame=frame).verdict().metrics["row"] != 5
+
+
+def test_rejected_entries_are_named_where_there_are_no_trades(planted: SweepResult) -> None:
+    none = planted.frame.with_columns(n_trades=pl.lit(0, pl.Int32), n_rejected=pl.lit(2_239, pl.Int32))
+    assert "up to 2,239 entries were rejected" in replace(planted, frame=none).verdict().reasons[0]
+
+
+def test_ten_thousand_rows_take_no_time_to_speak_of() -> None:
+    """Overfitting and walk-forward of 10,000 rows × 96 periods, in seconds of a processor; ms in the benchmark."""
+    pnl = np.random.default_rng(0).normal(size=(96, 10_000))
+    overfitting_probability(pnl, 16, max_splits=10)
+    start = time.process_time()
+    overfitting_probability(pnl, 16, max_splits=1_000)
+    walk_forward_steps(pnl, 20, 5)
+    assert time.process_time() - start < 1.0
 
 
 def test_planted_edges_are_found() -> None:
