@@ -129,7 +129,7 @@ def _verdict(subject: Any) -> list[str]:
     reasons = "".join(f"<li>{escape(line)}</li>" for line in verdict.reasons)
     plot = _image(verdict.plot())
     return [
-        f"<h2>Verdict: {escape(verdict.level)}</h2><ul class='verdict'>{reasons}</ul>{plot}",
+        f"<h2>Verdict</h2><p><b>{escape(verdict.title)}</b></p><ul class='verdict'>{reasons}</ul>{plot}",
         f"<ul class='note'>{caveats}</ul>" if caveats else "",
     ]
 

@@ -143,7 +143,7 @@ def test_a_report_opens_without_a_network(lab: Lab, session: Any, tmp_path: Path
         page.goto(path.as_uri())
         page.locator(".slick-row").first.wait_for()
         text = page.inner_text("body")
-        for reason in result.verdict().reasons:
+        for reason in (result.verdict().title, *result.verdict().reasons):
             assert " ".join(reason.split()) in " ".join(text.split())
         assert result.assumptions in text
         assert session.digest in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import evidence as benchmark
-from replaylab import plots
+from replaylab import Lab, plots
+from replaylab.sessions import Finding, Findings
 from replaylab.sweep import SweepResult, overfitting_probability, sweep, walk_forward_steps
 from replaylab.sweep import verdict as module
 
@@ -79,6 +81,63 @@ def test_small_wins_without_a_stop_are_not_skill(planted: SweepResult) -> None:
 def test_costs_of_nothing_are_named(planted: SweepResult) -> None:
     assert any("costs of 0" in line for line in planted.verdict().caveats)
     assert planted.assumptions in planted.verdict().caveats
+
+
+def test_prints_of_a_thin_book_and_warnings_of_the_data_are_named(planted: SweepResult) -> None:
+    """Where rows fill at the last print of a thin book, and what session.check() warns of, in the title too."""
+    thin = Finding("thin_book", "note", "A", 12.0, "A: the spread is 12 bps (median): fills are too good")
+    clock = Finding("clock_offset", "warning", "A", 1.3, "A: the clock of the signals is 1,300 ms behind")
+    doubtful = replace(
+        planted, params=planted.params.replace(market_fill="print"), checks=lambda: Findings([thin, clock])
+    ).verdict()
+    assert any('market_fill="print" on a thin book: A: the spread' in line for line in doubtful.caveats)
+    assert clock.message in doubtful.caveats
+    assert doubtful.level == planted.verdict().level == "supported"
+    assert doubtful.title == planted.verdict().title + "; but session.check() warns of the data"
+    plain = replace(planted, checks=lambda: Findings([thin])).verdict()
+    assert not any("thin book" in line for line in plain.caveats)
+
+
+def test_best_of_a_real_half_day_has_enough_trades(real_data: Path, tmp_path: Path) -> None:
+    """12 hours of trades, momentum scores: rows with one trade or none are not first, anywhere."""
+    lab = Lab(tmp_path)
+    path = real_data / "binance-trades" / "btcusdt_20220115_00h-12h.parquet"
+    columns = {"timestamp": "timestamp", "timestamp_unit": "ms", "price": "price", "qty": "quantity"}
+    lab.import_history("parquet", path, symbol="BTCUSDT", **columns)
+    session = lab.build_replay_session("2022-01-15T00:00Z", "2022-01-15T12:00Z", ["BTCUSDT"])
+    prices = (
+        pl.read_parquet(path).group_by(t=pl.col("timestamp") // 1000).agg(pl.col("price").last()).sort("t")
+    )
+    move = pl.col("price").log().diff(60)
+    scored = prices.with_columns(score=(move / move.rolling_std(1800) / 4).clip(-1, 1)).drop_nulls()
+    signals = scored.head(-1).select(
+        timestamp=((pl.col("t") + 1) * 1_000_000_000).cast(pl.Datetime("ns", "UTC")),
+        symbol=pl.lit("BTCUSDT"),
+        score="score",
+        price="price",
+    )
+    grid = {
+        "entry_threshold": np.linspace(0.3, 0.95, 14),
+        "tp1_pct": [0.1, 0.3, 0.6],
+        "sl_pct": [0.1, 0.2, 0.4],
+    }
+    costs = {"tp2_pct": 1.0, "taker_fee_bps": 2.0, "slippage_bps": 0.5}
+    result = lab.sweep(session, grid, params=costs, signals=signals, progress=False)
+    counts = result.frame["n_trades"]
+    assert counts.min() <= 5 < 30 <= counts.max()
+    few = result.frame.filter(pl.col("n_trades") < 30)["net_pnl"].max()
+    for top in (result.best(1), result.robustness(1)):
+        assert top["n_trades"][0] >= 30
+        assert top["net_pnl"][0] < few, "rows of few trades lost less, and do not rank first"
+    verdict = result.verdict()
+    assert verdict.metrics["n_trades"] >= 30
+    assert verdict.level == "luck"
+    axes = result.heatmap("entry_threshold", "sl_pct").axes[0]
+    rings = [patch.get_xy() for patch in axes.patches if not patch.get_hatch()]
+    hatched = {patch.get_xy() for patch in axes.patches if patch.get_hatch()}
+    assert rings
+    assert hatched
+    assert not {(x - 0.04, y - 0.04) for x, y in rings} & hatched
 
 
 def test_noise_with_costs_has_a_small_pbo_and_loses_in_every_split() -> None:
