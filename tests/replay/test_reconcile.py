@@ -159,7 +159,8 @@ class Planter:
     def fits(self, cause: str, trade: dict[str, Any]) -> bool:
         if cause == "exit_delay":
             return trade["reason"] == "STOP_LOSS" and not trade["tp1Filled"]
-        if cause in ("exit_decision", "exit_price"):
+        # Of another quantity TP1 would close another share: whole lots.
+        if cause in ("exit_decision", "exit_price", "quantity"):
             return not trade["tp1Filled"] and trade["durationSeconds"] > 4
         return bool(trade["durationSeconds"] > 4)
 
