@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -183,6 +184,9 @@ def print_table(columns: Iterable[str], rows: Iterable[Sequence[Any]], *, title:
 
     columns, values = list(columns), [tuple(row) for row in rows]
     cells = [[_cell(value) for value in row] for row in values]
+    if sys.stdout.isatty():
+        # A time folds between date and time of day, not inside either.
+        cells = [[re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:)", r"\1 \2", cell) for cell in row] for row in cells]
     console = Console(width=None if sys.stdout.isatty() else 1_000)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     left, kept = console.width, 0

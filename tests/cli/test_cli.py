@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from replaylab.cli import app
+from replaylab.cli.terminal import print_table
 from replaylab.importers.synthetic import write_synthetic
 from replaylab.lab import Lab
 from replaylab.paths import DataRoot
@@ -446,3 +448,20 @@ def test_the_documentation_names_commands_and_options_that_exist() -> None:
             assert f" {option} " in shown, f"{' '.join(words)}: {option}"
     named = [line.split("`")[1].split()[0] for line in page.splitlines() if line.startswith("| `")]
     assert set(COMMANDS) <= {*named, "stop", "recover"}
+
+
+def test_tables_on_a_terminal_fit_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers stay whole, times fold between date and time of day, columns without room are named below."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    names = ["entry_threshold", "started", "net_pnl", "n_trades", "sharpe_per_trade", "max_drawdown", "fees"]
+    rows = [[0.123456, "2025-11-18T10:20:00.000Z", -1234.56789, 1_234_567, 0.00012345, -98765.4, 1.5e7]]
+    print_table([*names, "profit_factor", "expectancy"], [[*rows[0], 1.0, 2.0]])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    for whole in ("0.123456", "-1,234.57", "1,234,567", "0.00012345", "2025-11-18", "10:20:00.000Z"):
+        assert whole in shown
+    assert "not shown: " in shown
+    assert "expectancy" in shown.split("not shown: ")[1]
