@@ -27,6 +27,8 @@ from replaylab.plots.style import (
     utc_axis,
 )
 
+# A ratio is worth what the number of its trades is worth: plots show both.
+_RATIOS = ("win_rate", "profit_factor", "expectancy", "sharpe_per_trade")
 _HOW = {"max": "best", "mean": "mean", "min": "worst", "median": "median"}
 
 
@@ -45,7 +47,7 @@ def heatmap(
     Where several rows share a cell (more axes than two), ``how`` says which is shown: "median", "max", "mean", "min".
     With a column ``n_trades``, only rows with ``min_trades`` trades enter a cell; a cell without such rows shows the
     others, is hatched and never ringed. 0 is always white, gains are blue and losses red. Up to 100 cells show their
-    numbers; cells without a value stay empty.
+    numbers, of a ratio with the trades that it rests on (median); cells without a value stay empty.
     """
     data = as_frame(frame)
     need(data, x, y, value)
@@ -76,7 +78,14 @@ def heatmap(
     )
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     shared = len(values) > cells.size
-    bar.set_label(f"{_HOW[how] + ' ' if shared else ''}{label(value)}", color=INK)
+    counted = value in _RATIOS and "n_trades" in data.columns
+    trades = (
+        _cells(rows, columns, data["n_trades"].cast(pl.Float64).to_numpy(), shape, "median")
+        if counted
+        else None
+    )
+    below = "" if trades is None else " (in brackets: trades)"
+    bar.set_label(f"{_HOW[how] + ' ' if shared else ''}{label(value)}{below}", color=INK)
     bar.ax.tick_params(colors=INK, labelsize=9)
     bar.outline.set_visible(False)
     for row, column in np.argwhere(few):
@@ -88,7 +97,7 @@ def heatmap(
             axes.text(
                 column,
                 row,
-                f"{cells[row, column]:,.3g}",
+                f"{cells[row, column]:,.3g}" + ("" if trades is None else f"\n({trades[row, column]:,.0f})"),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -109,8 +118,11 @@ def heatmap(
     _ticks(axes.yaxis, row_names)
     axes.set_xlabel(label(x) + (f"; hatched: fewer than {min_trades} trades" if few.any() else ""))
     axes.set_ylabel(label(y))
-    counted = f"{_HOW[how].capitalize()} {label(value)} over {data.height:,} combinations"
-    figure.heading(counted if title is None and shared else title)
+    if title is None and (shared or counted):
+        title = (
+            f"{_HOW[how].capitalize()} {label(value)} over {data.height:,} combinations{_trades(data, value)}"
+        )
+    figure.heading(title)
     return figure
 
 
@@ -133,6 +145,8 @@ def slices(
     if enough.any() and not enough.all():
         title = title or f"{int(enough.sum()):,} of {data.height:,} combinations have {min_trades} trades"
         data = data.filter(pl.Series(enough))
+    elif value in _RATIOS and title is None:
+        title = f"{data.height:,} combinations{_trades(data, value)}"
     across = min(3, max(1, len(axes)))
     down = -(-len(axes) // across)
     figure = Plot(3.6 * across + 0.4, 2.9 * down + 0.3)
@@ -273,7 +287,9 @@ def overfitting(report: Any, title: str | None = None) -> Plot:
         right.plot(ends, line, color=SHORT, linewidth=1.8, label=f"slope {report.slope:+.2f}")
     right.set_xlabel("score in sample (per period)")
     right.set_ylabel("score out of sample (per period)")
-    right.set_title(f"money: loses out of sample in {report.loss_probability:.0%} of splits", fontsize=10)
+    right.set_title(
+        f"money: loses out of sample in {report.loss_probability:.0%} of {len(logits):,} splits", fontsize=10
+    )
     figure.legend_for(right, loc="best")
     figure.heading(title)
     return figure
@@ -312,7 +328,10 @@ def verdict(
     figure.legend_for(left, loc="best")
     right.scatter(arrays["in_sample"], arrays["out_of_sample"], s=14, color=LONG, alpha=0.5, linewidths=0)
     right.axhline(0, color=INK, linewidth=0.8)
-    right.set_title(f"loses out of sample in {arrays['loss_probability']:.0%} of splits", fontsize=10)
+    right.set_title(
+        f"loses out of sample in {arrays['loss_probability']:.0%} of {len(arrays['in_sample']):,} splits",
+        fontsize=10,
+    )
     right.set_xlabel("score where it was chosen (per period)")
     right.set_ylabel("score on the rest (per period)")
     edges = np.asarray(arrays["edges"]).astype("datetime64[ns]")
@@ -357,6 +376,14 @@ def walk_forward(frame: Any, title: str | None = None) -> Plot:
     figure.legend_for(axes, loc="best")
     figure.heading(title)
     return figure
+
+
+def _trades(data: pl.DataFrame, value: str) -> str:
+    """Return how many trades the combinations have, for the title of a plot of a ratio."""
+    if value not in _RATIOS or "n_trades" not in data.columns or not data.height:
+        return ""
+    low, high = data.select(pl.col("n_trades").min(), high=pl.col("n_trades").max()).row(0)
+    return f" of {low:,} to {high:,} trades"
 
 
 def _enough(data: pl.DataFrame, min_trades: int) -> npt.NDArray[np.bool_]:

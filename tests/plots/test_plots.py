@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -170,6 +171,17 @@ def test_cells_with_few_trades_are_hatched_and_never_ringed() -> None:
     assert len(axes.texts) == 6
     none = plots.heatmap(frame.with_columns(n_trades=pl.lit(1)), "sl_pct", "tp2_pct").axes[0]
     assert all(patch.get_hatch() for patch in none.patches)
+
+
+def test_ratios_stand_with_the_number_of_their_trades() -> None:
+    """In the cells and in the title; of a sum they would say nothing."""
+    frame = sweep_frame().with_columns(n_trades=pl.int_range(31, 31 + pl.len()), sharpe_per_trade=pl.lit(0.5))
+    figure = plots.heatmap(frame, "sl_pct", "tp2_pct", "sharpe_per_trade")
+    assert all(re.fullmatch(r"0\.5\n\(\d\d\)", mark.get_text()) for mark in figure.axes[0].texts)
+    wanted = f"of 31 to {30 + frame.height} trades"
+    assert wanted in figure.get_suptitle()
+    assert wanted in plots.slices(frame, ["sl_pct"], "sharpe_per_trade").get_suptitle()
+    assert "trades" not in plots.heatmap(frame, "sl_pct", "tp2_pct").get_suptitle()
 
 
 def test_exits_are_drawn_where_their_parts_filled() -> None:
