@@ -8,11 +8,18 @@ from replaylab.records.logs import (
     AccountState,
     DailyRiskStats,
     ExecutionSnapshot,
+    FileError,
     HealthSnapshot,
+    Lateness,
     OrderLogRecord,
+    ReplayEvent,
+    ReplayManifest,
+    ReplayStatus,
+    RetentionReport,
     RiskFlags,
     RiskSnapshot,
     ServiceHealth,
+    SourceDateRange,
     StateEvent,
     TpslSnapshot,
     TradeLogRecord,
@@ -23,15 +30,6 @@ from replaylab.records.market import (
     OrderBookSnapshot,
     RegimeSnapshot,
     ScoringSnapshot,
-)
-from replaylab.records.replay import (
-    FileError,
-    Lateness,
-    ReplayEvent,
-    ReplayManifest,
-    ReplayStatus,
-    RetentionReport,
-    SourceDateRange,
 )
 
 __all__ = [

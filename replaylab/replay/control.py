@@ -17,6 +17,7 @@ import operator
 import os
 import platform
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from replaylab.errors import (
 )
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
+from replaylab.replay.checkpoints import TAPE_FOLDER
 from replaylab.replay.player import Player
 from replaylab.timestamps import iso, now_ns, parse_ns, to_ns
 
@@ -445,6 +447,7 @@ def end_dead_run(root: DataRoot, path: Path) -> dict[str, Any] | None:
         if record["outcome"] == "running":
             ended = plain.get("heartbeatAt") if status.run_id == record["runId"] else None
             error = "the process that ran this replay ended without ending the run"
+            shutil.rmtree(path.parent / TAPE_FOLDER, ignore_errors=True)
             record |= {"outcome": "died", "endedAt": ended, "error": error}
             fsio.write_atomic(path, orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
         if plain.get("running") and not status.running:

@@ -253,7 +253,7 @@ class ReplayEngine:
             run_root = self.root.run(session.id, run_id)
             target: Target
             if setup is not None:
-                target = SystemTarget(run_root, feed, setup)
+                target = SystemTarget(run_root, feed, setup, checkpoints=overload == "stretch")
             else:
                 target = HandlerTarget(self._handler, feed, inject_mode, strict=strict, deliver=self._deliver)
             player = Player(
@@ -328,9 +328,7 @@ class ReplayEngine:
     def seek(self, to: int | str | datetime) -> int | None:
         """Go to an event's index, or a time; returns the index of the event that is next.
 
-        The events between are played without waiting, so that the system's state is right; seeking back plays from
-        the start: what follows is the same as without the seek. Subscribers do not see those events.
-        """
+        What follows is the same as without the seek. Subscribers do not see the events in between."""
         index: int | None = self._order("seek", to)
         return index
 
@@ -711,6 +709,8 @@ class ActiveRun:
             run_mode=self._run_mode,
             params_source=self._provenance.get("paramsSource"),
             changes=self._provenance.get("changes"),
+            rewinds=player.rewinds,
+            seek_ready=None if player.target.seek_ready is None else max(index, player.target.seek_ready),
         )
 
     def raise_failure(self) -> None:

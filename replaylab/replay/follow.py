@@ -47,9 +47,11 @@ class News:
     records: list[tuple[Kind, dict[str, Any]]] = field(default_factory=list)
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """Yield it as ``("status" | "replay" | "record", plain data)``, status first."""
-        if self.changed:
+        """Yield it as ``("status" | "began" | "replay" | "record", plain data)``, status first."""
+        if self.changed or self.began:
             yield "status", self.status
+        if self.began:
+            yield "began", {"runId": self.status.run_id}
         if self.events or self.skipped:
             yield "replay", {"events": self.events, "skipped": self.skipped}
         for kind, record in self.records:
@@ -57,26 +59,27 @@ class News:
 
 
 class _Tail:
-    """New complete lines of a file that grows; starts again where the file was replaced or truncated."""
+    """New complete lines of a file that grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
         self._inode: int | None = None
 
-    def lines(self) -> list[bytes]:
-        """Return new lines, about a megabyte at a time; a longer line comes whole."""
+    def lines(self) -> list[bytes] | None:
+        """Return new lines, about a megabyte at a time, a longer line whole; None where read ones were taken back."""
         try:
             with self.path.open("rb") as file:
                 about = os.fstat(file.fileno())
-                if about.st_ino != self._inode or about.st_size < self._offset:
-                    self._inode, self._offset = about.st_ino, 0
+                if about.st_size < self._offset or (self._offset and about.st_ino != self._inode):
+                    return None
+                self._inode = about.st_ino
                 file.seek(self._offset)
                 chunk = file.read(_MOST_BYTES)
                 if len(chunk) == _MOST_BYTES and b"\n" not in chunk:
                     chunk += file.readline()
         except FileNotFoundError:
-            return []
+            return None if self._offset else []
         # A line that is being written has no newline yet: it is read next time.
         whole = chunk[: chunk.rfind(b"\n") + 1]
         self._offset += len(whole)
@@ -93,7 +96,7 @@ class RunFollower:
         self._run: tuple[str | None, str | None] = (None, None)
         self._tails: dict[Path, tuple[Kind, _Tail]] = {}
         self._file: IO[bytes] | None = None
-        self._index = 0
+        self._index = self._rewinds = 0
 
     def poll(self) -> News:
         """Return everything new. Reads at most about a megabyte per log, so a poll is short."""
@@ -102,14 +105,22 @@ class RunFollower:
         news = News(status, changed=plain != self._last)
         self._last = plain
         run = (status.session_id, status.run_id)
-        if run != self._run or status.current_event_index < self._index:
+        back = status.rewinds != self._rewinds or status.current_event_index < self._index
+        if run != self._run or back:
             news.began = True
             self._begin(run)
+            self._rewinds = status.rewinds
         if status.session_id is None or status.run_id is None:
             return news
         if self._with_events:
             self._read_events(status.current_event_index, news)
-        self._read_logs(self.root.run(status.session_id, status.run_id), news)
+        logs = self.root.run(status.session_id, status.run_id)
+        if not self._read_logs(logs, news):
+            # The run went back, and the status that says so was not read yet.
+            news.began = True
+            news.records.clear()
+            self._tails = {}
+            self._read_logs(logs, news)
         return news
 
     def close(self) -> None:
@@ -149,7 +160,8 @@ class RunFollower:
             self._index += 1
         self._index = position
 
-    def _read_logs(self, run: DataRoot, news: News) -> None:
+    def _read_logs(self, run: DataRoot, news: News) -> bool:
+        """Read what is new in the logs; returns whether all that was read before is still there."""
         kinds: tuple[tuple[Kind, Path], ...] = (
             ("state", run.events_dir),
             ("order", run.orders_dir),
@@ -161,8 +173,10 @@ class RunFollower:
                     self._tails.setdefault(path, (kind, _Tail(path)))
         found: list[tuple[int, Kind, dict[str, Any]]] = []
         for kind, tail in self._tails.values():
-            at = 0
-            for line in tail.lines():
+            at, lines = 0, tail.lines()
+            if lines is None:
+                return False
+            for line in lines:
                 with suppress(orjson.JSONDecodeError):
                     record = orjson.loads(line)
                     if isinstance(record, dict):
@@ -172,6 +186,7 @@ class RunFollower:
         # Logs are read one after another; what happened first comes first.
         found.sort(key=itemgetter(0))
         news.records += [(kind, record) for _, kind, record in found]
+        return True
 
 
 def _moment(record: dict[str, Any]) -> int:

@@ -105,9 +105,9 @@ class EventFeed:
         average = max(1, int(size) // max(1, self.total))
         self._rows = max(16, min(_MOST_ROWS, _BLOCK_BYTES // average))
 
-    def block(self, index: int) -> Block:
-        """Return the block that begins with an event."""
-        frame = self.frame.slice(index, self._rows)
+    def block(self, index: int, most: int = _MOST_ROWS) -> Block:
+        """Return the block that begins with an event, of at most ``most`` events."""
+        frame = self.frame.slice(index, min(self._rows, most))
         part = slice(index, index + frame.height)
         return Block(frame, index, self.times[part].tolist(), self.due[part].tolist())
 
@@ -297,12 +297,26 @@ class Target(Protocol):
 
     on_event: OnEvent | None
     handle: Callable[[ReplayEvent], Any] | None
+    stride: int  # no block goes beyond a multiple of it: there ``keep`` may make a checkpoint
+
+    @property
+    def seek_ready(self) -> int | None:
+        """The last index that a seek reaches from a checkpoint; None where a seek back plays from the start."""
 
     def settle(self, result: Any) -> None:
         """Await what ``handle`` returned, where that is not None."""
 
     def begin(self, *, rewinding: bool = False) -> None:
         """Start from the session's initial state; ``rewinding`` where the same events follow again."""
+
+    def go_to(self, index: int, present: int) -> int:
+        """Go back to where the way to ``index`` is short, if it is shorter than from ``present``; return where."""
+
+    def keep(self, index: int) -> None:
+        """Make a checkpoint before event ``index``, if it is time for one."""
+
+    def idle(self, index: int, room_ns: int | None = None) -> bool:
+        """Work ahead for some milliseconds, where ``room_ns`` is enough for it; return whether there is more to do."""
 
     def finish(self) -> None:
         """End the session: its last event was played."""
@@ -320,6 +334,7 @@ class Target(Protocol):
 COMMANDS = ("pause", "resume", "step", "seek", "set_speed", "next_event", "next_gap")
 _FLUSH_NS = 200_000_000
 _ROOM_NS = 2_000_000
+_IDLE_NS = 8_000_000
 _SKIP_AFTER_NS = 20_000_000
 _MOST_COALESCED = 10_000
 
@@ -349,6 +364,7 @@ class Player:
         self.subscribers: list[Subscriber] = [] if subscribers is None else subscribers
         self.index = 0
         self.loops = 0
+        self.rewinds = 0
         self.skipped = 0
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
@@ -451,7 +467,8 @@ class Player:
                     return "finished"
                 self.loops += 1
                 self._close_stretch()
-                self._go_back(rewinding=False)
+                self.target.begin()
+                self.index, self._block = 0, None
                 self._start_at(self._time_of(0))
             elif self._pacer.unlimited:
                 self._burst(self.feed.total)
@@ -463,7 +480,7 @@ class Player:
         feed, target = self.feed, self.target
         on_event, handle = target.on_event, target.handle
         while self.index < limit:
-            block = feed.block(self.index)
+            block = feed.block(self.index, target.stride - self.index % target.stride)
             stop = min(block.stop, limit) - block.start
             subscribers = [] if quiet else list(self.subscribers)
             index = block.start
@@ -495,6 +512,7 @@ class Player:
                 self.emitted += index - block.start
             if index < block.start + stop:
                 return
+            target.keep(self.index)
 
     def _next_in_time(self) -> None:
         """Wait for the next event and emit it; returns without it when a command arrives."""
@@ -585,6 +603,10 @@ class Player:
         if since > _FLUSH_NS and (due - now > _ROOM_NS or since > 5 * _FLUSH_NS):
             self.target.flush()
             self._flushed = now = time.monotonic_ns()
+        if due - now > _IDLE_NS:
+            # Where events leave no room for it, they are on time and seeks take longer.
+            while due - now > _IDLE_NS and not self._attention and self.target.idle(self.index, due - now):
+                now = time.monotonic_ns()
         half_way = place > (block.stop - block.start) // 2 and block.stop < self.feed.total
         if half_way and self._next_block is None and due - now > _ROOM_NS:
             self._next_block = self.feed.block(block.stop)
@@ -684,6 +706,8 @@ class Player:
             if self._stopping or not self.paused:
                 return
             self.target.flush()
+            while not self._attention and self.target.idle(self.index):
+                pass
             if not self._attention:
                 self._wake.wait()
 
@@ -724,16 +748,18 @@ class Player:
     def _seek(self, index: int, ts: int | None = None) -> int:
         """Make ``index`` the next event, at event time ``ts`` (None: its own). Returns the index."""
         self._close_stretch()
-        if index < self.index:
-            self._go_back(rewinding=True)
+        back = index < self.index
+        at = self.target.go_to(index, self.index)
+        if at != self.index:
+            self.index, self._block = at, None
+        if back:
+            self.rewinds += 1
         self._burst(index, quiet=True, only_stop=True)
+        if back:
+            # Before the answer: the caller reads no records of what is ahead.
+            self.target.flush()
         self._start_at(self._time_of(index) if ts is None else ts)
         return index
-
-    def _go_back(self, *, rewinding: bool) -> None:
-        self.target.begin(rewinding=rewinding)
-        self.index = 0
-        self._block = None
 
 
 def _whole(value: Any) -> int | None:

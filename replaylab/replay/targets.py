@@ -5,32 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import orjson
 import polars as pl
 
-from replaylab.errors import ConfigError, LogWriteError, PriceError, ReplayError, did_you_mean
+from replaylab.errors import ConfigError, PriceError, ReplayError, did_you_mean
 from replaylab.features import usable_number
 from replaylab.params import Resolved, ScoringParams, Settings, TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import (
-    ExecutionSnapshot,
-    OrderLogRecord,
-    Record,
     ReplayEvent,
-    RiskSnapshot,
     StateEvent,
-    TpslSnapshot,
-    TradeLogRecord,
-    encode_record,
 )
+from replaylab.replay.checkpoints import Checkpoint, Checkpoints, RunRecorder, Scout
 from replaylab.replay.player import EventFeed, OnEvent
 from replaylab.sessions import Session
 from replaylab.sweep import GIVEN_SIGNALS, FeatureTable
@@ -46,7 +36,10 @@ from replaylab.trading import (
 _INJECT_MODES = ("SCORING_ONLY", "FULL_DECISION")
 _STRICT = ("SCORING_UPDATE", "REGIME_UPDATE")
 _HASH_ROWS = 65_536
-_FLUSH_BYTES = 1 << 20
+# Events from one checkpoint to the next: a few milliseconds of play.
+_STRIDE = {"SCORING_ONLY": 2_048, "FULL_DECISION": 512}
+_SHORT_NS = 2_000_000
+_LONG_NS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -146,20 +139,95 @@ def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> 
 
 
 class SystemTarget:
-    """The reference trading system in SIM mode, recording into the run's folder."""
+    """The reference trading system in SIM mode, recording into the run's folder.
+
+    With ``checkpoints`` a seek goes to the last checkpoint before its aim, which the run itself or a scout made, and
+    plays on from there; without them one back plays from the start.
+    """
 
     on_event: OnEvent | None = None
     handle: Callable[[ReplayEvent], Any] | None = None
 
-    def __init__(self, run_root: DataRoot, feed: EventFeed, setup: RunSetup) -> None:
+    def __init__(
+        self, run_root: DataRoot, feed: EventFeed, setup: RunSetup, *, checkpoints: bool = True
+    ) -> None:
         self.recorder = RunRecorder(run_root)
         self.setup = setup
         self._feed = feed
+        self.stride = _STRIDE[setup.inject_mode]
+        self._checkpoints = Checkpoints(self.stride) if checkpoints else None
+        self._scout: Scout | None = None
+        self._scouting = checkpoints
+        # Code of the user's own may take long at an event, and would make the next one late.
+        self._only_paused = setup.rule is not None or not isinstance(setup.scoring, Resolved)
         self._start()
+
+    @property
+    def seek_ready(self) -> int | None:
+        """The last index that a seek reaches from a checkpoint; None without checkpoints."""
+        return None if self._checkpoints is None else max(0, self._checkpoints.last)
 
     def begin(self, *, rewinding: bool = False) -> None:
         self.recorder.begin_again()
+        if self._checkpoints is not None:
+            self._checkpoints = Checkpoints(self.stride)
+            self._scout, self._scouting = None, True
         self._start()
+        self.keep(0)
+
+    def go_to(self, index: int, present: int) -> int:
+        checkpoints = self._checkpoints
+        if checkpoints is None:
+            if index < present:
+                self.begin(rewinding=True)
+            return 0 if index < present else present
+        if index < present > checkpoints.last:
+            checkpoints.add(present, self.system, self.recorder)
+        found = checkpoints.before(index)
+        if found.index <= present <= index:
+            return present
+        self._go_to(found, checkpoints)
+        return found.index
+
+    def keep(self, index: int) -> None:
+        checkpoints = self._checkpoints
+        if checkpoints is None or index % checkpoints.stride:
+            return
+        if index <= checkpoints.last:
+            found = checkpoints.before(index)
+            if found.index == index and found.place.digest.digest() != bytes.fromhex(self.recorder.digest):
+                raise ReplayError(
+                    f"the events before {index} were played twice and gave other records the second time: the exit "
+                    "rule or the scoring model keeps a state of its own. Let it depend on its arguments alone, or "
+                    'play with overload="skip", where a seek back plays from the start.'
+                )
+        elif checkpoints.due(index):
+            checkpoints.add(index, self.system, self.recorder)
+
+    def idle(self, index: int, room_ns: int | None = None) -> bool:
+        if self.recorder.behind:
+            self.recorder.flush()
+            return True
+        checkpoints = self._checkpoints
+        if checkpoints is None or (room_ns is not None and room_ns < 3 * checkpoints.cost_ns):
+            return False
+        self.keep(index)
+        if not self._scouting or (self._only_paused and room_ns is not None):
+            return False
+        try:
+            if not self.recorder.tape.apart:
+                self.recorder.tape.copy()
+                return True
+            scout = self._scout
+            if scout is None or scout.index <= index:
+                scout = self._scout = self._new_scout(index, checkpoints)
+            rows, limit = (self.stride, _LONG_NS) if room_ns is None else (256, _SHORT_NS)
+            self._scouting = scout is not None and scout.play(rows, limit)
+        except Exception:  # of the user's code, or the disk: the run itself meets it when it gets there
+            self._scouting = False
+        if not self._scouting:
+            self._scout = None
+        return self._scouting
 
     def settle(self, result: Any) -> None:
         """Do nothing: ``on_event`` returns nothing."""
@@ -171,7 +239,7 @@ class SystemTarget:
         self.recorder.flush()
 
     def close(self) -> None:
-        self.recorder.flush()
+        self.recorder.close()
 
     def report(self, emitted: int) -> dict[str, Any]:
         return {
@@ -187,7 +255,7 @@ class SystemTarget:
     def _start(self) -> None:
         setup = self.setup
         # REPLAY whatever the configuration says: from here no order can reach a real market.
-        self.system = system = TradingSystem(
+        self.system = TradingSystem(
             setup.params.params,
             recorder=self.recorder,
             scoring=setup.model,
@@ -200,12 +268,30 @@ class SystemTarget:
             rule=setup.rule,
             rule_features=setup.rule_features,
         )
+        self.on_event = self._entry(self.system)
+
+    def _entry(self, system: TradingSystem) -> OnEvent:
+        """Return what takes the events of a system."""
 
         def strictly(index: int, ts: int, kind: str, symbol: str | None, payload: dict[str, Any]) -> None:
             if kind in _STRICT:
                 system.on_event(index, ts, kind, symbol, payload)
 
-        self.on_event = strictly if setup.strict else system.on_event
+        return strictly if self.setup.strict else system.on_event
+
+    def _go_to(self, found: Checkpoint, checkpoints: Checkpoints) -> None:
+        self.system = checkpoints.system_at(found, self.system, self.recorder)
+        self.on_event = self._entry(self.system)
+
+    def _new_scout(self, index: int, checkpoints: Checkpoints) -> Scout | None:
+        """Return a scout that continues from the last checkpoint, or from where the run is; None at the end."""
+        if index > checkpoints.last:
+            checkpoints.add(index, self.system, self.recorder)
+        if checkpoints.last >= self._feed.total:
+            return None
+        recorder = RunRecorder(self.recorder.root, self.recorder.tape)
+        system = checkpoints.system_at(checkpoints.before(self._feed.total), self.system, recorder)
+        return Scout(self._feed, checkpoints, checkpoints.last, system, recorder, self._entry)
 
 
 class HandlerTarget:
@@ -219,6 +305,8 @@ class HandlerTarget:
 
     on_event: OnEvent | None = None
     handle: Callable[[ReplayEvent], Any] | None = None
+    stride = 1 << 62
+    seek_ready = None
 
     def __init__(
         self,
@@ -252,6 +340,18 @@ class HandlerTarget:
                 f"seeking back needs a method reset() that restores the initial state; "
                 f"{type(self._handler).__name__} has none"
             )
+
+    def go_to(self, index: int, present: int) -> int:
+        if index >= present:
+            return present
+        self.begin(rewinding=True)
+        return 0
+
+    def keep(self, index: int) -> None:
+        """Do nothing: what a handler keeps cannot be copied."""
+
+    def idle(self, index: int, room_ns: int | None = None) -> bool:
+        return False
 
     def finish(self) -> None:
         finish = getattr(self._handler, "finish", None)
@@ -331,123 +431,3 @@ def check_inject_mode(inject_mode: str) -> str:
             field="inject_mode",
         )
     return inject_mode
-
-
-class RunRecorder:
-    """Has the central logger's methods, for the records of a run, which can be repeated at any time.
-
-    Lines wait in memory and are written by ``flush`` (and at a megabyte): a replay is reproducible, so a crash of the
-    process loses nothing that cannot be made again. ``digest`` is over every record in the order in which it was
-    recorded; no run id and no wall clock is in it.
-    """
-
-    def __init__(self, root: DataRoot) -> None:
-        self.root = root
-        self.counts: Counter[str] = Counter()
-        self.realized_pnl = 0.0
-        self._lines: dict[Path, list[bytes]] = {}
-        self._snapshots: dict[str, bytes] = {}
-        self._ordered: list[bytes] = []
-        self._size = 0
-        self._hash = hashlib.sha256()
-        self._event_lines: dict[str, list[bytes]] = {}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 in hex over all records so far."""
-        self._hash_waiting()
-        return self._hash.hexdigest()
-
-    def log_state_event(self, symbol: str, event: StateEvent) -> None:
-        line = _line(StateEvent, event)
-        lines = self._event_lines.get(symbol)
-        if lines is None:
-            lines = self._event_lines[symbol] = self._lines.setdefault(self.root.events(symbol), [])
-        lines.append(line)
-        self.counts["stateEvents"] += 1
-        self._add(line)
-
-    def log_trade(self, record: TradeLogRecord) -> None:
-        line = _line(TradeLogRecord, record)
-        self._lines.setdefault(self.root.trades_log(record.date_key), []).append(line)
-        self.counts["trades"] += 1
-        self.realized_pnl += record.realized_pnl
-        self._add(line)
-
-    def log_order(self, record: OrderLogRecord) -> None:
-        line = _line(OrderLogRecord, record)
-        # The trading system writes UTC timestamps: the first ten characters are the day.
-        self._lines.setdefault(self.root.orders(record.timestamp[:10]), []).append(line)
-        self.counts["orders"] += 1
-        self._add(line)
-
-    def write_risk_snapshot(self, snapshot: RiskSnapshot) -> None:
-        self._snapshot("risk", RiskSnapshot, snapshot)
-
-    def write_tpsl_snapshot(self, snapshot: TpslSnapshot) -> None:
-        self._snapshot("tpsl", TpslSnapshot, snapshot)
-
-    def write_execution_snapshot(self, snapshot: ExecutionSnapshot) -> None:
-        self._snapshot("execution", ExecutionSnapshot, snapshot)
-
-    def flush(self) -> None:
-        """Write all waiting lines and snapshots. Raises LogWriteError."""
-        if not self._size:
-            return
-        self._hash_waiting()
-        try:
-            for path, lines in self._lines.items():
-                if lines:
-                    # Not with parents: the folder of a deleted session must not come back.
-                    path.parent.mkdir(exist_ok=True)
-                    with path.open("ab", buffering=0) as file:
-                        file.write(b"".join(lines))
-                    lines.clear()
-            for name, text in self._snapshots.items():
-                path = self.root.snapshot(name)
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
-            self._snapshots.clear()
-        except OSError as error:
-            raise LogWriteError(
-                error.errno, f"the run cannot be recorded: {error.strerror}", str(path)
-            ) from error
-        self._size = 0
-
-    def begin_again(self) -> None:
-        """Delete all records so far, in memory and on disk: the run starts from the beginning."""
-        for folder in (
-            self.root.events_dir,
-            self.root.trades_log_dir,
-            self.root.orders_dir,
-            self.root.system_dir,
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.counts.clear()
-        self.realized_pnl = 0.0
-        self._lines.clear()
-        self._event_lines.clear()
-        self._snapshots.clear()
-        self._ordered.clear()
-        self._size = 0
-        self._hash = hashlib.sha256()
-
-    def _add(self, line: bytes) -> None:
-        self._ordered.append(line)
-        self._size += len(line)
-        if self._size > _FLUSH_BYTES:
-            self.flush()
-
-    def _snapshot(self, name: str, cls: type[Record], snapshot: Record) -> None:
-        line = _line(cls, snapshot)
-        self._snapshots[name] = line
-        self._add(line)
-
-    def _hash_waiting(self) -> None:
-        if self._ordered:
-            self._hash.update(b"".join(self._ordered))
-            self._ordered.clear()
-
-
-def _line(cls: type[Record], record: Any) -> bytes:
-    return encode_record(cls, record) + b"\n"

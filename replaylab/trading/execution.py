@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from msgspec import UNSET
@@ -201,7 +202,7 @@ class Execution:
             entry.resting = RestingLimit(limit, qty, -direction)
             self._queue(state, entry.resting, ts)
             if self._rules.entry_ttl_ns >= 0:
-                self._schedule(ts + self._rules.entry_ttl_ns, lambda at: self._expire(state, entry, at))
+                self._schedule(ts + self._rules.entry_ttl_ns, partial(self._expire, state, entry))
 
     def _expire(self, state: SymbolState, entry: PendingEntry, ts: int) -> None:
         if state.pending is entry:

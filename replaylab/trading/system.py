@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -86,6 +89,9 @@ class TradingSystem:
         resolved.check_fills(self.params, instruments)
         initial = InitialState.read(initial_state)
         rules = self._rules = Rules(self.params)
+        instruments = instruments or {}
+        # What no event changes: copies share it.
+        self._fixed = (self.params, rules, resolved, initial, instruments, scoring, rule, rule_features)
         self._pipeline = Pipeline(scoring) if inject_mode == "FULL_DECISION" else None
         self._journal = Journal(recorder)
         self._risk = RiskEngine(rules, starting_balance_usd, initial.account)
@@ -105,7 +111,7 @@ class TradingSystem:
         )
         self.trades: list[ClosedTrade] = self._execution.trades
         self.counts: EntryCounts = self._execution.counts
-        self._states = SymbolStates(rules, resolved, initial, instruments or {})
+        self._states = SymbolStates(rules, resolved, initial, instruments)
         self._begun = self._finished = False
         self._now = self._last = -NEVER
         self._index = -1
@@ -203,6 +209,22 @@ class TradingSystem:
     def views(self) -> list[dict[str, Any]]:
         """Return one plain dict per symbol, sorted by name: what a hotlist shows of it now."""
         return [state.view() for state in self._states.sorted()]
+
+    # Copies.
+
+    def freeze(self) -> bytes:
+        """Return the state as bytes, from which ``thawed`` makes a system that continues from here.
+
+        Not in it: what no event changes (parameters, prices, rule, model), the recorder, and the closed trades.
+        """
+        file = io.BytesIO()
+        _Freezer(file, (*self._fixed, self._journal.recorder, self.trades)).dump(self)
+        return file.getvalue()
+
+    def thawed(self, state: bytes, recorder: Recorder, trades: list[ClosedTrade]) -> TradingSystem:
+        """Return the system in a state that ``freeze`` returned; it appends to ``trades``, those closed by then."""
+        found: TradingSystem = _Thawer(io.BytesIO(state), (*self._fixed, recorder, trades)).load()
+        return found
 
     # Signals.
 
@@ -430,20 +452,14 @@ class TradingSystem:
                 continue
             self._risk.open_count += 1
             for part in start.carried.parts:
-                self._schedule(part.ns, self._part(part.realized_pnl))
+                self._schedule(part.ns, partial(self._risk.realised, pnl=part.realized_pnl))
             if start.carried.closed_ns is not None:
-                self._schedule(start.carried.closed_ns, self._end_of_carried(self._states[symbol]))
+                self._schedule(start.carried.closed_ns, partial(self._end_carried, self._states[symbol]))
 
-    def _part(self, pnl: float) -> Callable[[int], None]:
-        return lambda ts: self._risk.realised(ts, pnl)
-
-    def _end_of_carried(self, state: SymbolState) -> Callable[[int], None]:
-        def end(ts: int) -> None:
-            state.carried = False
-            state.cool_down(ts + self._rules.cooldown_ns, ts)
-            self._risk.position_gone()
-
-        return end
+    def _end_carried(self, state: SymbolState, ts: int) -> None:
+        state.carried = False
+        state.cool_down(ts + self._rules.cooldown_ns, ts)
+        self._risk.position_gone()
 
     # Records.
 
@@ -469,3 +485,23 @@ class TradingSystem:
             shown = {"tradingBlocked": state.blocked, "dailyLossLimitHit": flags[0], "maxTradesHit": flags[1]}
             states = (state.state, state.state)
             self._journal.event(ts, state.symbol, states, "RISK_UPDATE", "limits", {"riskFlags": shown})
+
+
+class _Freezer(pickle.Pickler):
+    """Writes a system; of the objects in ``shared`` only their places."""
+
+    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._places = {id(one): place for place, one in enumerate(shared) if one is not None}
+
+    def persistent_id(self, found: Any) -> int | None:
+        return self._places.get(id(found))
+
+
+class _Thawer(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, place: int) -> Any:
+        return self._shared[place]

@@ -18,8 +18,8 @@ from replaylab.errors import LogWriteError, RecordError, ReplayError
 from replaylab.features import OrderBook
 from replaylab.paths import DataRoot
 from replaylab.records import StateEvent
+from replaylab.replay.checkpoints import RunRecorder
 from replaylab.replay.player import Meter, Pacer, check_speed, coalesce
-from replaylab.replay.targets import RunRecorder
 
 
 @given(st.integers(0, 10**18), st.integers(0, 10**15), st.sampled_from([0.1, 1.0, 7.0, 100.0]))
