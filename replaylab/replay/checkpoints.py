@@ -8,7 +8,9 @@ the first one at a place writes the tape there: the run itself, or a scout that 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import pickle
 import shutil
 import time
 from array import array
@@ -346,6 +348,39 @@ def _line(cls: type[Record], record: Any) -> bytes:
     return encode_record(cls, record) + b"\n"
 
 
+def freeze(system: TradingSystem) -> bytes:
+    """Return the state of a system as bytes; what it shares with copies is not in it."""
+    file = io.BytesIO()
+    _Freezer(file, system.shared).dump(system)
+    return file.getvalue()
+
+
+def thaw(state: bytes, shared: Sequence[Any]) -> TradingSystem:
+    """Return a system in a state that ``freeze`` returned; ``shared``: as the system had, or others in their places."""
+    found: TradingSystem = _Thawer(io.BytesIO(state), shared).load()
+    return found
+
+
+class _Freezer(pickle.Pickler):
+    """Writes a system; of the objects in ``shared`` only their places."""
+
+    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._places = {id(one): place for place, one in enumerate(shared) if one is not None}
+
+    def persistent_id(self, found: Any) -> int | None:
+        return self._places.get(id(found))
+
+
+class _Thawer(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, place: int) -> Any:
+        return self._shared[place]
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The system before event ``index``, where its recorder was, and how many trades were closed."""
@@ -392,7 +427,7 @@ class Checkpoints:
         """Add the checkpoint of a system that has taken the events before ``index``."""
         began = time.monotonic_ns()
         self._trades.extend(system.trades[len(self._trades) :])
-        state = system.freeze()
+        state = freeze(system)
         at = bisect_right(self._indices, index)
         self._found.insert(at, Checkpoint(index, state, recorder.place(), len(system.trades)))
         self._indices.insert(at, index)
@@ -406,7 +441,7 @@ class Checkpoints:
     def system_at(self, found: Checkpoint, system: TradingSystem, recorder: RunRecorder) -> TradingSystem:
         """Return a system at a checkpoint, which records there."""
         recorder.go_to(found.place)
-        return system.thawed(found.state, recorder, self._trades[: found.trades])
+        return thaw(found.state, (*system.shared[:-2], recorder, self._trades[: found.trades]))
 
     def _thin(self) -> None:
         self.spacing *= 2

@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Literal
@@ -210,21 +208,10 @@ class TradingSystem:
         """Return one plain dict per symbol, sorted by name: what a hotlist shows of it now."""
         return [state.view() for state in self._states.sorted()]
 
-    # Copies.
-
-    def freeze(self) -> bytes:
-        """Return the state as bytes, from which ``thawed`` makes a system that continues from here.
-
-        Not in it: what no event changes (parameters, prices, rule, model), the recorder, and the closed trades.
-        """
-        file = io.BytesIO()
-        _Freezer(file, (*self._fixed, self._journal.recorder, self.trades)).dump(self)
-        return file.getvalue()
-
-    def thawed(self, state: bytes, recorder: Recorder, trades: list[ClosedTrade]) -> TradingSystem:
-        """Return the system in a state that ``freeze`` returned; it appends to ``trades``, those closed by then."""
-        found: TradingSystem = _Thawer(io.BytesIO(state), (*self._fixed, recorder, trades)).load()
-        return found
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """What a copy of the system shares with it: all that no event changes, then the recorder and ``trades``."""
+        return (*self._fixed, self._journal.recorder, self.trades)
 
     # Signals.
 
@@ -485,23 +472,3 @@ class TradingSystem:
             shown = {"tradingBlocked": state.blocked, "dailyLossLimitHit": flags[0], "maxTradesHit": flags[1]}
             states = (state.state, state.state)
             self._journal.event(ts, state.symbol, states, "RISK_UPDATE", "limits", {"riskFlags": shown})
-
-
-class _Freezer(pickle.Pickler):
-    """Writes a system; of the objects in ``shared`` only their places."""
-
-    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self._places = {id(one): place for place, one in enumerate(shared) if one is not None}
-
-    def persistent_id(self, found: Any) -> int | None:
-        return self._places.get(id(found))
-
-
-class _Thawer(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, shared: Sequence[Any]) -> None:
-        super().__init__(file)
-        self._shared = shared
-
-    def persistent_load(self, place: int) -> Any:
-        return self._shared[place]

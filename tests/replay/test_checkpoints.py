@@ -307,7 +307,7 @@ def test_a_rule_that_keeps_a_state_is_found_out(tmp_path: Path) -> None:
 def test_too_many_checkpoints_thin_out(tmp_path: Path) -> None:
     recorder = RunRecorder(DataRoot(tmp_path))
     system = TradingSystem(recorder=recorder, price_sources={"A": "trade"})
-    size = len(system.freeze())
+    size = len(checkpoints.freeze(system))
     found = Checkpoints(4, most_bytes=10 * size + size // 2, share=0)
     for index in range(0, 400, 4):
         if found.due(index):
