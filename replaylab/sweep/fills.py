@@ -418,8 +418,14 @@ def trailing_stop(plan: Any, p: Any, s: Any, until: Any) -> Any:
         best = range_max(plan.price, plan.price_high, plan.price_offsets, q, until)
     else:
         best = range_min(plan.price, plan.price_low, plan.price_offsets, q, until)
-    if trailing_active(best, s.entry, direction, p.trailing_activation_pct):
-        return trailed(best, direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
+    return raised_stop(p, s, best)
+
+
+@merged
+def raised_stop(p: Any, s: Any, best: Any) -> Any:
+    """The trailing stop that a best price raised; NaN while it is not active."""
+    if trailing_active(best, s.entry, s.direction, p.trailing_activation_pct):
+        return trailed(best, s.direction, p.trailing_distance_pct, s.tick_num, s.tick_den)
     return np.nan
 
 

@@ -23,6 +23,7 @@ from replaylab.sweep.fills import (
     first_fill,
     first_trailing,
     follow_level,
+    raised_stop,
     towards,
     trailing_stop,
 )
@@ -463,7 +464,13 @@ def _run_chain(
                             elif fills.tightens(even, base, direction):
                                 raised = np.nan
                                 if trails:
-                                    raised = trailing_stop(plan, p, s, t1)
+                                    # No price since the entry's own was better than the one that fills TP1, and
+                                    # where that raises the stop beyond break-even, it does so in the same event.
+                                    best = price[t1]
+                                    best = max(best, price[q]) if rising else min(best, price[q])
+                                    raised = raised_stop(p, s, best)
+                                    if raised == even or moves:
+                                        raised = trailing_stop(plan, p, s, t1)
                                 if moves:
                                     follow_level(plan, s, rule, view, t1)
                                     if np.isnan(raised) or fills.tightens(s.moved, raised, direction):
@@ -609,137 +616,175 @@ def _run_chain(
 
 @compiled
 def run_plain(plan: Any, params: Any, keys: Any, raw: Any) -> None:
-    """``run_chain`` for one symbol with print fills and nothing but one target and one stop, by tables.
+    """``run_chain`` for one symbol with nothing but one target and one stop, by tables.
 
     In a dense regime, with thousands of trades per combination, memory decides: all rows go through one stretch of
-    candidates before the next stretch, so that its tables stay in the processor's cache. Sums stay in registers.
+    candidates before the next stretch, so that its tables stay in the processor's cache.
     """
-    _run_plain(plan, params, keys, raw, np.zeros(len(params), dtype=np.int64))
+    _run_plain(plan, params, keys, raw, np.zeros(len(params), dtype=np.int64), np.zeros((3, 2)))
 
 
 @inlined
-def _run_plain(plan: Any, params: Any, keys: Any, raw: Any, at: Any) -> None:
-    ticks, next_entry, cand_at, table, cand_ts = (
-        plan.ticks,
-        plan.next_entry,
-        plan.cand_at,
-        plan.table,
-        plan.cand_ts,
-    )
-    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
-    last, n, symbol = len(ticks), len(plan.cands), plan.symbol[0]
+def _run_plain(plan: Any, params: Any, keys: Any, raw: Any, at: Any, factors: Any) -> None:
+    n = len(plan.cands)
+    lines = (plan.table.reshape(-1), plan.next_entry.reshape(-1), plan.entries.reshape(-1))
     done = 0
     stretch: Any = n
     first_row, rows = 0, min(1, len(params))
     while done < n or first_row == 0:
         until = min(done + stretch, n)
         for row in range(first_row, rows):
-            c = at[row]
-            if c >= until:
-                continue
-            p = params[row]
-            key = keys[row]
-            sums = raw[row]
-            tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
-            market_long = fills.market_price(1.0, -1.0, fills.slippage(p, fills.PRINT))
-            market_short = fills.market_price(1.0, 1.0, fills.slippage(p, fills.PRINT))
-            stop_long = fills.stop_price(1.0, 1.0, p.sl_pct)
-            stop_short = fills.stop_price(1.0, -1.0, p.sl_pct)
-            target_long = fills.target_price(1.0, 1.0, p.tp2_pct)
-            target_short = fills.target_price(1.0, -1.0, p.tp2_pct)
-            count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
-            gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
-            loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
-            lowest = sums[fills.LOW]
-            first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
-            exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
-            while True:
-                c = np.int64(next_entry[key.entry_set, c]) if c < n else c
-                if c >= until:
-                    break
-                e = plan.entries[key.entry, c]
-                if e.kind != fills.FILLED:
-                    sums[e.kind] += 1.0
-                    c = np.int64(e.next)
-                    continue
-                direction = 1.0 if e.qty > 0.0 else -1.0
-                rising = direction > 0.0
-                entry, qty, end = e.price, abs(e.qty), np.int64(e.end)
-                level = entry * (target_long if rising else target_short)
-                level = fills.rounded_price(level, direction, tick_num, tick_den)
-                stopped = table[key.stop, c]
-                if stopped == 0:
-                    stop = fills.rounded_price(
-                        entry * (stop_long if rising else stop_short), -direction, tick_num, tick_den
-                    )
-                    x = towards(price, high, low, offsets, e.at + 1, end, stop, -direction)
-                    stopped = cell(ticks, cand_at, x, x, last)
-                    table[key.stop, c] = stopped
-                reached = table[key.tp2, c]
-                if reached == 0:
-                    x = first_fill(plan, p, np.int64(e.at), end, level, direction, qty)
-                    reached = cell(ticks, cand_at, x, x, last)
-                    table[key.tp2, c] = reached
-                # At one event the stop comes first. Cells of one event are equal, also those of the segment's end.
-                hit = reached < stopped
-                then = reached if hit else stopped
-                x = (then >> 32) - 1
-                c = then & 0xFFFFFFFF
-                over = x >= end
-                if over:
-                    x = end - 1
-                market = ticks[x].price * (market_long if rising else market_short)
-                fill = level if hit else market
-                fees = fills.fee(entry, qty, p.taker_fee_bps)
-                cost = fills.fee(fill, qty, p.maker_fee_bps if hit else p.taker_fee_bps)
-                gross = fills.gross_pnl(fill, entry, qty, direction)
-                pnl = fills.realized_pnl(gross, fees + cost)
-                if count == 0.0:
-                    first = pnl
-                count += 1.0
-                gross_sum += gross
-                fees_sum += fees + cost
-                net += pnl
-                wins += pnl > 0.0
-                profit += max(pnl, 0.0)
-                loss += max(-pnl, 0.0)
-                peak = max(peak, net)
-                drawdown = min(drawdown, net - peak)
-                lowest = min(lowest, net)
-                deviation = pnl - first
-                deviations += deviation
-                squares += deviation * deviation
-                exposure += ticks[x].ts - e.ts
-                targets += hit
-                if len(sums) > fills.RAW:
-                    fills.add_period(sums, ticks[x].ts, pnl)
-                if over:
-                    if end == last:
-                        sums[fills.BY_REASON + fills.SESSION_END] += 1.0
-                        after_gaps += pnl
-                        c = n
-                    else:
-                        sums[fills.BY_REASON + fills.DATA_GAP] += 1.0
-                        fill = ticks[end].price * (market_long if rising else market_short)
-                        gross = fills.gross_pnl(fill, entry, qty, direction)
-                        cost = fills.fee(fill, qty, p.taker_fee_bps)
-                        after_gaps += fills.realized_pnl(gross, fees + cost)
-                else:
-                    after_gaps += pnl
-                    if p.cooldown_ns > 0:
-                        c = first_at_least(cand_ts, c, n, ticks[x].ts + p.cooldown_ns)
-            at[row] = c
-            ended = sums[fills.BY_REASON + fills.SESSION_END] + sums[fills.BY_REASON + fills.DATA_GAP]
-            sums[fills.BY_REASON + fills.TP2] += targets
-            sums[fills.BY_REASON + fills.STOP_LOSS] = count - ended - sums[fills.BY_REASON + fills.TP2]
-            sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
-            sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
-            sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
-            sums[fills.FIRST], sums[fills.LOW] = first, lowest
-            sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
-            sums[fills.AFTER_GAPS] = after_gaps
+            if at[row] < until:
+                at[row] = _walk(plan, lines, params[row], keys[row], raw[row], at[row], until, factors)
         done = until
         if first_row == 0:
-            # The first row says how dense the others are: some sixty trades of a row in each stretch.
+            # The first row says how dense the others are: some hundred trades of a row in each stretch.
             first_row, rows, done = 1, len(params), 0
-            stretch = max(256, np.int64(64.0 * n / max(64.0, raw[0, fills.N]))) if len(params) > 0 else 1
+            stretch = max(256, np.int64(96.0 * n / max(96.0, raw[0, fills.N]))) if len(params) > 0 else 1
+
+
+@merged
+def _stop_cell(plan: Any, p: Any, e: Any, direction: Any) -> Any:
+    """Search where a trade's stop is touched; that of a LIMIT entry may be by the entry's own event."""
+    symbol = plan.symbol[0]
+    stop = fills.stop_price(e.price, direction, p.sl_pct)
+    stop = fills.rounded_price(stop, -direction, fills.tick_of(p, symbol), symbol.tick_den)
+    x = np.int64(e.at) if p.entry_order == fills.LIMIT else np.int64(e.at + 1)
+    x = towards(
+        plan.price,
+        plan.price_high,
+        plan.price_low,
+        plan.price_offsets,
+        x,
+        np.int64(e.end),
+        stop,
+        -direction,
+    )
+    return cell(plan.ticks, plan.cand_at, x, x, len(plan.ticks))
+
+
+@merged
+def _target_cell(plan: Any, p: Any, e: Any, direction: Any, level: Any) -> Any:
+    """Search where a trade's target fills."""
+    x = first_fill(plan, p, np.int64(e.at), np.int64(e.end), level, direction, abs(e.qty))
+    return cell(plan.ticks, plan.cand_at, x, x, len(plan.ticks))
+
+
+@merged
+def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any, factors: Any) -> Any:
+    """Make the trades of a row from the candidate ``c`` to ``until``; returns where it goes on.
+
+    Every instruction counts, at some hundred of them a trade: sums stay in registers, positions are unsigned (numba
+    then does not look for negative ones), and factors and fees are picked by position, since a choice between two
+    quotients would divide again at every trade.
+    """
+    table, following, entries = lines
+    ticks, n, last, symbol = plan.ticks, len(plan.cands), len(plan.ticks), plan.symbol[0]
+    stop_row, target_row, entry_row, following_row = (
+        key.stop * n,
+        key.tp2 * n,
+        key.entry * n,
+        key.entry_set * n,
+    )
+    tick_num, tick_den = fills.tick_of(p, symbol), symbol.tick_den
+    model = fills.fill_model(p, symbol)
+    slip = fills.slippage(p, model)
+    by_book, cooldown = model != fills.PRINT, p.cooldown_ns
+    for up in range(2):
+        direction = 2.0 * up - 1.0
+        factors[0, up] = fills.market_price(1.0, -direction, fills.slippage(p, fills.PRINT))
+        factors[1, up] = fills.target_price(1.0, direction, p.tp2_pct)
+    factors[2, 0], factors[2, 1] = p.taker_fee_bps, p.maker_fee_bps
+    entry_bps = p.maker_fee_bps if p.entry_order == fills.LIMIT else p.taker_fee_bps
+    count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
+    gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
+    loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
+    lowest = sums[fills.LOW]
+    first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
+    exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
+    wide = len(sums) > fills.RAW
+    while c < until:
+        c = np.int64(following[np.uint64(following_row + c)])
+        if c >= until:
+            break
+        e = entries[np.uint64(entry_row + c)]
+        if e.kind > fills.FILLED_THIN or e.kind == fills.NO_ENTRY:
+            if e.kind != fills.NO_ENTRY:
+                sums[e.kind] += 1.0
+            c = np.int64(e.next)
+            continue
+        rising = np.uint64(e.qty > 0.0)
+        direction = 1.0 if e.qty > 0.0 else -1.0
+        entry, qty, end = e.price, abs(e.qty), np.int64(e.end)
+        level = fills.rounded_price(entry * factors[np.uint64(1), rising], direction, tick_num, tick_den)
+        stopped, reached = table[np.uint64(stop_row + c)], table[np.uint64(target_row + c)]
+        if stopped == 0:
+            table[stop_row + c] = stopped = _stop_cell(plan, p, e, direction)
+        if reached == 0:
+            table[target_row + c] = reached = _target_cell(plan, p, e, direction, level)
+        # At one event the stop comes first. Cells of one event are equal, also those of the segment's end.
+        hit = np.uint64(reached < stopped)
+        then = min(reached, stopped)
+        x = (then >> 32) - 1
+        c = then & 0xFFFFFFFF
+        over = x >= end
+        if over:
+            x = end - 1
+        tick = ticks[np.uint64(x)]
+        market = tick.price * factors[np.uint64(0), rising]
+        thin = e.kind == fills.FILLED_THIN
+        if by_book and not over and hit == 0:
+            quote = plan.quote[np.uint64(x)]
+            if fills.usable(quote, tick.ts, p.max_book_age_ns):
+                market, beyond = fills.book_fill(
+                    quote, plan.book_levels, plan.book_from, tick.price, qty, -direction, slip, model
+                )
+                thin = thin or beyond
+        fill = level if hit == 1 else market
+        fees = fills.fee(entry, qty, entry_bps) + fills.fee(fill, qty, factors[np.uint64(2), hit])
+        gross = fills.gross_pnl(fill, entry, qty, direction)
+        pnl = fills.realized_pnl(gross, fees)
+        if count == 0.0:
+            first = pnl
+        count += 1.0
+        gross_sum += gross
+        fees_sum += fees
+        net += pnl
+        wins += pnl > 0.0
+        profit += max(pnl, 0.0)
+        loss += max(-pnl, 0.0)
+        peak = max(peak, net)
+        drawdown = min(drawdown, net - peak)
+        lowest = min(lowest, net)
+        deviation = pnl - first
+        deviations += deviation
+        squares += deviation * deviation
+        exposure += tick.ts - e.ts
+        targets += hit
+        if thin:
+            sums[fills.THIN] += 1.0
+        if wide:
+            fills.add_period(sums, tick.ts, pnl)
+        if over:
+            if end == last:
+                sums[fills.BY_REASON + fills.SESSION_END] += 1.0
+                c = n
+            else:
+                sums[fills.BY_REASON + fills.DATA_GAP] += 1.0
+                fill = ticks[end].price * factors[np.uint64(0), rising]
+                gross = fills.gross_pnl(fill, entry, qty, direction)
+                fees = fills.fee(entry, qty, entry_bps) + fills.fee(fill, qty, p.taker_fee_bps)
+                pnl = fills.realized_pnl(gross, fees)
+        elif cooldown > 0:
+            c = first_at_least(plan.cand_ts, c, n, tick.ts + cooldown)
+        after_gaps += pnl
+    ended = sums[fills.BY_REASON + fills.SESSION_END] + sums[fills.BY_REASON + fills.DATA_GAP]
+    sums[fills.BY_REASON + fills.TP2] += targets
+    sums[fills.BY_REASON + fills.STOP_LOSS] = count - ended - sums[fills.BY_REASON + fills.TP2]
+    sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
+    sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
+    sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
+    sums[fills.FIRST], sums[fills.LOW] = first, lowest
+    sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
+    sums[fills.AFTER_GAPS] = after_gaps
+    return c

@@ -57,6 +57,8 @@ _log = logging.getLogger("replaylab.sweep")
 _EVENT_NS = 200.0
 _TRADE_NS = 60.0
 _SEARCH_NS = 120.0
+# Rows that a thread runs at a time.
+_SHARE = 512
 # Below this many combinations × events a loop is done before another kernel is loaded.
 _SMALL = 1e6
 _PILOTS = 8
@@ -127,7 +129,10 @@ def run_rows(
         if plain:
             _compile("the sweep of targets and stops", run_plain, _warm_chain, say)
         work = _Chain(plan, some.params, keys, raw[start:stop], None if plain else asked)
-        _share(raw[start:stop], threads, done, work)
+        # Each range of rows reads all tables: where they are beyond the nearest cache, few ranges are better.
+        large = plain and plan.table.nbytes > 1e6
+        most = max(_SHARE, -(-len(some) // (2 * threads))) if large else _SHARE
+        _share(raw[start:stop], threads, done, work, most)
     if asked.problem[0]:
         # The loop asks at the prices of trades alone: it raises if the rule is at fault there.
         return run_rows(
@@ -153,9 +158,11 @@ class _Chain:
             run_chain(self.plan, self.params[a:b], self.keys[a:b], self.raw[a:b], self.rule)
 
 
-def _share(raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any]) -> None:
-    """Run ``work`` on ranges of rows, on threads; small ranges, because neighbours cost alike."""
-    step = max(1, min(512, len(raw) // (threads * 16)))
+def _share(
+    raw: Array, threads: int, done: Callable[[int], Any], work: Callable[[int, int], Any], most: int = _SHARE
+) -> None:
+    """Run ``work`` on ranges of up to ``most`` rows, on threads; small ranges, because neighbours cost alike."""
+    step = max(1, min(most, len(raw) // (threads * 16))) if most == _SHARE else most
     ranges = [(a, min(a + step, len(raw))) for a in range(0, len(raw), step)]
     if threads == 1:
         for a, b in ranges:

@@ -256,8 +256,6 @@ def is_plain(tape: Tape, params: Array) -> bool:
         len(tape.symbols) == 1
         and len(arrays.force_ts) == len(arrays.funding) == len(arrays.carried) == 0
         and arrays.symbol["carried_until"][0] == arrays.symbol["last_exit"][0] == -NEVER
-        and (arrays.symbol["has_book"][0] == 0 or (params["market_fill"] == fills.PRINT).all())
-        and (params["entry_order"] != fills.LIMIT).all()
         and (params["tp1_fraction"] == 0.0).all()
         and (params["stop_latency_ns"] == 0).all()
         and all((params[name] < 0).all() for name in counts)

@@ -54,11 +54,10 @@ def rounded_price(price: float, side: float, tick_num: float, tick_den: float) -
     """
     if tick_num <= 0.0 or price <= 0.0:
         return price
-    if side > 0.0:
-        ticks = price * tick_den / tick_num - 1e-6
-        return math.ceil(ticks) * tick_num / tick_den if ticks < _WHOLE else ticks * tick_num / tick_den
-    ticks = price * tick_den / tick_num + 1e-6
-    return math.floor(ticks) * tick_num / tick_den if ticks < _WHOLE else ticks * tick_num / tick_den
+    # Up is down of what is negative: no branch on the side, which a processor cannot guess.
+    ticks = price * tick_den / tick_num - side * 1e-6
+    whole = -side * math.floor(-side * ticks) + 0.0
+    return whole * tick_num / tick_den if ticks < _WHOLE else ticks * tick_num / tick_den
 
 
 def rounded_qty(qty: float, lot_num: float, lot_den: float) -> float:

@@ -102,9 +102,9 @@ def test_a_product_of_fills_shares_tables_too(seed: int) -> None:
 def test_targets_and_stops_have_a_kernel_of_their_own(
     seed: int, cooldown_s: float, latency_ms: float
 ) -> None:
-    """One symbol and print fills, over holes, on two threads that fill the same tables: the sums of the loop."""
+    """One symbol, all fills, over holes, on two threads that fill the same tables: the sums of the loop."""
     session = make_session(seed, 4000, 1)
-    kept = ("MARKET_TRADE", "SCORING_UPDATE", "REGIME_UPDATE")
+    kept = ("MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE", "REGIME_UPDATE")
     session.raw = [event for event in session.raw if event[1] in kept and event[2]]
     tape = pack(RandomSession(session.raw, {}, "auto", session.instruments))
     base = TradingParams(
@@ -114,9 +114,12 @@ def test_targets_and_stops_have_a_kernel_of_their_own(
         {
             "entry_threshold": [0.2, 0.7],
             "max_gap_s": [None, 5.0],
-            "limit_fill": ["touch", "through"],
-            "tp2_pct": np.linspace(0.0, 1.0, 5),
-            "sl_pct": np.linspace(0.0, 1.0, 5),
+            "market_fill": ["print", "quote", "book"],
+            "limit_fill": ["touch", "through", "queue"],
+            "entry_order": ["MARKET", "LIMIT"],
+            "entry_ttl_s": [20.0],
+            "tp2_pct": np.linspace(0.0, 1.0, 4),
+            "sl_pct": np.linspace(0.0, 1.0, 4),
             "risk_per_trade_usd": [None, 3.0],
         },
         base,
