@@ -107,6 +107,8 @@ def test_targets_and_stops_have_a_kernel_of_their_own(
     kept = ("MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE", "REGIME_UPDATE")
     session.raw = [event for event in session.raw if event[1] in kept and event[2]]
     tape = pack(RandomSession(session.raw, {}, "auto", session.instruments))
+    tick = session.instruments.get("AAA", {}).get("tickSize")
+    queue = tape.sources == ("trade",) and isinstance(tick, (int, float)) and bool(tape.prices.books)
     base = TradingParams(
         tp1_fraction=0.0, tp1_pct=0.0, notional_usd=2000.0, cooldown_s=cooldown_s, latency_ms=latency_ms
     )
@@ -114,8 +116,8 @@ def test_targets_and_stops_have_a_kernel_of_their_own(
         {
             "entry_threshold": [0.2, 0.7],
             "max_gap_s": [None, 5.0],
-            "market_fill": ["print", "quote", "book"],
-            "limit_fill": ["touch", "through", "queue"],
+            "market_fill": ["print", "quote", "book"] if tape.prices.books else ["print"],
+            "limit_fill": ["touch", "through", "queue"] if queue else ["touch", "through"],
             "entry_order": ["MARKET", "LIMIT"],
             "entry_ttl_s": [20.0],
             "tp2_pct": np.linspace(0.0, 1.0, 4),
