@@ -54,13 +54,13 @@ _log = logging.getLogger("replaylab.sweep")
 
 # Estimates for choosing, in ns per event (loop) or per trade and search; only their ratios matter, and only for time:
 # the results are the same.
-_EVENT_NS = 200.0
-_TRADE_NS = 60.0
-_SEARCH_NS = 120.0
+_EVENT_NS = 4.0
+_TRADE_NS = 40.0
+_SEARCH_NS = 70.0
 # Rows that a thread runs at a time.
 _SHARE = 512
 # Below this many combinations × events a loop is done before another kernel is loaded.
-_SMALL = 1e6
+_SMALL = 5e6
 _PILOTS = 8
 # Rows of one task: enough that tables pay, few enough that all workers have some.
 _MOST, _FEWEST, _TASKS = 16_384, 256, 64
