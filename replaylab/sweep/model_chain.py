@@ -672,7 +672,7 @@ def _target_cell(plan: Any, p: Any, e: Any, direction: Any, level: Any) -> Any:
 
 @merged
 def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any, factors: Any) -> Any:
-    """Make the trades of a row from the candidate ``c`` to ``until``; returns where it goes on.
+    """Make the trades of a row from the candidate ``c`` to ``until``; returns the candidate to continue from.
 
     Every instruction counts, at some hundred of them a trade: sums stay in registers, positions are unsigned (numba
     then does not look for negative ones), and factors and fees are picked by position, since a choice between two
