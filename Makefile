@@ -8,7 +8,7 @@ ONE_LINE = | awk -v tty=$$(test -t 1 && echo 1) '/^(Collecting|Downloading|Insta
   if (tty) { printf "\r\033[K%.78s", $$0; fflush() } } END { if (tty) printf "\r\033[K" }'
 SHELL := /bin/bash -o pipefail
 UNIT := $(BIN)/pytest -m 'not stress' --doctest-modules replaylab tests tools
-BENCHMARKS := write read importing features replay seek sweep ml realism chart optimise
+BENCHMARKS := write read importing features replay seek sweep rules ml realism chart optimise
 
 .PHONY: help demo test lab bench stress format lint types unit notebooks docs browser clean sample
 

@@ -434,6 +434,8 @@ def raised_stop(p: Any, s: Any, best: Any) -> Any:
 # What a rule answers besides a price, and the kinds of level rules in ``RuleArrays.level``.
 HOLD, CLOSE = 0.0, -1.0
 NO_LEVEL, STOP_LEVEL, TARGET_LEVEL = range(3)
+# Steps of a level rule that one search covers.
+_LEAP = 64
 
 
 @inlined
@@ -454,68 +456,97 @@ def level_answer(rule: Any, view: Any, q: Any, step: Any) -> Any:
 
 
 @inlined
-def next_level(s: Any, rule: Any, view: Any, answer: Any, step: Any, last_step: Any) -> Any:
-    """The first step from ``step`` on with another level than ``answer``, or an earlier one where looking ends."""
-    far = min(last_step + 1, step + 255)
-    while step < far:
-        ahead = level_answer(rule, view, s.q, step)
-        if rule.level[0] == TARGET_LEVEL:
-            if ahead != answer:
-                break
-        elif ahead > 0.0:
-            stop = rounded_price(ahead, -s.direction, s.tick_num, s.tick_den)
-            if np.isnan(s.moved) or tightens(stop, s.moved, s.direction):
-                break
-        elif ahead != HOLD:
+def leap(plan: Any, s: Any, rule: Any, view: Any, x: Any, until: Any) -> Any:
+    """Search many steps of a level rule at once, for the level among theirs that a price reaches first.
+
+    Returns the event to continue at and the last step that needs a search of its own from there: where no price
+    reaches that level, none reaches any of theirs, and the event after these steps is the next one.
+    """
+    price_ts, direction, length = plan.price_ts, s.direction, rule.level[1]
+    stops = rule.level[0] == STOP_LEVEL
+    first = (price_ts[x] - s.ts) // length
+    end = min((price_ts[until - 1] - s.ts) // length + 1, first + _LEAP)
+    level, level_step, step = np.nan, first, first
+    while step < end:
+        answer = level_answer(rule, view, s.q, step)
+        if answer == CLOSE or np.isnan(answer):
             break
+        if answer > 0.0:
+            if stops:
+                answer = rounded_price(answer, -direction, s.tick_num, s.tick_den)
+            # The tightest stop, or the nearest target.
+            if np.isnan(level) or (
+                tightens(answer, level, direction) if stops else tightens(level, answer, direction)
+            ):
+                level, level_step = answer, step
         step += 1
-    return step
+    if step == first:
+        return x, first
+    then = first_at_least(price_ts, x, until, s.ts + step * length)
+    if not stops:
+        at = towards(
+            plan.price, plan.price_high, plan.price_low, plan.price_offsets, x, then, level, direction
+        )
+        return (at, step - 1) if at < then else (then, first - 1)
+    moves = np.isnan(s.moved) or tightens(level, s.moved, direction)
+    if not moves:
+        level = s.moved
+    last = min(then + 1, until)
+    if (
+        towards(
+            plan.price, plan.price_high, plan.price_low, plan.price_offsets, x + 1, last, level, -direction
+        )
+        < last
+    ):
+        return x, step - 1
+    if moves and not np.isnan(level):
+        # A step without a price is not asked for.
+        at = first_at_least(price_ts, x, then, s.ts + level_step * length)
+        if at == then or (price_ts[at] - s.ts) // length != level_step:
+            return x, step - 1
+        s.moved = level
+        s.moved_at = at
+    return then, first - 1
 
 
 @inlined
 def follow_level(plan: Any, s: Any, rule: Any, view: Any, until: Any) -> None:
-    """Follow a level rule over the price events in (s.q, until): one search for each level that it has.
+    """Follow a level rule over the price events in (s.q, until): some searches in place of reading them.
 
     ``s.closed``: where the rule closes the trade, ``s.hit``: where the price hits its stop; ``until`` where it does
     not. ``s.moved``: its stop in force at the end (NaN: none), ``s.moved_at``: the event that set it. A step without a
-    price event is never asked for, except to look ahead: an answer that is none then ends the look ahead alone.
+    price event is never asked for, except by ``leap``, where an answer that is none ends the range of the search alone.
     """
-    price, high, low, offsets, price_ts = (
-        plan.price,
-        plan.price_high,
-        plan.price_low,
-        plan.price_offsets,
-        plan.price_ts,
-    )
-    direction, q, length = s.direction, s.q, rule.level[1]
+    price, high, low, offsets = plan.price, plan.price_high, plan.price_low, plan.price_offsets
+    price_ts, direction, length = plan.price_ts, s.direction, rule.level[1]
     stops = rule.level[0] == STOP_LEVEL
     s.closed = until
     s.hit = until
     s.moved = np.nan
-    s.moved_at = q
+    s.moved_at = s.q
     view[0] = direction
     view[1] = s.entry
-    x = q + 1
-    last_step = (price_ts[until - 1] - s.ts) // length
+    x = s.q + 1
+    closely = np.int64(-1)
     while x < until:
         step = (price_ts[x] - s.ts) // length
-        answer = level_answer(rule, view, q, step)
+        if step > closely:
+            x, closely = leap(plan, s, rule, view, x, until)
+            continue
+        answer = level_answer(rule, view, s.q, step)
         if np.isnan(answer):
             rule.problem[0] = 1
             return
         if answer == CLOSE:
             s.closed = x
             return
-        if stops and answer > 0.0:
-            stop = rounded_price(answer, -direction, s.tick_num, s.tick_den)
-            if np.isnan(s.moved) or tightens(stop, s.moved, direction):
-                s.moved = stop
-                s.moved_at = x
-        step = next_level(s, rule, view, answer, step + 1, last_step)
-        then = until
-        if step <= last_step:
-            then = first_at_least(price_ts, x + 1, until, s.ts + step * length)
+        then = first_at_least(price_ts, x + 1, until, s.ts + (step + 1) * length)
         if stops:
+            if answer > 0.0:
+                stop = rounded_price(answer, -direction, s.tick_num, s.tick_den)
+                if np.isnan(s.moved) or tightens(stop, s.moved, direction):
+                    s.moved = stop
+                    s.moved_at = x
             # A stop acts from the next price on, and still at the event that moves it.
             end = min(then + 1, until)
             if not np.isnan(s.moved):
