@@ -297,6 +297,11 @@ def test_the_logger_alone_is_light() -> None:
     assert not loaded & {"pandas", "polars", "numba", "numpy", "IPython", "jupyter_server", "ipywidgets"}
 
 
+def test_the_panel_loads_the_chart_later() -> None:
+    """The chart's library comes when the chart is first shown."""
+    assert not loaded_by("from replaylab.notebook import Panel; Panel") & {"bokeh", "jupyter_bokeh"}
+
+
 def test_public_surface_is_complete() -> None:
     """`__all__` is sorted, every name in it exists, and each documents itself."""
     names = replaylab.__all__

@@ -2,12 +2,10 @@
 
 >>> lab.panel()                                                    # doctest: +SKIP
 >>> lab.chart("a-session")                                         # doctest: +SKIP
+
+Parts load when first used: the panel needs neither bokeh nor numba until its chart is shown.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from replaylab.notebook.chart import Chart, Pyramid
-from replaylab.notebook.panel import Panel
-from replaylab.notebook.report import write_report
-
-__all__ = ["Chart", "Panel", "Pyramid", "write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

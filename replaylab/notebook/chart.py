@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +72,12 @@ _SEND = """
 if (v.waiting) return
 v.waiting = true
 requestAnimationFrame(() => { v.waiting = false; v.data = {x: [x.start, x.end]} })
+"""
+# Readable on a light and on a dark page, like the plots.
+_TABLE = f"""
+.slick-viewport, .slick-row, .slick-row.odd, .slick-cell, .slick-header, .slick-header-column {{
+  background: transparent !important; color: {INK}; border-color: rgba(128, 134, 144, 0.3) !important; }}
+.slick-cell.selected {{ background: rgba(138, 43, 226, 0.25) !important; }}
 """
 _LEVELS = {"STOP_MARKET": LOSS, "LIMIT": WIN}
 
@@ -193,6 +201,8 @@ class Chart:
         self._overlays = _overlays(session, run, self.symbol)
         self._depth = depth
         self._lock = threading.Lock()
+        self._seek: Callable[[int], None] | None = None
+        self._cursor_at = math.nan
         self._follower: _Follower | None = None
         self._build(width, height)
 
@@ -201,22 +211,44 @@ class Chart:
         return f"<Chart of {self.session.id}, {self.symbol}: {len(self._price):,} prices, {trades}>"
 
     def _ipython_display_(self) -> None:
-        from bokeh.io import output_notebook
         from IPython.display import display
 
-        # The widget expects the library in the page; a page that was reloaded finds it in this output again.
-        output_notebook(library(), hide_banner=True)
         display(self.widget)  # type: ignore[no-untyped-call]
 
     @property
     def widget(self) -> Any:
-        """The chart as an ipywidget; zooming fetches prices from this process."""
+        """The chart as an ipywidget, alone or inside others; zooming fetches prices from this process."""
+        import ipywidgets as w
         from jupyter_bokeh import BokehModel
 
         if not hasattr(self, "_widget"):
             self._bind()
-            self._widget = BokehModel(self.figure)
+            self._model = BokehModel(self.figure)
+            # The model's view expects the library in the page. Outputs are shown in order, also in a page that was
+            # reloaded; they belong to a widget, so the notebook's file does not hold them.
+            parts = ({"application/javascript": _once()}, self._model._repr_mimebundle_())
+            outputs = [{"output_type": "display_data", "data": data, "metadata": {}} for data in parts]
+            self._widget = w.Output(outputs=tuple(outputs))
         return self._widget
+
+    def replace(self, earlier: Chart) -> None:
+        """Take the place of a chart that is shown: its widget shows this one, without loading the library again."""
+        earlier.unfollow()
+        self._widget, self._model = earlier.widget, earlier._model
+        self._bind()
+        document = earlier.figure.document
+        if document is not None:
+            document.remove_on_change(self._model)
+        self._model.update_from_model(self.figure)
+
+    def move_cursor(self, moment: int) -> None:
+        """Show the cursor at a time (ns since 1970)."""
+        self._cursor_at = moment / 1e6
+        self._cursor.location = self._cursor_at
+
+    def on_seek(self, call: Callable[[int], None] | None) -> None:
+        """Call ``call(ns)`` with the time that is double-clicked, or to which the cursor is dragged."""
+        self._seek = call
 
     def show(self, start: Any, end: Any) -> None:
         """Zoom to a range of time."""
@@ -290,18 +322,26 @@ class Chart:
             self._plot.step("x", "y", source=source, color=colour, alpha=0.5, mode="after", legend_label=name)
         self._add_funding()
         tables = [self._add_trades(*one, k) for k, one in enumerate(self._overlays.items())]
-        self._cursor = Span(location=float("nan"), dimension="height", line_color=CYCLE[3], line_width=2)
+        self._cursor = Span(
+            location=float("nan"),
+            dimension="height",
+            line_color=CYCLE[3],
+            line_width=2,
+            editable=True,
+            name="cursor",
+        )
         self._plot.add_layout(self._cursor)
         self._plot.legend.click_policy = "hide"
         self._plot.legend.location = "top_left"
-        self._plot.legend.background_fill_alpha = 0.6
         parts: list[Any] = [self._plot]
         signals = self._signals(size)
         if signals is not None:
             parts.append(signals)
         parts += tables
+        for plot in (self._plot, signals):
+            if plot is not None:
+                _on_any_page(plot)
         self.figure = column(*parts, **({} if width else {"sizing_mode": "stretch_width"}))
-        self._clicked = ColumnDataSource({"x": []})
         self._refresh(start - margin, end + margin)
 
     def _bind(self) -> None:
@@ -317,10 +357,16 @@ class Chart:
         send = CustomJS(args={"v": view, "x": self._plot.x_range}, code=_SEND)
         for attribute in ("start", "end"):
             self._plot.x_range.js_on_change(attribute, send)
-        self._plot.js_on_event(
-            DoubleTap, CustomJS(args={"s": self._clicked}, code="s.data = {x: [cb_obj.x]}")
-        )
-        self.figure.tags = [self._clicked, view]
+        clicked = ColumnDataSource({"x": []})
+        clicked.on_change("data", lambda attribute, old, new: self._asked(float(new["x"][0])))
+        self._plot.js_on_event(DoubleTap, CustomJS(args={"s": clicked}, code="s.data = {x: [cb_obj.x]}"))
+        self._cursor.on_change("location", lambda attribute, old, new: self._asked(float(new)))
+        self.figure.tags = [clicked, view]
+
+    def _asked(self, at: float) -> None:
+        # The cursor also moves because it follows.
+        if self._seek is not None and at != self._cursor_at:
+            self._seek(round(at * 1e6))
 
     def _refresh(self, low: float, high: float, bins: int = BINS) -> None:
         """Show the prices between two times (ms since 1970)."""
@@ -377,6 +423,7 @@ class Chart:
             DataTable,
             DateFormatter,
             HoverTool,
+            InlineStyleSheet,
             NumberFormatter,
             TableColumn,
         )
@@ -450,6 +497,7 @@ class Chart:
         return DataTable(
             source=source, columns=columns, height=min(220, 30 + 25 * max(table.height, 1)),
             sizing_mode="stretch_width", index_position=None, name=f"trades-{number}",
+            stylesheets=[InlineStyleSheet(css=_TABLE)],
         )  # fmt: skip
 
     def _add_orders(self, orders: pl.DataFrame, label: str, faint: float) -> None:
@@ -555,34 +603,33 @@ class Chart:
 
 
 class _Follower:
-    """Moves the cursor to where the running replay is, and seeks it where the chart is double-clicked."""
+    """Moves the cursor to where the running replay is, and seeks it to where the chart asks for."""
 
     def __init__(self, chart: Chart, control: ReplayControl) -> None:
         self._chart, self._control = chart, control
         self._ended = threading.Event()
-        self._wanted: float | None = None
-        chart._clicked.on_change("data", self._click)
+        self._wanted: int | None = None
+        chart.on_seek(self._want)
         threading.Thread(target=self._run, name="chart-cursor", daemon=True).start()
 
     def stop(self) -> None:
         self._ended.set()
-        self._chart._clicked.remove_on_change("data", self._click)
+        self._chart.on_seek(None)
 
-    def _click(self, attribute: str, old: Any, new: Any) -> None:
+    def _want(self, moment: int) -> None:
         # The widget's thread only notes the time; the cursor's thread seeks.
-        if new.get("x"):
-            self._wanted = float(new["x"][0])
+        self._wanted = moment
 
     def _run(self) -> None:
         while not self._ended.wait(0.2):
             wanted, self._wanted = self._wanted, None
             if wanted is not None:
                 with contextlib.suppress(ReplayError):
-                    self._control.seek(iso(round(wanted * 1e6)))
+                    self._control.seek(iso(wanted))
             status = self._control.status()
             moment = status.last_event_timestamp if status.running else None
             if moment is not None:
-                self._chart._cursor.location = parse_ns(moment) / 1e6
+                self._chart.move_cursor(parse_ns(moment))
 
 
 def library() -> Any:
@@ -590,6 +637,21 @@ def library() -> Any:
     from bokeh.resources import Resources
 
     return Resources(mode="inline", components=["bokeh", "bokeh-widgets", "bokeh-tables"])
+
+
+def _on_any_page(plot: Any) -> None:
+    """Give a figure the page's own background, and letters that are readable on a light and on a dark one."""
+    plot.background_fill_color = plot.border_fill_color = plot.legend.background_fill_color = None
+    plot.title.text_color = plot.legend.label_text_color = INK
+    plot.axis.axis_label_text_color = plot.axis.major_label_text_color = INK
+    plot.axis.axis_line_color = plot.axis.major_tick_line_color = plot.axis.minor_tick_line_color = INK
+    plot.grid.grid_line_alpha = 0.35
+
+
+@cache
+def _once() -> str:
+    """Return JavaScript that loads the library into a page that has none yet."""
+    return f"if (!window.Bokeh) (function () {{ {' '.join(library().js_raw)} }}).call(window)"
 
 
 # ---- Data --------------------------------------------------------------------------------------------------

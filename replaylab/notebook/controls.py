@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import ipywidgets as w
@@ -16,10 +18,16 @@ from replaylab.params import Declaration, TradingParams
 from replaylab.records import ReplayStatus
 
 SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, math.inf)
+# How long the timeline rests before the replay goes where it was dragged.
+_REST_S = 0.25
 
 
 class Controls:
-    """Buttons call ``on_pause``, ``on_step``, ``on_stop`` and ``on_speed``; ``show`` draws a status."""
+    """Buttons call ``on_pause``, ``on_step``, ``on_stop`` and ``on_speed``; ``show`` draws a status.
+
+    A click on the timeline, a drag of it and a chosen bookmark call ``on_seek(index)``; ``on_bookmark(name, index)``
+    gives the event at an index a name, or takes it away (None).
+    """
 
     def __init__(
         self,
@@ -28,6 +36,8 @@ class Controls:
         on_step: Callable[[], None],
         on_stop: Callable[[], None],
         on_speed: Callable[[float], None],
+        on_seek: Callable[[int], None],
+        on_bookmark: Callable[[str, int | None], None],
     ) -> None:
         narrow = w.Layout(width="7.5em")
         self.pause = w.Button(description="Pause", icon="pause", layout=narrow)
@@ -43,11 +53,37 @@ class Controls:
             layout=w.Layout(width="26em"),
             style={"description_width": "3.5em"},
         )
-        self.progress = w.FloatProgress(min=0, max=1, value=0, layout=w.Layout(width="22em", height="14px"))
-        self.progress.style.bar_color = "#8a2be2"
+        # Sent while it is dragged; ``wanted`` has the newest place once it has rested.
+        self.timeline = w.IntSlider(
+            min=0,
+            max=1,
+            value=0,
+            readout=False,
+            continuous_update=True,
+            layout=w.Layout(width="100%", margin="0"),
+        )
+        self.timeline.add_class("rl-timeline")
+        self.timeline.observe(lambda change: self._dragged(), names="value")
+        self.marks = w.HTML(layout=w.Layout(width="100%", margin="0"))
+        self.bookmark = w.Dropdown(options=[("bookmarks: none", "")], layout=w.Layout(width="14em"))
+        self.bookmark.observe(lambda change: self._chose(change["new"]), names="value")
+        self.name = w.Text(placeholder="name of this place", layout=w.Layout(width="11em"))
+        self.keep = w.Button(
+            icon="bookmark", tooltip="keep this place as a bookmark", layout=w.Layout(width="3em")
+        )
+        self.forget = w.Button(
+            icon="trash", tooltip="delete the chosen bookmark", layout=w.Layout(width="3em")
+        )
+        self.keep.on_click(lambda _: self._keep())
+        self.forget.on_click(lambda _: self._forget())
+        self._on_seek, self._on_bookmark = on_seek, on_bookmark
+        self._bookmarks: dict[str, int] = {}
+        self._moved_at: float | None = None
+        self._index = 0
         self.where = w.HTML()
         self.message = w.HTML()
         self._drawing = False
+        self.forget.disabled = True
         self.pause.on_click(lambda _: on_pause())
         self.step.on_click(lambda _: on_step())
         self.stop.on_click(lambda _: on_stop())
@@ -56,8 +92,10 @@ class Controls:
         middle = w.Layout(align_items="center", flex_flow="row wrap")
         self.widget = w.VBox(
             [
-                w.HBox([self.progress, self.where], layout=middle),
-                w.HBox([self.pause, self.step, self.stop, self.speed, self.message], layout=middle),
+                w.VBox([self.timeline, self.marks], layout=w.Layout(width="100%", max_width="900px")),
+                self.where,
+                w.HBox([self.pause, self.step, self.stop, self.speed], layout=middle),
+                w.HBox([self.bookmark, self.forget, self.name, self.keep, self.message], layout=middle),
             ]
         )
         self.show(ReplayStatus())
@@ -79,9 +117,66 @@ class Controls:
         """Draw a status, of a replay of any process."""
         self.stop.disabled = self.pause.disabled = self.step.disabled = not status.running
         self.pause.description, self.pause.icon = ("Resume", "play") if status.paused else ("Pause", "pause")
-        total = max(status.total_events, 1)
-        self.progress.value = min(1.0, status.current_event_index / total) if status.session_id else 0.0
+        self.timeline.disabled = not status.running
+        self.keep.disabled = status.session_id is None
+        self._index = status.current_event_index if status.session_id else 0
+        if self._moved_at is not None and time.monotonic() - self._moved_at >= _REST_S:
+            self._moved_at = None
+            self._on_seek(self.timeline.value)
+            # The next status shows where the replay went.
+        elif self._moved_at is None:
+            self._drawing = True
+            if (total := max(status.total_events, 1)) != self.timeline.max:
+                self.timeline.max = total
+                self._draw_marks()
+            self.timeline.value = min(self._index, total)
+            self._drawing = False
         self.where.value = self._where(status)
+
+    def offer_bookmarks(self, bookmarks: dict[str, int]) -> None:
+        """Show the bookmarks of the session: name and index of the event."""
+        if bookmarks == self._bookmarks:
+            return
+        self._bookmarks = bookmarks
+        self._drawing = True
+        heading = f"bookmarks: {len(bookmarks)}" if bookmarks else "bookmarks: none"
+        chosen = self.bookmark.value
+        self.bookmark.options = [
+            (heading, ""),
+            *((f"{name} · event {at:,}", name) for name, at in bookmarks.items()),
+        ]
+        self.bookmark.value = chosen if chosen in bookmarks else ""
+        self.forget.disabled = not self.bookmark.value
+        self._drawing = False
+        self._draw_marks()
+
+    def _draw_marks(self) -> None:
+        ticks = (
+            f'<i style="left:{100 * min(1.0, at / self.timeline.max):.3f}%" title="{escape(name)}, event {at:,}"></i>'
+            for name, at in self._bookmarks.items()
+        )
+        self.marks.value = f'<div class="rl-marks">{"".join(ticks)}</div>'
+
+    def _dragged(self) -> None:
+        if not self._drawing:
+            self._moved_at = time.monotonic()
+
+    def _chose(self, name: str) -> None:
+        self.forget.disabled = not name
+        if not self._drawing and name and not self.timeline.disabled:
+            self._on_seek(self._bookmarks[name])
+
+    def _keep(self) -> None:
+        name = self.name.value.strip()
+        if not name:
+            self.complain("give the bookmark a name first")
+            return
+        self.name.value = ""
+        self._on_bookmark(name, self._index)
+
+    def _forget(self) -> None:
+        if self.bookmark.value:
+            self._on_bookmark(self.bookmark.value, None)
 
     def _where(self, status: ReplayStatus) -> str:
         if status.session_id is None:
@@ -97,7 +192,7 @@ class Controls:
             complete = status.current_event_index >= status.total_events
             stopped = "ended: stopped before the last event"
             parts.append("interrupted" if status.error else "ended" if complete else stopped)
-        text = "&nbsp; " + note(" · ".join(parts))
+        text = note(" · ".join(parts))
         return f"{text} {error(status.error)}" if status.error else text
 
     def say(self, text: str) -> None:

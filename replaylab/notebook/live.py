@@ -6,22 +6,26 @@ import math
 from collections.abc import Callable
 from html import escape
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 import numpy as np
 import orjson
 import polars as pl
 
-from replaylab import plots
+from replaylab import frames, plots
 from replaylab.errors import RecordError, ReplaylabError
 from replaylab.ml import prices_by_symbol
 from replaylab.notebook.controls import Hotlist, Row
-from replaylab.notebook.style import bar, note, number, table
-from replaylab.records import OrderLogRecord, Record, StateEvent, TradeLogRecord, decode_record
+from replaylab.notebook.style import bar, error, note, number, table
+from replaylab.paths import DataRoot
+from replaylab.records import OrderLogRecord, Record, ReplayStatus, StateEvent, TradeLogRecord, decode_record
 from replaylab.replay import News
 from replaylab.sessions import Session, SessionStore
 from replaylab.timestamps import parse_ns
+
+if TYPE_CHECKING:
+    from replaylab.notebook.chart import Chart
 
 
 class MarketTrack:
@@ -66,6 +70,66 @@ def first_regimes(store: SessionStore, session_id: str) -> dict[str, str]:
         return {}
     symbols = (state.get("symbols") or {}).items()
     return {symbol: about["regime"] for symbol, about in symbols if isinstance(about.get("regime"), str)}
+
+
+def held_mode(root: DataRoot) -> str | None:
+    """Return the mode of the system that wrote a root's logs: SIM, DRY_RUN or LIVE; None where none has yet."""
+    try:
+        snapshot: Any = frames.load_snapshot(root, "execution")
+    except (ReplaylabError, OSError):
+        return None
+    return None if snapshot is None else str(snapshot.mode)
+
+
+class ChartView:
+    """The interactive chart of a session, made when it is first shown.
+
+    ``on_symbol`` is called when another symbol is chosen, ``on_seek(ns)`` where the chart asks for another time.
+    """
+
+    def __init__(self, on_symbol: Callable[[], None], on_seek: Callable[[int], None]) -> None:
+        self.chart: Chart | None = None
+        self.wanted: tuple[Any, ...] | None = None
+        self._on_seek = on_seek
+        self.symbol = w.Dropdown(description="symbol", style={"description_width": "5em"})
+        self.symbol.observe(lambda _: on_symbol(), names="value")
+        self.text = w.HTML(note("choose a session: its chart is drawn here"))
+        self.place = w.VBox([])
+        self.widget = w.VBox(
+            [w.HBox([self.symbol, self.text], layout=w.Layout(align_items="center")), self.place]
+        )
+
+    def offer(self, symbols: list[str]) -> None:
+        """Offer the symbols of a session."""
+        if tuple(symbols) != tuple(self.symbol.options):
+            chosen = self.symbol.value
+            self.symbol.options = symbols
+            if symbols:
+                self.symbol.value = chosen if chosen in symbols else symbols[0]
+
+    def show(self, chart: Chart) -> None:
+        """Show a chart in place of the earlier one."""
+        chart.on_seek(self._on_seek)
+        if self.chart is None:
+            self.place.children = (chart.widget,)
+        else:
+            chart.replace(self.chart)
+        self.chart = chart
+        self.place.layout.display = ""
+        self.text.value = note("a double click, or dragging the cursor, takes a running replay there")
+
+    def loading(self, session_id: str) -> None:
+        self.text.value = note(f"drawing {session_id} ...")
+
+    def fail(self, problem: Exception) -> None:
+        self.place.layout.display = "none"
+        self.text.value = error(str(problem))
+
+    def follow(self, status: ReplayStatus) -> None:
+        """Move the cursor to where a replay of the session that is shown has come."""
+        moment = status.last_event_timestamp
+        if self.chart is not None and moment is not None and self.chart.session.id == status.session_id:
+            self.chart.move_cursor(parse_ns(moment))
 
 
 _LAST = 8

@@ -4,8 +4,8 @@
 >>> panel                                  # doctest: +SKIP
 
 Every part is a plain Python object (``panel.table``, ``panel.form``, ``panel.controls``, ``panel.live``,
-``panel.detail``) whose buttons can be clicked from code. A click only starts a job or sends a command to the replay;
-the replay runs in a process of its own, and the screen is drawn at most five times a second.
+``panel.chart``, ``panel.detail``) whose buttons can be clicked from code. A click only starts a job or sends a command
+to the replay; the replay runs in a process of its own, and the screen is drawn at most five times a second.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ import ipywidgets as w
 
 from replaylab.errors import ReplaylabError, SessionError
 from replaylab.notebook.controls import Controls, RunParams
-from replaylab.notebook.live import LiveView, MarketTrack, first_regimes
+from replaylab.notebook.live import ChartView, LiveView, MarketTrack, first_regimes, held_mode
 from replaylab.notebook.session_detail import DetailView, RunResult, RunResultView, describe, run_result
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
 from replaylab.notebook.session_table import Actions, SessionTable
 from replaylab.notebook.style import STYLE, badge, error, health, note
 from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest, ReplayStatus
-from replaylab.replay import News, ReplayControl, ReplayProcess, RunFollower
+from replaylab.replay import News, ReplayControl, ReplayProcess, ReplayRun, RunFollower
+from replaylab.timestamps import iso
 
 if TYPE_CHECKING:
     from replaylab.lab import Lab
@@ -42,7 +43,7 @@ _PERIOD_S = 0.2
 _END_S = 10.0
 _PLOT_PERIOD_S = 1.0
 _SLOW_PERIOD_S = 2.0
-OVERVIEW, LOGS, DETAIL = 0, 1, 2
+OVERVIEW, LOGS, DETAIL, CHART = 0, 1, 2, 3
 
 
 class Panel:
@@ -68,6 +69,9 @@ class Panel:
         self._track_of: tuple[str, int] | None = None
         self._result_of: str | None = None
         self._seen: tuple[int, ...] | None = None
+        self._mode: str | None = None
+        self._wanted: int | str | None = None
+        self._seeking = False
 
         self.table = SessionTable(self._selected)
         self.form = BuildForm(self._build)
@@ -82,7 +86,10 @@ class Panel:
             on_step=lambda: self._tell(lambda control: control.step(1)),
             on_stop=self._stop,
             on_speed=lambda factor: self._tell(lambda control: control.set_speed(factor), quiet=True),
+            on_seek=self._seek,
+            on_bookmark=self._bookmark,
         )
+        self.chart = ChartView(self._load_chart, lambda moment: self._seek(iso(moment)))
         self._build_widgets()
         self._task: asyncio.Task[None] | None = None
         self._take_over()
@@ -120,8 +127,9 @@ class Panel:
                 w.VBox([self.live.widget, self.result.widget, self.verdict]),
                 sessions,
                 self.detail.widget,
+                self.chart.widget,
             ],
-            titles=("Overview", "Logs & Events", "Detail"),
+            titles=("Overview", "Logs & Events", "Detail", "Chart"),
             selected_index=LOGS,
         )
         self.widget = w.VBox([w.HTML(STYLE), self.badge, self.controls.widget, self.tabs])
@@ -170,6 +178,8 @@ class Panel:
                 "health": self.lab.health(),
                 "covered": covered(self.lab.root),
                 "verdict": self._new_verdict(),
+                "mode": held_mode(self.lab.root),
+                "bookmarks": self._bookmarks(news.status.session_id),
             }
         return news, png, slow
 
@@ -179,7 +189,14 @@ class Panel:
         if status.session_id is not None:
             self._load_track(status.session_id)
             self._load_result(status)
+        if self.tabs.selected_index == CHART:
+            self._load_chart()
+            self.chart.follow(status)
+        if slow is not None:
+            self._mode = slow["mode"]
+            self.controls.offer_bookmarks(slow["bookmarks"])
         self.controls.show(status)
+        self._go()
         self.live.draw()
         self.live.show_plot(png)
         if slow is not None:
@@ -212,7 +229,16 @@ class Panel:
             speed = "∞" if status.speed_factor in (None, math.inf) else f"{status.speed_factor:g}"
             return badge(f"REPLAY MODE · {status.session_id} · {speed}×", replay=True)
         replay = self.lab.config.run_mode == "REPLAY"
-        return badge(f"{'REPLAY MODE' if replay else 'LIVE'} · no replay runs", replay=replay)
+        mode = (
+            "REPLAY MODE" if replay else "no logs yet" if self._mode is None else self._mode.replace("_", " ")
+        )
+        return badge(f"{mode} · no replay runs", replay=replay)
+
+    def _bookmarks(self, session_id: str | None) -> dict[str, int]:
+        try:
+            return {} if session_id is None else self.lab.sessions.open(session_id).bookmarks
+        except (ReplaylabError, OSError):
+            return {}
 
     def _new_manifests(self) -> list[ReplayManifest] | None:
         """List the sessions; None where nothing changed since the last call (a thousand manifests take a while)."""
@@ -305,6 +331,72 @@ class Panel:
                 self.controls.complain("no replay is running")
             return
         self._jobs.submit(lambda: command(self.control), lambda *_: self.controls.say(""), self._complain)
+
+    def _seek(self, to: int | str) -> None:
+        """Go to the newest place that was asked for, once the seek before it has ended."""
+        self._wanted = to
+
+    def _go(self) -> None:
+        if self._wanted is None or self._seeking:
+            return
+        to, self._wanted = self._wanted, None
+        self._seeking = True
+
+        def done(*_: Any) -> None:
+            self._seeking = False
+
+        def failed(problem: Exception) -> None:
+            self._seeking = False
+            self._complain(problem)
+
+        self._jobs.submit(lambda: self.control.seek(to), done, failed)
+
+    def _bookmark(self, name: str, index: int | None) -> None:
+        session_id = self._status.session_id
+        if session_id is None:
+            return
+
+        def work() -> dict[str, int]:
+            session = self.lab.sessions.open(session_id)
+            session.set_bookmark(name, index)
+            return session.bookmarks
+
+        self._jobs.submit(work, lambda marks, _: self.controls.offer_bookmarks(marks), self._complain)
+
+    def _load_chart(self) -> None:
+        """Draw the session that is played, else the chosen one, else the last one; again where a run has ended."""
+        status = self._status
+        shown = status.session_id if status.running else self.table.selected or status.session_id
+        manifest = self.table.manifest(shown)
+        if shown is None or manifest is None:
+            return
+        self.chart.offer(list(manifest.symbols))
+        ended = status.run_id if shown == status.session_id and not status.running else None
+        wanted = (shown, manifest.created_at, ended, self.chart.symbol.value)
+        if wanted == self.chart.wanted:
+            return
+        self.chart.wanted = wanted
+        self.chart.loading(shown)
+
+        def work() -> Any:
+            from replaylab.notebook.chart import Chart
+
+            runs: dict[str, Any] = {"recorded": None}
+            if ended is not None:
+                runs = {"this run": ReplayRun.open(self.lab.root, shown, ended), **runs}
+            return Chart(
+                self.lab.sessions.open(shown), runs, symbol=wanted[-1], cache_dir=self.lab.config.cache_path
+            )
+
+        def done(chart: Any, _: list[str]) -> None:
+            if wanted == self.chart.wanted:
+                self.chart.show(chart)
+
+        def failed(problem: Exception) -> None:
+            if wanted == self.chart.wanted:
+                self.chart.fail(problem)
+
+        self._jobs.submit(work, done, failed)
 
     def _build(self, request: BuildRequest) -> None:
         self.form.create.disabled = True

@@ -185,7 +185,8 @@ def _cells(manifest: ReplayManifest) -> str:
     spans = "".join(
         f'<span class="{kind}" title="{escape(text)}">{escape(text)}</span>' for text, kind in texts
     )
-    columns = " ".join(width for _, width, _ in _COLUMNS[1:])
+    # Notes keep a width in a narrow window, where they would be broken after each letter.
+    columns = " ".join(width.replace("1fr", "minmax(12em, 1fr)") for _, width, _ in _COLUMNS[1:])
     return f'<div class="rl-row" style="grid-template-columns:{columns}">{spans}</div>'
 
 

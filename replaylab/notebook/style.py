@@ -12,11 +12,13 @@ STYLE = """<style>
 .rl-panel .widget-html-content { line-height: 1.45; }
 .rl-badge { display: inline-block; padding: 6px 14px; border-radius: 6px; font-weight: 600; letter-spacing: .03em; }
 .rl-badge.replay { background: #000; color: #c9a0ff; border: 2px solid #8a2be2; }
-.rl-badge.calm { border: 1px solid var(--rl-line); color: var(--rl-soft); }
+.rl-badge.calm { border: 2px solid var(--rl-line); color: var(--rl-soft); }
 .rl-beat::after { content: "not renewed for 10 s: the kernel is busy, or ended (run the cell again)"; margin-left: 14px;
   font-weight: 600; color: var(--rl-down); display: inline-block; max-width: 0; max-height: 0; overflow: hidden;
   animation: rl-stale 0s 10s forwards; vertical-align: middle; }
 @keyframes rl-stale { to { max-width: 60em; max-height: 5em; } }
+.rl-badge.replay { animation: rl-dead 0s 10s forwards; }
+@keyframes rl-dead { to { background: transparent; color: var(--rl-soft); border-color: var(--rl-line); } }
 .rl-health { display: inline-block; margin-left: 14px; color: var(--rl-soft); }
 .rl-dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin: 0 5px 0 12px; }
 .rl-table { border-collapse: collapse; width: auto; min-width: min(100%, 34em); font-size: 13px;
@@ -40,11 +42,15 @@ STYLE = """<style>
 .rl-panel .rl-line.rl-chosen, .rl-panel .rl-line.rl-chosen .rl-id { color: #111; }
 .rl-panel .rl-line.rl-chosen .rl-id { font-weight: 600; }
 .rl-panel .rl-wide { overflow-x: auto; }
-.rl-panel .rl-wide > .widget-hbox { min-width: 66em; overflow: visible; font-size: 13px; }
+.rl-panel .rl-wide > .widget-hbox { min-width: 84em; overflow: visible; font-size: 13px; }
 .rl-panel .rl-head { background: transparent; box-shadow: none; padding: 0; text-align: left; font-weight: 600;
   color: var(--jp-ui-font-color1, inherit); }
 .rl-panel .rl-head.rl-num { text-align: right; }
 .rl-panel .rl-head:first-child { padding-left: 6px; }
+.rl-panel .rl-timeline .noUi-connect { background: #8a2be2; }
+.rl-marks { position: relative; height: 12px; margin: 0 8px; }
+.rl-marks i { position: absolute; top: 0; width: 0; height: 0; margin-left: -5px; border: 5px solid transparent;
+  border-top-width: 0; border-bottom: 9px solid #d99a00; }
 .rl-heading { font-weight: 600; margin: 8px 0 2px; }
 </style>"""
 

@@ -227,7 +227,7 @@ def _stop_with_parent(engine: ReplayEngine) -> None:
     while os.read(0, 4096):
         pass
     with contextlib.suppress(ReplayError):
-        engine.stop()
+        engine.stop(reason="the process that started this replay ended (a kernel that was restarted, say)")
 
 
 def main() -> None:

@@ -296,15 +296,16 @@ class ReplayEngine:
         self._run.raise_failure()
         return True
 
-    def stop(self, timeout: float = 10.0) -> bool:
+    def stop(self, timeout: float = 10.0, *, reason: str | None = None) -> bool:
         """Stop the replay, also one that another process runs on this data root; returns whether one was running.
 
+        ``reason``: why a replay of this engine is interrupted; its status and its record have it as error.
         When it returns, no more events are emitted. Called by a handler, it takes effect when the handler returns.
         """
         run = self._run
         if run is None or run.over.is_set():
             return ReplayControl(self.root).stop(timeout)
-        run.player.stop()
+        run.player.stop(reason)
         seconds = min(timeout, threading.TIMEOUT_MAX)
         if threading.current_thread() is not run.thread and not run.over.wait(seconds):
             raise ReplayError(f"the handler did not return in {timeout:g} s; the replay ends when it does")
@@ -737,7 +738,10 @@ class ActiveRun:
         error = self.player.error
         if error is None:
             return None
-        return f"the replay failed at event {max(0, self.player.index - 1)}: {type(error).__name__}: {error}"
+        at = max(0, self.player.index - 1)
+        if self.player.outcome == "stopped":
+            return f"interrupted at event {at}: {error}"
+        return f"the replay failed at event {at}: {type(error).__name__}: {error}"
 
     def _write_record(self) -> None:
         """Write ``run.json``: at the start with what is known, at the end with everything."""

@@ -389,8 +389,10 @@ class Player:
     def speed(self) -> float:
         return self._pacer.speed
 
-    def stop(self) -> None:
-        """End the run before its next event."""
+    def stop(self, reason: str | None = None) -> None:
+        """End the run before its next event; with a ``reason`` it counts as interrupted, and its error says why."""
+        if reason is not None:
+            self.error = ReplayError(reason)
         self._stopping = True
         self._attention = True
         self._wake.set()

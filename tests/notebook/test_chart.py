@@ -202,7 +202,7 @@ def test_the_cursor_follows_a_replay_and_a_click_seeks(lab: Lab, session: Any) -
     wanted = parse_ns("2025-11-18T10:40:00Z") / 1e6
     try:
         time.sleep(0.5)
-        chart._clicked.data = {"x": [wanted]}
+        chart._asked(wanted)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not chart._cursor.location >= wanted - 5_000:
             time.sleep(0.2)

@@ -89,7 +89,7 @@ def test_r9_make_run_follow_stop(panel: Panel) -> None:
     until(panel, lambda: "SCORING" not in panel.live.hot.value and "BTCUSDT" in panel.live.hot.value)
     before = panel.live.hot.value
     until(panel, lambda: panel.live.hot.value != before)
-    until(panel, lambda: panel.controls.progress.value > 0.1)
+    until(panel, lambda: panel.controls.timeline.value > 0.1 * panel.controls.timeline.max)
     panel.controls.stop.click()
     until(panel, lambda: not panel._status.running)
     assert "rl-badge calm" in panel.badge.value
@@ -98,6 +98,29 @@ def test_r9_make_run_follow_stop(panel: Panel) -> None:
     time.sleep(0.3)
     panel.tick()
     assert panel.controls.where.value == after
+
+
+def test_timeline_and_bookmarks(panel: Panel) -> None:
+    """A drag of the timeline goes to its last place; a place gets a name, is gone to by it, and loses it again."""
+    play(panel)
+    panel.controls.pause.click()
+    until(panel, lambda: panel.controls.pause.description == "Resume")
+    for place in (300, 500, 400):
+        panel.controls.timeline.value = place
+    until(panel, lambda: panel._status.current_event_index == 400)
+    panel.controls.name.value = "<here>"
+    panel.controls.keep.click()
+    until(panel, lambda: "&lt;here&gt;" in panel.controls.marks.value)
+    assert panel.lab.session("a-minute").bookmarks == {"<here>": 400}
+    panel.controls.timeline.value = 600
+    until(panel, lambda: panel._status.current_event_index == 600)
+    panel.controls.bookmark.value = "<here>"
+    until(panel, lambda: panel._status.current_event_index == 400)
+    panel.controls.forget.click()
+    until(panel, lambda: "here" not in panel.controls.marks.value)
+    assert panel.lab.session("a-minute").bookmarks == {}
+    panel.controls.stop.click()
+    until(panel, lambda: not panel._status.running)
 
 
 def test_pause_step_speed(panel: Panel) -> None:
@@ -112,7 +135,7 @@ def test_pause_step_speed(panel: Panel) -> None:
     panel.controls.pause.click()
     until(panel, lambda: not panel._status.running)
     assert panel._status.current_event_index == 1202
-    assert panel.controls.progress.value == 1.0
+    assert panel.controls.timeline.value == panel.controls.timeline.max
 
 
 def test_a_speed_that_is_set_while_a_run_starts_is_its_speed(panel: Panel) -> None:

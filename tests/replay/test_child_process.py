@@ -122,7 +122,25 @@ def test_a_replay_does_not_outlive_who_started_it(root: DataRoot) -> None:
     parent.kill()
     parent.communicate()
     until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
-    assert read_status(root).running is False
+    status = read_status(root)
+    assert status.running is False
+    assert "the process that started this replay ended" in str(status.error)
+
+
+def test_a_follower_sees_a_seek_back_as_a_beginning(root: DataRoot) -> None:
+    """Also one that reads no events: what was logged after the time that was sought is not shown."""
+    follower = RunFollower(root, events=False)
+    started = ReplayProcess.start(root, SESSION, speed_factor=0.01)
+    started.control.seek(900)
+    news = follower.poll()
+    assert news.began
+    latest = max(record["timestamp"] for _, record in news.records)
+    started.control.seek(100)
+    news = follower.poll()
+    assert news.began
+    assert max((record["timestamp"] for _, record in news.records), default="") < latest
+    assert not follower.poll().began
+    started.stop()
 
 
 def test_a_follower_sees_every_event_and_record_once(root: DataRoot) -> None:
