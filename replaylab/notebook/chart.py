@@ -641,8 +641,10 @@ def library() -> Any:
 
 def _on_any_page(plot: Any) -> None:
     """Give a figure the page's own background, and letters that are readable on a light and on a dark one."""
-    plot.background_fill_color = plot.border_fill_color = plot.legend.background_fill_color = None
-    plot.title.text_color = plot.legend.label_text_color = INK
+    plot.background_fill_color = plot.border_fill_color = None
+    for legend in plot.legend:
+        legend.background_fill_color, legend.label_text_color = None, INK
+    plot.title.text_color = INK
     plot.axis.axis_label_text_color = plot.axis.major_label_text_color = INK
     plot.axis.axis_line_color = plot.axis.major_tick_line_color = plot.axis.minor_tick_line_color = INK
     plot.grid.grid_line_alpha = 0.35

@@ -299,7 +299,7 @@ class ReplayEngine:
     def stop(self, timeout: float = 10.0, *, reason: str | None = None) -> bool:
         """Stop the replay, also one that another process runs on this data root; returns whether one was running.
 
-        ``reason``: why a replay of this engine is interrupted; its status and its record have it as error.
+        ``reason``: why a replay of this engine is interrupted, for its status and its record.
         When it returns, no more events are emitted. Called by a handler, it takes effect when the handler returns.
         """
         run = self._run
@@ -706,7 +706,7 @@ class ActiveRun:
             run_id=self._run_id,
             lateness=player.lateness(exact=not running),
             rejects=self._rejects,
-            error=self._error_message(),
+            error=self.player.problem,
             run_mode=self._run_mode,
             params_source=self._provenance.get("paramsSource"),
             changes=self._provenance.get("changes"),
@@ -716,7 +716,7 @@ class ActiveRun:
 
     def raise_failure(self) -> None:
         if self.player.error is not None:
-            raise ReplayError(self._error_message()) from self.player.error
+            raise ReplayError(self.player.problem) from self.player.error
 
     def _play(self) -> None:
         try:
@@ -734,15 +734,6 @@ class ActiveRun:
             if self._when_over is not None:
                 self._when_over()
 
-    def _error_message(self) -> str | None:
-        error = self.player.error
-        if error is None:
-            return None
-        at = max(0, self.player.index - 1)
-        if self.player.outcome == "stopped":
-            return f"interrupted at event {at}: {error}"
-        return f"the replay failed at event {at}: {type(error).__name__}: {error}"
-
     def _write_record(self) -> None:
         """Write ``run.json``: at the start with what is known, at the end with everything."""
         player = self.player
@@ -756,7 +747,7 @@ class ActiveRun:
             "startedAt": self._started_at,
             "endedAt": None if player.outcome is None else iso(now_ns()),
             "outcome": player.outcome or "running",
-            "error": self._error_message(),
+            "error": self.player.problem,
             "injectMode": self._inject_mode,
             "strict": self._strict,
             "speedFactor": player.speed,  # null: as fast as possible

@@ -433,6 +433,16 @@ class Player:
         """Return the speed that was reached and events per second, over the time in which it played."""
         return self._meter.achieved(self.emitted, self._reached())
 
+    @property
+    def problem(self) -> str | None:
+        """What went wrong and where, or why the replay was interrupted; None where nothing did."""
+        if self.error is None:
+            return None
+        at = max(0, self.index - 1)
+        if self.outcome == "stopped":
+            return f"interrupted at event {at}: {self.error}"
+        return f"the replay failed at event {at}: {type(self.error).__name__}: {self.error}"
+
     # The playing thread.
 
     def run(self) -> None:
