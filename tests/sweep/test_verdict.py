@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks import evidence as benchmark
 from replaylab import Lab, plots
 from replaylab.sessions import Finding, Findings
-from replaylab.sweep import SweepResult, overfitting_probability, sweep, walk_forward_steps
+from replaylab.sweep import SweepResult, sweep
 from replaylab.sweep import verdict as module
 
 
@@ -179,16 +178,6 @@ def test_a_row_of_few_trades_cannot_be_supported(planted: SweepResult) -> None:
 def test_rejected_entries_are_named_where_there_are_no_trades(planted: SweepResult) -> None:
     none = planted.frame.with_columns(n_trades=pl.lit(0, pl.Int32), n_rejected=pl.lit(2_239, pl.Int32))
     assert "up to 2,239 entries were rejected" in replace(planted, frame=none).verdict().reasons[0]
-
-
-def test_ten_thousand_rows_take_no_time_to_speak_of() -> None:
-    """Overfitting and walk-forward of 10,000 rows × 96 periods, in seconds of a processor; ms in the benchmark."""
-    pnl = np.random.default_rng(0).normal(size=(96, 10_000))
-    overfitting_probability(pnl, 16, max_splits=10)
-    start = time.process_time()
-    overfitting_probability(pnl, 16, max_splits=1_000)
-    walk_forward_steps(pnl, 20, 5)
-    assert time.process_time() - start < 1.0
 
 
 def test_planted_edges_are_found() -> None:
