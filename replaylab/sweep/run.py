@@ -254,12 +254,16 @@ def run_on(
     options: Mapping[str, Any],
     *,
     done: Callable[[int], Any] = lambda rows: None,
+    say: Callable[[str], Any] = lambda text: None,
 ) -> tuple[Array, str]:
     """Return what ``run_rows`` returns, computed by the workers of ``executor``.
 
     ``options``: its ``method``, ``memory`` and ``clock``. ``ref``: what ``open_tape`` returned with the tape; where
     there is no file, tasks name the tape by its contents.
     """
+    # A forked worker that compiles would wait forever for threads that only this process has, and others for its lock.
+    _compile("the plain loop", run_loop, _warm_loop, say)
+    _compile("the sweep", run_chain, _warm_chain, say)
     named = ref or _by_contents(tape)
     raw = _sums(grid.rows, options.get("clock"))
     step = min(_MOST, max(_FEWEST, -(-grid.rows // _TASKS)))

@@ -249,7 +249,8 @@ class _Source:
         how: dict[str, Any] = {"method": self.options.method, "memory": self.options.memory, "clock": clock}
         how["rule"] = self.bound(number)
         if self.options.executor is not None:
-            return run_on(self.options.executor, tape, ref, part, self.base, how, done=bar.update)
+            watch: dict[str, Any] = {"done": bar.update, "say": bar.set_description}
+            return run_on(self.options.executor, tape, ref, part, self.base, how, **watch)
         workers = self.options.threads or os.cpu_count() or 1
         return run_rows(
             tape, part, self.base, threads=workers, done=bar.update, say=bar.set_description, **how

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -135,3 +137,26 @@ def test_what_cannot_take_work_is_refused() -> None:
         SweepError, match=r"executor: expected a concurrent.futures.Executor or None, found 'my-cl"
     ):
         sweep(make_session(1, 100, 1).events, {"sl_pct": [0.1]}, executor=executor, progress=False)
+
+
+FORKED = """
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from replaylab import Lab
+
+lab = Lab.sample()
+with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+    result = lab.sweep(lab.sessions.list_sessions()[0], {"sl_pct": [0.1, 0.2]}, progress=False, executor=pool)
+print(result.frame.height)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(300)
+def test_forked_workers_do_not_compile(tmp_path: Path) -> None:
+    """On a cold cache a fork that compiled would wait forever for threads of its parent; the parent compiles first."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "2"
