@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -125,14 +125,20 @@ def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
     )
 
 
-def assumptions_of(tape: Tape, ran: Resolved[TradingParams], **options: Any) -> str:
-    """Return what a result over a tape rests on, in one line; options: those of ``trading.assumptions``."""
-    starts = tape.arrays.price_from
-    times = {
-        symbol: pl.Series(tape.arrays.price_ts[starts[k] : starts[k + 1]])
-        for k, symbol in enumerate(tape.symbols)
-    }
-    return assumptions(tape.prices, times, ran, **options)
+def assumptions_of(
+    tape: Tape, ran: Resolved[TradingParams], more: Iterable[Tape] = (), **options: Any
+) -> str:
+    """Return what a result over a tape (and ``more``) rests on, in a line; options: see ``trading.assumptions``."""
+
+    def times(tape: Tape) -> dict[str, pl.Series]:
+        starts = tape.arrays.price_from
+        return {
+            symbol: pl.Series(tape.arrays.price_ts[starts[k] : starts[k + 1]])
+            for k, symbol in enumerate(tape.symbols)
+        }
+
+    others = ((other.prices, times(other)) for other in more)
+    return assumptions(tape.prices, times(tape), ran, others=others, **options)
 
 
 @dataclass(repr=False, kw_only=True)

@@ -587,7 +587,7 @@ def _sweep_sessions(
         params_source=ran.source,
         changes=ran.changes,
         session_id=f"{len(sessions)} sessions, {sessions[0].id} to {sessions[-1].id}",
-        assume=lambda: _assumed(source(0).opened(0)[1], ran, first, table, signals, len(sessions)),
+        assume=lambda: _assumed(source, len(sessions), sum(sizes), ran, table, signals),
         trades_of=trades,
         pnl_of=pnl,
         checks=lambda: _findings(sessions, sum(sizes)),
@@ -754,16 +754,17 @@ def _in_order(
 
 
 def _assumed(
-    tape: Tape, ran: Resolved[TradingParams], first: _Source, table: pl.DataFrame, signals: Any, count: int
+    source: Any, count: int, events: int, ran: Resolved[TradingParams], table: Any, given: Any
 ) -> str:
-    """Return the assumptions of a study: prices of its first session, account limits per session."""
-    text = _said(assumptions_of(tape, ran, axes=first.grid.axes, table=table), signals)
-    notes = [f"prices are those of the first of {count} sessions"]
-    if any(getattr(ran.params, name) is not None for name in _ACCOUNT) or set(_ACCOUNT) & set(
-        first.grid.axes
-    ):
-        notes.append("account limits hold within each session only")
-    return "; ".join([text, *notes])
+    """Return a study's assumptions: prices of its sessions (of a large one the first), account limits per session."""
+    first, few = source(0), count if events <= _CHECKED else 1
+    places = iter(first.options.bar_over(range(few), desc="assumptions", few=events < 1_000_000))
+    axes, tapes = first.grid.axes, (source(place).opened(0)[1] for place in places)
+    prices = f"prices are those of {'the first of ' if few < count else ''}{count} sessions"
+    text = assumptions_of(next(tapes), ran, tapes, axes=axes, table=table)
+    limited = any(getattr(ran.params, name) is not None for name in _ACCOUNT) or set(_ACCOUNT) & set(axes)
+    limits = ["account limits hold within each session only"] if limited else []
+    return "; ".join([text, _said(prices, given, first.rules[0]), *limits])
 
 
 def _findings(sessions: Sequence[Any], events: int) -> Findings | None:
@@ -793,4 +794,4 @@ def _read_part(path: Path, key: str) -> Array | None:
 def _write_part(path: Path, key: str, raw: Array) -> None:
     table = pa.table({f"c{k}": raw[:, k] for k in range(raw.shape[1])}, metadata={_RAW_KEY: key.encode()})
     with atomic_path(path) as half:
-        pq.write_table(table, half, compression="zstd")
+        pq.write_table(table, half, compression="lz4", use_dictionary=False, write_statistics=False)

@@ -13,7 +13,10 @@ The same for a backtest, a sweep, a what-if and a replay run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from statistics import median
 from typing import Any
 
 from replaylab.params import Resolved, TradingParams
@@ -34,30 +37,36 @@ def assumptions(
     axes: Mapping[str, Sequence[Any]] | None = None,
     trades: Any = None,
     table: Any = None,
+    others: Iterable[tuple[ResolvedPrices, Mapping[str, Any]]] = (),
 ) -> str:
     """Return one line with the prices and fill models of each symbol, what went wrong with them, and whose parameters.
 
     ``times``: the times of each symbol's price events in nanoseconds, a polars Series. ``axes``: the values of fields
     that a sweep varied. ``trades``: the frame of one run's (``reason``, ``duration_seconds`` and ``thin``, as far as it
     has them); ``table``: that of a sweep's metrics in place of it (``n_trades``, ``n_data_gap``, ``n_thin``).
+    ``others``: prices and times of more sessions of a study, read one at a time: spacings are then medians of those of
+    the sessions, and holes those within them.
     """
     varied = axes or {}
 
     def values(field: str) -> list[Any]:
         return list(varied.get(field, [getattr(ran.params, field)]))
 
-    shown = []
-    for symbol, ts in list(times.items())[:_SHOWN]:
-        market = sorted({prices.market_fill(symbol, chosen) for chosen in values("market_fill")})
-        # Many prints share one time: what counts is how long nothing is known.
-        steps = ts.unique().sort().diff().drop_nulls()
-        spacing = f"{steps.median() / 1e9:.3g} s apart" if len(steps) else "one price"
-        shown.append(
-            f"{symbol} {prices.sources[symbol]} ({spacing}), market fill {' or '.join(market)}, "
-            f"limit fill {' or '.join(map(str, values('limit_fill')))}, {_holes(steps, values('max_gap_s'))}"
-        )
-    if len(times) > _SHOWN:
-        shown.append(f"and {len(times) - _SHOWN} more symbols")
+    known = [gap for gap in values("max_gap_s") if gap is not None]
+    found: dict[str, _Prices] = {}
+    for resolved, at in chain([(prices, times)], others):
+        for symbol, ts in at.items():
+            if symbol not in found:
+                found[symbol] = _Prices()
+            if len(found) <= _SHOWN or symbol in list(found)[:_SHOWN]:
+                fills = {resolved.market_fill(symbol, chosen) for chosen in values("market_fill")}
+                found[symbol].add(resolved.sources[symbol], fills, ts, min(known, default=None))
+    shown = [
+        f"{symbol} {one.say()}, limit fill {' or '.join(map(str, values('limit_fill')))}, {one.holes(known)}"
+        for symbol, one in list(found.items())[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        shown.append(f"and {len(found) - _SHOWN} more symbols")
     parts = [f"prices (median spacing): {'; '.join(shown) or 'none'}"]
     if trades is not None:
         parts += _of_trades(trades, ran.params)
@@ -66,13 +75,41 @@ def assumptions(
     return "; ".join([*parts, ran.describe()])
 
 
-def _holes(steps: Any, gaps: list[float | None]) -> str:
-    longest = _duration(int(steps.max()) / 1e9) if len(steps) else "0 s"
-    known = [gap for gap in gaps if gap is not None]
-    if not known:
-        return f"pauses are no holes (longest {longest})"
-    count = int((steps > min(known) * 1e9).sum())
-    return f"{count:,} hole{'s' if count > 1 else ''} (longest {longest})" if count else "no holes"
+@dataclass
+class _Prices:
+    """The prices of a symbol over some sessions: sources, market fills, spacings and longest pauses (ns), holes."""
+
+    sources: set[str] = field(default_factory=set)
+    fills: set[str] = field(default_factory=set)
+    spacings: list[float] = field(default_factory=list)
+    longest: int = 0
+    count: int = 0
+
+    def add(self, source: str, fills: set[str], ts: Any, gap: float | None) -> None:
+        """Add the times of one session; pauses longer than ``gap`` seconds are holes."""
+        # Many prints share one time: what counts is how long nothing is known.
+        steps = ts.unique().sort().diff().drop_nulls()
+        self.sources.add(source)
+        self.fills |= fills
+        if len(steps):
+            self.spacings.append(steps.median())
+            self.longest = max(self.longest, int(steps.max()))
+            self.count += 0 if gap is None else int((steps > gap * 1e9).sum())
+
+    def say(self) -> str:
+        """Say source, spacing and market fill."""
+        spacing = f"{median(self.spacings) / 1e9:.3g} s apart" if self.spacings else "one price"
+        return (
+            f"{' or '.join(sorted(self.sources))} ({spacing}), market fill {' or '.join(sorted(self.fills))}"
+        )
+
+    def holes(self, known: list[float]) -> str:
+        """Say how many holes there are, of the values of ``max_gap_s`` that are known."""
+        longest = _duration(self.longest / 1e9)
+        if not known:
+            return f"pauses are no holes (longest {longest})"
+        plural = "s" if self.count > 1 else ""
+        return f"{self.count:,} hole{plural} (longest {longest})" if self.count else "no holes"
 
 
 def _of_trades(trades: Any, params: TradingParams) -> list[str]:

@@ -14,10 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from replaylab import CLOSE, HOLD, exit_rule
 from replaylab.errors import SweepError
 from replaylab.params import TradingParams
 from replaylab.sessions import Session, SessionStore, save_session_frame
 from replaylab.sweep import StudyResult, backtest, sweep
+from replaylab.sweep import study as study_module
 
 BASE = TradingParams(tp1_fraction=0.0, break_even_offset_pct=None, max_hold_s=30.0, rounding="none")
 GRID = {"entry_threshold": [0.1, 0.3, 0.6], "sl_pct": [0.1, 0.4], "market_fill": ["print", "auto"]}
@@ -107,7 +109,37 @@ def test_pooled_metrics_are_those_of_all_trades_in_order(store: SessionStore, na
             pnl[:, 2], np.bincount(place, study.trades(2)["realized_pnl"], clock.periods), atol=1e-9
         )
     assert study.verdict().level in ("insufficient", "luck", "fails_out_of_sample", "supported")
-    assert f"the first of {len(names)} sessions" in study.assumptions
+    assert f"prices are those of {len(names)} sessions" in study.assumptions
+
+
+def test_assumptions_are_those_of_all_sessions(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spacings are medians over sessions, holes are added up, pauses between sessions are none; it names the rule."""
+
+    @exit_rule(seconds=20.0)
+    def too_old(trade, price, seconds):  # type: ignore[no-untyped-def]
+        return CLOSE if trade.age_s > seconds else HOLD
+
+    params = BASE.replace(max_gap_s=0.3, max_open_positions=1)
+    sessions = opened(store, "a", "b", "c")
+    study = sweep(sessions, {"sl_pct": [0.1, 0.2]}, params, rule=too_old, progress=False)
+    pauses = []
+    for one in sessions:
+        mine = one.events.filter(type="MARKET_TRADE", symbol="BTCUSDT")["timestamp"].dt.timestamp("ns")
+        pauses.append(mine.unique().sort().diff().drop_nulls().to_numpy())
+    pauses = [one for one in pauses if len(one)]
+    holes = sum(int((one > 300_000_000).sum()) for one in pauses)
+    apart = np.median([np.median(one) for one in pauses]) / 1e9
+    text = study.assumptions
+    assert f"BTCUSDT trade ({apart:.3g} s apart)" in text
+    assert (
+        f"{holes:,} holes (longest {max(one.max() for one in pauses) / 1e9:.3g} s)"
+        in text.split("BTCUSDT")[1]
+    )
+    assert "exit rule too_old(seconds=20)" in text
+    assert "account limits hold within each session only" in text
+    monkeypatch.setattr(study_module, "_CHECKED", 10)
+    large = sweep(sessions, {"sl_pct": [0.1, 0.2]}, params, progress=False)
+    assert "prices are those of the first of 3 sessions" in large.assumptions
 
 
 def test_every_executor_gives_the_same_to_the_bit(store: SessionStore) -> None:
