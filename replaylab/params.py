@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
@@ -247,6 +248,30 @@ class Settings(msgspec.Struct, rename="camel", frozen=True):
         raise ConfigError(
             f"{name}: expected {cls.__name__}, a dict of changes or None, found {type(given).__name__}",
             field=name,
+        )
+
+    def _repr_html_(self) -> str:
+        """What differs from the defaults first, the rest folded."""
+        rows = [
+            (d.name, value, d.default, d.unit or "", value != d.default)
+            for d in self.declarations()
+            for value in (getattr(self, d.name),)
+        ]
+        left = "style='text-align:left'"
+
+        def table(part: list[tuple[str, Any, Any, str, bool]]) -> str:
+            lines = "".join(
+                f"<tr><td {left}>{escape(name)}</td><td>{escape(str(value))} {escape(unit)}</td>"
+                f"<td>{escape(str(default))}</td></tr>"
+                for name, value, default, unit, _ in part
+            )
+            return f"<table><thead><tr><th {left}>name</th><th>value</th><th>default</th></tr></thead>{lines}</table>"
+
+        changed, rest = ([row for row in rows if row[4] is kind] for kind in (True, False))
+        first = table(changed) if changed else " · all at their defaults"
+        return (
+            f"<div><b>{type(self).__name__}</b>{first}"
+            f"<details><summary>{len(rest)} at their defaults</summary>{table(rest)}</details></div>"
         )
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:

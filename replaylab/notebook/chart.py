@@ -269,13 +269,34 @@ class Chart:
 
     def save(self, path: Any) -> Path:
         """Write one HTML file that needs no network; the prices are those of the whole session at screen resolution."""
+        with atomic_path(Path(path)) as part:
+            part.write_text(self.html(), "utf-8")
+        return Path(path)
+
+    def html(self, *, in_frame: bool = False) -> str:
+        """Return one HTML page that needs no network.
+
+        ``in_frame``: it shows the cursor at the time (ms) of a message ``{cursor}``, and sends ``{seek}`` at a double
+        click.
+        """
+        from bokeh.document import Document
         from bokeh.embed import file_html
+        from bokeh.events import DocumentReady, DoubleTap
+        from bokeh.models import CustomJS
         from bokeh.resources import INLINE
 
         self.prepare_for_file()
-        with atomic_path(Path(path)) as part:
-            part.write_text(file_html(self.figure, INLINE, title=f"{self.session.id} {self.symbol}"), "utf-8")
-        return Path(path)
+        document = Document()
+        document.add_root(self.figure)
+        if in_frame:
+            send = "parent.postMessage({seek: cb_obj.x}, '*')"
+            take = (
+                "addEventListener('message', (e) => { if (e.source === parent) c.location = e.data.cursor })"
+            )
+            self._plot.js_on_event(DoubleTap, CustomJS(code=send))
+            document.js_on_event(DocumentReady, CustomJS(args={"c": self._cursor}, code=take))
+        page: str = file_html(document, INLINE, title=f"{self.session.id} {self.symbol}")
+        return page
 
     def prepare_for_file(self) -> None:
         """Take more prices than a screen shows: a file has no process behind it to ask for them when it is zoomed."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from functools import cache
+from html import escape
 from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
@@ -35,6 +36,29 @@ class QuickForm:
     def __init__(self, form: type[msgspec.Struct], free: str) -> None:
         self.decode = msgspec.json.Decoder(form).decode
         self.free = free
+
+
+def _as_html(title: str, rows: Iterable[tuple[str, Any]]) -> str:
+    """Return names and values as a table with a title, for a notebook; records inside are tables in their cell."""
+    left = "<td style='text-align:left'>"
+    cells = "".join(
+        f"<tr>{left}{escape(name.rstrip('_'))}</td>{left}{_html(value)}</td></tr>" for name, value in rows
+    )
+    return f"<div><b>{escape(title)}</b><table><tbody>{cells}</tbody></table></div>"
+
+
+def _html(value: Any) -> str:
+    if isinstance(value, Record):
+        return "; ".join(f"{escape(name)} {_html(getattr(value, name))}" for name in value.__struct_fields__)
+    if isinstance(value, dict):
+        return "<br>".join(f"{escape(str(name))}: {_html(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return escape(", ".join(map(str, value))) or "none"
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return escape(f"{value:,.10g}" if isinstance(value, int | float) else str(value))
 
 
 class Record(msgspec.Struct, rename="camel", dict=True):
@@ -63,6 +87,11 @@ class Record(msgspec.Struct, rename="camel", dict=True):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the record of a plain dict in the on-disk form; raises RecordError that names the field."""
         return decode_record(cls, encode_record(cls, data))
+
+    def _repr_html_(self) -> str:
+        """Fields and values, in the order of the disk."""
+        rows = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return _as_html(type(self).__name__, rows)
 
     @property
     def unknown_fields(self) -> dict[str, Any]:

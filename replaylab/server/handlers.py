@@ -267,6 +267,23 @@ class Dashboard(JupyterHandler):
         self.finish(page)
 
 
+class ChartPage(ReplayHandler):
+    """The chart of a session, for a frame of the dashboard: scripts may run in it, and reach nothing of this server."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, session_id: str) -> None:
+        page = await self.service.chart(session_id, self.get_query_argument("symbol", None))
+        self.set_header("Cache-Control", "no-store")
+        # In a sandbox without an origin of its own: no cookies, no requests.
+        self.set_header(
+            "Content-Security-Policy",
+            "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+            "style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'",
+        )
+        self.finish(page, set_content_type="text/html; charset=utf-8")
+
+
 @cache
 def _dashboard() -> tuple[bytes, str]:
     """The page, and a policy that allows its own script and style and no others."""
@@ -277,7 +294,11 @@ def _dashboard() -> tuple[bytes, str]:
         return f"'sha256-{base64.b64encode(hashlib.sha256(code).digest()).decode()}'"
 
     policy = f"default-src 'none'; script-src {source(b'script')}; style-src {source(b'style')}; "
-    return page, policy + "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    return (
+        page,
+        policy
+        + "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -304,4 +325,4 @@ ROUTES = [
     (r"/api/replay(?:/.*)?", Nowhere),
 ]
 # For a server of its own; inside JupyterLab the root belongs to JupyterLab.
-PAGES = [(r"/", Dashboard)]
+PAGES = [(r"/", Dashboard), (r"/chart/([^/]+)", ChartPage)]

@@ -125,6 +125,17 @@ class Service:
         except FileNotFoundError:
             raise SessionNotFoundError(f"session {session_id!r} has no run {run_id!r}") from None
 
+    async def chart(self, session_id: str, symbol: str | None) -> str:
+        """The interactive chart of a session as a page: its recorded trades, and those of its last run."""
+        await self.session(session_id)
+
+        def draw() -> str:
+            runs = ReplayRun.all(self.root, session_id)
+            shown = {"last run": runs[-1]} if runs and runs[-1].record["outcome"] != "running" else {}
+            return self._lab.chart(session_id, {**shown, "recorded": None}, symbol=symbol).html(in_frame=True)
+
+        return await asyncio.to_thread(draw)
+
     async def delete(self, session_id: str) -> dict[str, Any]:
         """Delete a session and its runs, also a damaged one; 409 for one that is being replayed or pinned."""
         safe_name(session_id, "session id")

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from replaylab.records import ReplayManifest, decode_record
 from replaylab.sessions.session import Session
 from replaylab.timestamps import iso, now_ns, parse_ns
 
+# Sessions that the notebook's view of a store lists.
+_SHOWN = 20
+
 
 class SessionStore:
     """The sessions under ``replay/sessions/``. The folders are the truth; ``system/replay_sessions.json`` is an index
@@ -52,6 +56,30 @@ class SessionStore:
 
     def __repr__(self) -> str:
         return f"SessionStore({str(self.root)!r})"
+
+    def _repr_html_(self) -> str:
+        """The sessions, the newest range first."""
+        columns = ("session", "from (UTC)", "to (UTC)", "symbols", "events", "notes")
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in columns)
+        found = self.list_sessions()
+        lines = [
+            (
+                m.session_id,
+                m.source_date_range.from_[:19].replace("T", " "),
+                m.source_date_range.to[:19].replace("T", " "),
+                ", ".join(m.symbols),
+                f"{m.total_events:,}" if isinstance(m.total_events, int) else "?",
+                m.notes or "",
+            )
+            for m in found[:_SHOWN]
+        ]
+        left = "style='text-align:left'"
+        body = "".join(
+            f"<tr>{''.join(f'<td {left}>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines
+        )
+        more = f" · the newest {_SHOWN}" if len(found) > _SHOWN else ""
+        title = f"<b>{len(found):,} sessions</b> in <code>{escape(str(self.root))}</code>{more}"
+        return f"<div>{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
     def list_sessions(self) -> list[ReplayManifest]:
         """Return the manifests of all sessions, newest range first.

@@ -442,6 +442,18 @@ class Overfitting:
             f"{self.slope:+.2f})>"
         )
 
+    def _repr_html_(self) -> str:
+        """The probability in words, and the numbers."""
+        rows = {
+            "PBO: the best in sample lands at or below the median out of sample": f"{self.probability:.0%}",
+            "it loses out of sample": f"{self.loss_probability:.0%}",
+            "slope of out-of-sample over in-sample score": f"{self.slope:+.2f}",
+            "trials, blocks, splits": f"{self.n_trials:,}, {self.n_blocks:,}, {len(self.logits):,}",
+        }
+        left = "style='text-align:left'"
+        body = "".join(f"<tr><td {left}>{name}</td><td>{value}</td></tr>" for name, value in rows.items())
+        return f"<div><b>Overfitting</b><table><tbody>{body}</tbody></table></div>"
+
 
 def overfitting_probability(
     returns: npt.ArrayLike,

@@ -183,6 +183,16 @@ class Backtest(Outcome):
         n, pnl = self.metrics["n_trades"], self.metrics["net_pnl"]
         return f"<Backtest of {self.session_id}: {n:,} trades, net PnL {pnl:+,.2f} USD; {self.setup}>"
 
+    def _repr_html_(self) -> str:
+        """The metrics and what they rest on; the trades are in ``trades``."""
+        left = "style='text-align:left'"
+        body = "".join(
+            f"<tr><td {left}>{escape(name)}</td><td>{_cell(value)}</td></tr>"
+            for name, value in self.metrics.items()
+        )
+        about = f"<b>Backtest of {escape(str(self.session_id))}</b> · {escape(str(self.setup))}"
+        return f"<div>{about}<table><tbody>{body}</tbody></table>{escape(self.assumptions or '')}</div>"
+
 
 @dataclass(repr=False, kw_only=True)
 class SweepResult(Outcome):

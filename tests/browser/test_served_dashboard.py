@@ -39,7 +39,7 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.goto(f"{str(client.base_url).removesuffix('/api/replay/')}/?token={TOKEN}")
         sessions = page.locator("#sessions tbody tr")
         sessions.filter(has_text=SESSION).wait_for()
-        page.get_by_text("LIVE · no replay runs").wait_for()
+        page.locator("#badge", has_text="no replay runs").wait_for()
         assert TOKEN not in page.url
 
         _build(
@@ -52,10 +52,14 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         made.wait_for()
 
         page.locator("#speed").fill("10")
+        page.locator("#params").fill("slPct=0.2")
         made.get_by_role("button", name="Run").click()
         badge = page.locator("#badge.replay")
         badge.wait_for()
         assert badge.inner_text() == "REPLAY MODE · made-in-the-browser · 10×"
+        assert (
+            page.evaluate("() => call('GET', 'status').then(one => Object.values(one.changes)[0][1])") == 0.2
+        )
         colours = badge.evaluate(
             "e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).borderTopColor]"
         )
@@ -68,16 +72,34 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.screenshot(path=shots / "served-1-playing.png", full_page=True)
         page.locator("#pause").click()
         page.get_by_text("10× · paused").wait_for()
+        page.locator("#logs").get_by_text("State changes").wait_for()
+        sessions.filter(has_text="made-in-the-browser").get_by_role("button", name="Chart").click()
+        frame = page.frame_locator("#frame")
+        frame.locator(".bk-Figure").first.wait_for(timeout=60_000)
+        page.locator("#timeline").fill("300")
+        page.wait_for_function("() => status.currentEventIndex >= 300 && status.currentEventIndex < 700")
+        inside = next(one for one in page.frames if "/chart/" in one.url)
+        inside.wait_for_function("() => Bokeh.documents[0].get_model_by_name('cursor').location > 1.7e12")
+        box = frame.locator(".bk-Figure").first.bounding_box()
+        page.mouse.dblclick(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+        page.wait_for_function("() => status.currentEventIndex > 800")
+        for width in (600, 960, 1440):
+            page.set_viewport_size({"width": width, "height": 1250})
+            page.screenshot(path=shots / f"served-chart-{width}.png", full_page=True)
+            wide = page.evaluate(
+                "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert wide <= 0, f"the page scrolls sideways at {width}"
         page.locator("#resume").click()
         page.locator("#badge", has_not_text="paused").wait_for()
         page.locator("#stop").click()
-        page.get_by_text("LIVE · no replay runs").wait_for()
+        page.locator("#badge", has_text="no replay runs").wait_for()
         assert read_status(root).running is False
 
         page.locator("#speed").fill("inf")
         sessions.filter(has_text=SESSION).get_by_role("button", name="Run").click()
         page.locator("#position").get_by_text("1,202 of 1,202").wait_for()
-        page.get_by_text("LIVE · no replay runs").wait_for()
+        page.locator("#badge", has_text="no replay runs").wait_for()
         sessions.filter(has_text=SESSION).get_by_role("button", name="Load into detail").click()
         detail = page.locator("#detail-body")
         detail.get_by_text("finished").wait_for()

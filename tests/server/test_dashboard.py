@@ -34,6 +34,20 @@ def test_the_page_needs_authentication(address: str) -> None:
         assert "REPLAY MODE" not in answer.text
 
 
+def test_a_chart_needs_the_token_and_reaches_nothing(address: str) -> None:
+    """The frame's page is in a sandbox without an origin: its scripts have no cookie and may fetch nothing."""
+    assert httpx.get(f"{address}/chart/{SESSION}").status_code == 403
+    assert httpx.get(f"{address}/chart/nowhere", params={"token": TOKEN}).status_code == 404
+    answer = httpx.get(f"{address}/chart/{SESSION}", params={"token": TOKEN, "symbol": "ETHUSDT"}, timeout=90)
+    assert answer.status_code == 200
+    assert "ETHUSDT" in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("sandbox allow-scripts; default-src 'none'")
+    assert "connect-src" not in policy
+    for path in ("contents", "kernels", "terminals", "sessions"):
+        assert httpx.get(f"{address}/api/{path}", params={"token": TOKEN}).status_code == 404
+
+
 def test_the_page_is_html_that_runs_its_own_script_only(address: str) -> None:
     """The content type is HTML; the policy names the hashes of the script and the style, and no other source."""
     answer = httpx.get(address, params={"token": TOKEN})
