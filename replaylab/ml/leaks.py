@@ -41,7 +41,7 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """What a check found, a list; ``checked`` says in words what it looked at.
+    """What a check found, a list; ``checked`` names what was checked.
 
     >>> Findings([], "40 columns, 12 cuts")
     nothing leaks: 40 columns, 12 cuts

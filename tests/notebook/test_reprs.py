@@ -57,7 +57,7 @@ def test_results_say_what_they_rest_on(lab: Lab) -> None:
     assert result.assumptions[:20] in shown
 
 
-def test_a_check_says_what_it_looked_at() -> None:
+def test_a_check_says_what_it_checked() -> None:
     data = pl.DataFrame({"timestamp": [1, 2], "symbol": ["A", "A"], "x": [1.0, 2.0]})
     found = ml.check_duplicates(data)
     assert found == []
