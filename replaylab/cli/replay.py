@@ -194,7 +194,8 @@ def steer(
         str | None,
         typer.Argument(
             metavar="[VALUE]",
-            help="step: number of events (default 1). seek: an index or a time. speed: a factor, or inf.",
+            help="step: number of events (default 1), or decision: to the next one. seek: an index or a time. "
+            "speed: a factor, or inf.",
             show_default=False,
         ),
     ] = None,
@@ -217,7 +218,9 @@ def steer(
     commands: dict[str, Callable[[], object]] = {
         "pause": control.pause,
         "resume": control.resume,
-        "step": lambda: control.step(int(value or "1")),
+        "step": lambda: (
+            control.step(1, "decision") if value == "decision" else control.step(int(value or "1"))
+        ),
         "seek": lambda: control.seek(int(target) if target.isdecimal() else target),
         "speed": lambda: control.set_speed(_speed(value) or 1.0),
     }

@@ -23,7 +23,7 @@ _REST_S = 0.25
 
 
 class Controls:
-    """Buttons call ``on_pause``, ``on_step``, ``on_stop`` and ``on_speed``; ``show`` draws a status.
+    """Buttons call ``on_pause``, ``on_step``, ``on_decision``, ``on_stop`` and ``on_speed``; ``show`` draws a status.
 
     A click on the timeline, a drag of it and a chosen bookmark call ``on_seek(index)``; ``on_bookmark(name, index)``
     gives the event at an index a name, or takes it away (None).
@@ -34,6 +34,7 @@ class Controls:
         *,
         on_pause: Callable[[], None],
         on_step: Callable[[], None],
+        on_decision: Callable[[], None],
         on_stop: Callable[[], None],
         on_speed: Callable[[float], None],
         on_seek: Callable[[int], None],
@@ -43,6 +44,12 @@ class Controls:
         self.pause = w.Button(description="Pause", icon="pause", layout=narrow)
         self.step = w.Button(
             description="Step", icon="step-forward", layout=narrow, tooltip="one event, then hold"
+        )
+        self.decision = w.Button(
+            description="Decision",
+            icon="fast-forward",
+            layout=narrow,
+            tooltip="to the next signal that is acted upon or refused, order or fill, then hold",
         )
         self.stop = w.Button(description="Stop", icon="stop", layout=narrow, button_style="danger")
         self.speed = w.SelectionSlider(
@@ -86,6 +93,7 @@ class Controls:
         self.forget.disabled = True
         self.pause.on_click(lambda _: on_pause())
         self.step.on_click(lambda _: on_step())
+        self.decision.on_click(lambda _: on_decision())
         self.stop.on_click(lambda _: on_stop())
         self._on_speed = on_speed
         self.speed.observe(lambda change: self._moved(float(change["new"])), names="value")
@@ -94,7 +102,7 @@ class Controls:
             [
                 w.VBox([self.timeline, self.marks], layout=w.Layout(width="100%", max_width="900px")),
                 self.where,
-                w.HBox([self.pause, self.step, self.stop, self.speed], layout=middle),
+                w.HBox([self.pause, self.step, self.decision, self.stop, self.speed], layout=middle),
                 w.HBox([self.bookmark, self.forget, self.name, self.keep, self.message], layout=middle),
             ]
         )
@@ -115,7 +123,8 @@ class Controls:
 
     def show(self, status: ReplayStatus) -> None:
         """Draw a status, of a replay of any process."""
-        self.stop.disabled = self.pause.disabled = self.step.disabled = not status.running
+        for button in (self.pause, self.step, self.decision, self.stop):
+            button.disabled = not status.running
         self.pause.description, self.pause.icon = ("Resume", "play") if status.paused else ("Pause", "pause")
         self.timeline.disabled = not status.running
         self.keep.disabled = status.session_id is None

@@ -84,6 +84,7 @@ class Panel:
         self.controls = Controls(
             on_pause=self._pause,
             on_step=lambda: self._tell(lambda control: control.step(1)),
+            on_decision=lambda: self._tell(lambda control: control.step(1, "decision")),
             on_stop=self._stop,
             on_speed=lambda factor: self._tell(lambda control: control.set_speed(factor), quiet=True),
             on_seek=self._seek,

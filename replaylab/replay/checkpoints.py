@@ -42,6 +42,11 @@ TAPE_FOLDER = ".tape"
 _FLUSH_BYTES = 1 << 20
 _SHOWN_BYTES = 1 << 22  # that one flush brings back from the tape
 _SHORTEST = 1 << 16
+_SETTLING_NS = 300_000_000
+# Reasons of state events that say only that a signal came.
+_NO_DECISION = frozenset(
+    ("score below entry threshold", "regime", "risk", "position open", "position closing", "entry pending")
+) | {"position carried"}
 _FREE_BYTES = 2 << 30  # a scout leaves this much of the disk alone
 
 
@@ -194,7 +199,8 @@ class RunRecorder:
     recorded; no run id and no wall clock is in it.
 
     ``tape``: that of another recorder, which shows the run's files; this one only records. ``behind``: the files that
-    the run shows are shorter than what it has recorded, and grow with each ``flush``.
+    the run shows are shorter than what it has recorded, and grow with each ``flush``. ``decisions`` counts orders,
+    and state events of signals that were acted upon or refused.
     """
 
     def __init__(self, root: DataRoot, tape: Tape | None = None) -> None:
@@ -207,6 +213,7 @@ class RunRecorder:
         self.counts: Counter[str] = Counter()
         self.realized_pnl = 0.0
         self.behind = False
+        self._settles = 0
         self._sizes: list[int] = []
         self._snapshots: dict[str, bytes] = {}
         self._unwritten: set[str] = set()
@@ -214,6 +221,7 @@ class RunRecorder:
         self._waiting = 0
         self._hash = hashlib.sha256()
         self._symbols: dict[str, int] = {}
+        self.decisions = 0
 
     @property
     def digest(self) -> str:
@@ -226,6 +234,8 @@ class RunRecorder:
         if number is None:
             number = self._symbols[symbol] = self.tape.number(self.root.events(symbol))
         self.counts["stateEvents"] += 1
+        if event.reason not in _NO_DECISION:
+            self.decisions += 1
         self._add(number, _line(StateEvent, event))
 
     def log_trade(self, record: TradeLogRecord) -> None:
@@ -237,6 +247,7 @@ class RunRecorder:
     def log_order(self, record: OrderLogRecord) -> None:
         line = _line(OrderLogRecord, record)
         self.counts["orders"] += 1
+        self.decisions += 1
         # The trading system writes UTC timestamps: the first ten characters are the day.
         self._add(self.tape.number(self.root.orders(record.timestamp[:10])), line)
 
@@ -249,10 +260,20 @@ class RunRecorder:
     def write_execution_snapshot(self, snapshot: ExecutionSnapshot) -> None:
         self._snapshot("execution", ExecutionSnapshot, snapshot)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the last ``go_to`` is long enough ago for another one, as of a hand that drags, not to follow."""
+        return time.monotonic_ns() >= self._settles
+
     def flush(self, most: int = _SHOWN_BYTES) -> None:
-        """Write all waiting lines and snapshots, and of what lies behind about ``most`` bytes. Raises LogWriteError."""
+        """Write all waiting lines and snapshots, and of what lies behind about ``most`` bytes. Raises LogWriteError.
+
+        Less comes back from the tape until it is ``settled``: it may be cut again at once.
+        """
         if not (self._waiting or self.behind):
             return
+        if not self.settled:
+            most = min(most, _FLUSH_BYTES)
         self._hash_waiting()
         try:
             self.tape.write()
@@ -305,6 +326,7 @@ class RunRecorder:
         self._unwritten |= {*self._snapshots, *place.snapshots}
         self._snapshots = dict(place.snapshots)
         self.behind = True
+        self._settles = time.monotonic_ns() + _SETTLING_NS
 
     def _add(self, number: int, line: bytes) -> None:
         log, sizes, size = self.tape.logs[number], self._sizes, len(line)

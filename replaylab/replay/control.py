@@ -89,9 +89,13 @@ class ReplayControl:
         """Continue after a pause, with the remaining wait for the next event."""
         self._send("resume")
 
-    def step(self, n: int = 1) -> int:
-        """Pause, emit the next ``n`` events at once, and return how many there were."""
-        return int(self._send("step", _plain_int(n)))
+    def step(self, n: int = 1, unit: Literal["event", "decision"] = "event") -> int:
+        """Pause, emit the next ``n`` events at once, and return how many there were.
+
+        ``unit="decision"``: up to the n-th event at which the system acts upon a signal or refuses it, sends an order,
+        or fills one; where there are fewer, to the end.
+        """
+        return int(self._send("step", _plain_int(n), unit))
 
     def seek(self, to: int | str | date) -> int:
         """Go to an event's index, or a time; returns the index of the next event."""

@@ -34,8 +34,8 @@ from replaylab.replay.control import (
     read_status,
 )
 from replaylab.replay.fidelity import signal_agreement
-from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
-from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
+from replaylab.replay.player import EventFeed, Player, Subscriber, check_speed
+from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, Target, check_inject_mode
 from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing, signal_frame
 from replaylab.sweep import signalled
 from replaylab.timestamps import iso, now_ns
@@ -321,9 +321,9 @@ class ReplayEngine:
         """Continue after a pause, with the remaining wait for the next event."""
         self._order("resume")
 
-    def step(self, n: int = 1) -> int | None:
-        """Pause, emit the next ``n`` events at once, and return how many there were."""
-        done: int | None = self._order("step", n)
+    def step(self, n: int = 1, unit: Literal["event", "decision"] = "event") -> int | None:
+        """Pause, emit the next ``n`` events (or those up to the n-th decision), and return how many there were."""
+        done: int | None = self._order("step", n, unit)
         return done
 
     def seek(self, to: int | str | datetime) -> int | None:

@@ -1,7 +1,7 @@
 """The thread that plays a session: waits for the time of each event, emits it, and carries out commands in between.
 
-Also what it is made of: ``EventFeed`` (the session's events in blocks), ``Pacer`` (deadlines), ``Meter`` (lateness),
-``coalesce`` (what ``overload="skip"`` leaves out) and ``Target`` (what it plays to).
+Also what it is made of: ``EventFeed`` (the session's events in blocks), ``Pacer`` (deadlines), ``Meter`` (lateness)
+and ``coalesce`` (what ``overload="skip"`` leaves out).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import date
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from replaylab.errors import ReplayError
 from replaylab.records import Lateness, ReplayEvent
 from replaylab.sessions import Session, iso_strings
 from replaylab.timestamps import to_ns
+
+if TYPE_CHECKING:
+    from replaylab.replay.targets import Target
 
 Outcome = Literal["finished", "stopped", "failed"]
 Subscriber = Callable[[ReplayEvent], None]
@@ -292,45 +295,7 @@ def _merge(earlier: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any] | N
     return merged
 
 
-class Target(Protocol):
-    """What a player plays to. It receives events through ``on_event`` (decoded fields) or ``handle`` (a record)."""
-
-    on_event: OnEvent | None
-    handle: Callable[[ReplayEvent], Any] | None
-    stride: int  # no block goes beyond a multiple of it: there ``keep`` may make a checkpoint
-
-    @property
-    def seek_ready(self) -> int | None:
-        """The last index that a seek reaches from a checkpoint; None where a seek back plays from the start."""
-
-    def settle(self, result: Any) -> None:
-        """Await what ``handle`` returned, where that is not None."""
-
-    def begin(self, *, rewinding: bool = False) -> None:
-        """Start from the session's initial state; ``rewinding`` where the same events follow again."""
-
-    def go_to(self, index: int, present: int) -> int:
-        """Go back to where the way to ``index`` is short, if it is shorter than from ``present``; return where."""
-
-    def keep(self, index: int) -> None:
-        """Make a checkpoint before event ``index``, if it is time for one."""
-
-    def idle(self, index: int, room_ns: int | None = None) -> bool:
-        """Work ahead for some milliseconds, where ``room_ns`` is enough for it; return whether there is more to do."""
-
-    def finish(self) -> None:
-        """End the session: its last event was played."""
-
-    def flush(self) -> None:
-        """Write what was recorded."""
-
-    def close(self) -> None:
-        """Release all resources; called once, after a failure too."""
-
-    def report(self, emitted: int) -> dict[str, Any]:
-        """Return digest, counts and unusable events for ``run.json``, after ``emitted`` events."""
-
-
+STEP_UNITS = ("event", "decision")
 COMMANDS = ("pause", "resume", "step", "seek", "set_speed", "next_event", "next_gap")
 _FLUSH_NS = 200_000_000
 _ROOM_NS = 2_000_000
@@ -400,8 +365,8 @@ class Player:
     def order(self, name: str, *arguments: Any) -> Future[Any]:
         """Queue a command for the playing thread; the future holds its result, or the error that it raised.
 
-        Commands: ``pause``, ``resume``, ``step`` n, ``seek`` index or time, ``set_speed`` factor, ``next_event`` type,
-        ``next_gap`` seconds. Raises ReplayError or TimeError for a wrong argument and after the end of the replay.
+        Commands: ``pause``, ``resume``, ``step`` n unit, ``seek`` index or time, ``set_speed`` factor, ``next_event``
+        type, ``next_gap`` seconds. Raises ReplayError or TimeError for a wrong argument and after the replay's end.
         """
         if name not in COMMANDS:
             raise ReplayError(f"command {name!r}: expected one of {', '.join(COMMANDS)}")
@@ -615,10 +580,8 @@ class Player:
         if since > _FLUSH_NS and (due - now > _ROOM_NS or since > 5 * _FLUSH_NS):
             self.target.flush()
             self._flushed = now = time.monotonic_ns()
-        if due - now > _IDLE_NS:
-            # Where events leave no room for it, they are on time and seeks take longer.
-            while due - now > _IDLE_NS and not self._attention and self.target.idle(self.index, due - now):
-                now = time.monotonic_ns()
+        while due - now > _IDLE_NS and not self._attention and self.target.idle(self.index, due - now):
+            now = time.monotonic_ns()
         half_way = place > (block.stop - block.start) // 2 and block.stop < self.feed.total
         if half_way and self._next_block is None and due - now > _ROOM_NS:
             self._next_block = self.feed.block(block.stop)
@@ -665,11 +628,15 @@ class Player:
     def _plan_resume(self) -> Callable[[], None]:
         return self._resume
 
-    def _plan_step(self, n: Any = 1) -> Callable[[], int]:
-        events = _whole(n)
-        if events is None or events < 1:
-            raise ReplayError(f"step: expected a number of events ≥ 1, found {n!r}")
-        return lambda: self._step(events)
+    def _plan_step(self, n: Any = 1, unit: Any = "event") -> Callable[[], int]:
+        number = _whole(n)
+        if unit not in STEP_UNITS:
+            raise ReplayError(f"step: expected a unit of {', '.join(STEP_UNITS)}, found {unit!r}")
+        if number is None or number < 1:
+            raise ReplayError(f"step: expected a number of {unit}s ≥ 1, found {n!r}")
+        if unit == "decision" and self.target.decisions is None:
+            raise ReplayError("step: a handler's decisions are not known; expected the unit event")
+        return lambda: self._step(number, unit)
 
     def _plan_set_speed(self, factor: Any) -> Callable[[], None]:
         speed = check_speed(factor)
@@ -743,13 +710,36 @@ class Player:
             self.paused = False
             self._start_at(held)
 
-    def _step(self, n: int) -> int:
-        """Pause, emit the next ``n`` events, and return how many there were."""
+    def _step(self, n: int, unit: str) -> int:
+        """Pause, emit the next ``n`` events, or those up to the n-th decision, and return how many there were."""
         self._pause()
         before = self.index
-        self._burst(min(self.feed.total, before + n), only_stop=True)
+        if unit == "event":
+            self._burst(min(self.feed.total, before + n), only_stop=True)
+        for _ in range(0 if unit == "event" else min(n, self.feed.total)):
+            self._play_to_decision()
         self._held = self._reached()
         return self.index - before
+
+    def _play_to_decision(self) -> None:
+        # Several decisions at one event are one.
+        target, before = self.target, self.target.decisions
+        on_event = target.on_event or (lambda *_: None)
+
+        def watched(*event: Any) -> None:
+            on_event(*event)
+            if target.decisions != before:
+                self._attention = True
+
+        target.on_event = watched
+        try:
+            while target.decisions == before and self.index < self.feed.total:
+                self._attention = False  # other commands follow this one anyway
+                if self._stopping:
+                    break
+                self._burst(self.feed.total)
+        finally:
+            target.on_event = on_event
 
     def _set_speed(self, speed: float) -> None:
         now = self._now()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 import polars as pl
@@ -40,6 +41,7 @@ _HASH_ROWS = 65_536
 _STRIDE = {"SCORING_ONLY": 2_048, "FULL_DECISION": 512}
 _SHORT_NS = 2_000_000
 _LONG_NS = 10_000_000
+_NAP_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,49 @@ def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> 
     return {names[name]: list(pair) for name, pair in changes.items()}
 
 
+class Target(Protocol):
+    """What a player plays to. It receives events through ``on_event`` (decoded fields) or ``handle`` (a record)."""
+
+    on_event: OnEvent | None
+    handle: Callable[[ReplayEvent], Any] | None
+    stride: int  # no block goes beyond a multiple of it: there ``keep`` may make a checkpoint
+
+    @property
+    def decisions(self) -> int | None:
+        """Decisions so far; None where they are not known."""
+
+    @property
+    def seek_ready(self) -> int | None:
+        """The last index that a seek reaches from a checkpoint; None where a seek back plays from the start."""
+
+    def settle(self, result: Any) -> None:
+        """Await what ``handle`` returned, where that is not None."""
+
+    def begin(self, *, rewinding: bool = False) -> None:
+        """Start from the session's initial state; ``rewinding`` where the same events follow again."""
+
+    def go_to(self, index: int, present: int) -> int:
+        """Go back to where the way to ``index`` is short, if it is shorter than from ``present``; return where."""
+
+    def keep(self, index: int) -> None:
+        """Make a checkpoint before event ``index``, if it is time for one."""
+
+    def idle(self, index: int, room_ns: int | None = None) -> bool:
+        """Work ahead for some milliseconds, where ``room_ns`` is enough for it; return whether there is more to do."""
+
+    def finish(self) -> None:
+        """End the session: its last event was played."""
+
+    def flush(self) -> None:
+        """Write what was recorded."""
+
+    def close(self) -> None:
+        """Release all resources; called once, after a failure too."""
+
+    def report(self, emitted: int) -> dict[str, Any]:
+        """Return digest, counts and unusable events for ``run.json``, after ``emitted`` events."""
+
+
 class SystemTarget:
     """The reference trading system in SIM mode, recording into the run's folder.
 
@@ -166,6 +211,11 @@ class SystemTarget:
     def seek_ready(self) -> int | None:
         """The last index that a seek reaches from a checkpoint; None without checkpoints."""
         return None if self._checkpoints is None else max(0, self._checkpoints.last)
+
+    @property
+    def decisions(self) -> int | None:
+        """Signals that were acted upon or refused, orders and trades so far, those of events played again included."""
+        return self.recorder.decisions
 
     def begin(self, *, rewinding: bool = False) -> None:
         self.recorder.begin_again()
@@ -206,8 +256,11 @@ class SystemTarget:
 
     def idle(self, index: int, room_ns: int | None = None) -> bool:
         if self.recorder.behind:
-            self.recorder.flush()
-            return True
+            if self.recorder.settled:
+                self.recorder.flush()
+            elif room_ns is None:
+                time.sleep(_NAP_S)
+            return room_ns is None or self.recorder.settled
         checkpoints = self._checkpoints
         if checkpoints is None or (room_ns is not None and room_ns < 3 * checkpoints.cost_ns):
             return False
@@ -305,8 +358,9 @@ class HandlerTarget:
 
     on_event: OnEvent | None = None
     handle: Callable[[ReplayEvent], Any] | None = None
+    decisions: int | None = None
     stride = 1 << 62
-    seek_ready = None
+    seek_ready: int | None = None
 
     def __init__(
         self,

@@ -188,7 +188,8 @@ class Step(ReplayHandler):
     @web.authenticated
     @authorized
     async def post(self) -> None:
-        self.answer(await self.service.step(self.body(StepRequest).n))
+        asked = self.body(StepRequest)
+        self.answer(await self.service.step(asked.n, asked.unit))
 
 
 class Seek(ReplayHandler):

@@ -254,8 +254,8 @@ class Service:
     async def resume(self) -> dict[str, Any]:
         return await self._steer(self._control.resume, message="continues")
 
-    async def step(self, n: int) -> dict[str, Any]:
-        return await self._steer(self._control.step, n, message=f"stepped by {n}")
+    async def step(self, n: int, unit: str) -> dict[str, Any]:
+        return await self._steer(self._control.step, n, unit, message=f"stepped by {n} {unit}{'s' * (n > 1)}")
 
     async def seek(self, to: int | str) -> dict[str, Any]:
         return await self._steer(self._control.seek, to, message=f"is at {to}")
@@ -416,11 +416,14 @@ class SeekRequest(Request, kw_only=True):
 
 
 class StepRequest(Request, kw_only=True):
-    """``POST /api/replay/step``. ``n``: how many events."""
+    """``POST /api/replay/step``. ``n``: how many of ``unit``, events or decisions."""
 
     n: Any = 1
+    unit: Any = "event"
 
     def check(self) -> None:
+        if self.unit not in ("event", "decision"):
+            raise _wrong("unit", "event or decision", self.unit)
         events = _whole(self.n)
         if not events:
             raise _wrong("n", "a whole number ≥ 1", self.n)

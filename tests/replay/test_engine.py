@@ -27,7 +27,7 @@ from replaylab.errors import (
 from replaylab.params import TradingParams
 from replaylab.paths import DataRoot
 from replaylab.records import ReplayEvent, ReplayStatus, StateEvent
-from replaylab.replay import ReplayEngine, ReplayRun, read_status
+from replaylab.replay import ReplayControl, ReplayEngine, ReplayRun, read_status
 from replaylab.replay.engine import ActiveRun
 from replaylab.sessions import Session, SessionStore
 from replaylab.testing import SessionBuilder
@@ -291,6 +291,33 @@ def test_a_price_source_of_a_symbol_that_is_not_there_is_refused(tmp_path: Path)
     assert not engine.get_status().running
     engine.start_session("market", price_source={"AAA": "trade"}, speed_factor=INF)
     assert engine.wait(20)
+
+
+def test_a_step_to_the_next_decision(tmp_path: Path) -> None:
+    """Over scores that change nothing, to the entry, its fill, a refusal and the exits; then to the end."""
+    builder = SessionBuilder(START)
+    builder.trade("AAA", 100.0, at=0).score("AAA", 0.1, at=1).score("AAA", 0.2, at=2).score("AAA", 0.9, at=3)
+    builder.trade("AAA", 100.0, at=4).score("AAA", 0.9, at=5).trade("AAA", 100.1, at=6)
+    builder.trade("AAA", 90.0, at=7).score("AAA", 0.3, at=8).score("AAA", 0.9, at=9).trade("AAA", 90.0, at=10)
+    builder.build(tmp_path, "s")
+    params = TradingParams(entry_threshold=0.8, cooldown_s=60, latency_ms=0, stop_latency_ms=0)
+    engine = ReplayEngine(SessionStore(tmp_path), params=params)
+    engine.start_session("s", paused=True)
+    reached = []
+    while engine.get_status().current_event_index < 11:
+        engine.step(unit="decision")
+        reached.append(engine.get_status().current_event_index)
+    assert reached == [4, 5, 8, 10, 11]
+    engine.seek(0)
+    assert ReplayControl(tmp_path).step(3, "decision") == 8
+    with pytest.raises(ReplayError, match="unit of event, decision, found 'trade'"):
+        engine.step(1, "trade")  # type: ignore[arg-type]
+    engine.stop()
+    other = engine_of(tmp_path, Collector())
+    other.start_session("s", paused=True)
+    with pytest.raises(ReplayError, match="handler's decisions are not known"):
+        other.step(unit="decision")
+    other.stop()
 
 
 def test_seeking_to_a_time_waits_for_the_next_event_from_there(tmp_path: Path) -> None:
