@@ -34,8 +34,8 @@ from replaylab.replay.control import (
     read_status,
 )
 from replaylab.replay.fidelity import signal_agreement
-from replaylab.replay.player import EventFeed, Player, Subscriber, check_speed
-from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, Target, check_inject_mode
+from replaylab.replay.player import EventFeed, Player, Subscriber, Target, check_speed
+from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, check_inject_mode
 from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing, signal_frame
 from replaylab.sweep import signalled
 from replaylab.timestamps import iso, now_ns

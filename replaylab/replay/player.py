@@ -1,7 +1,7 @@
 """The thread that plays a session: waits for the time of each event, emits it, and carries out commands in between.
 
-Also what it is made of: ``EventFeed`` (the session's events in blocks), ``Pacer`` (deadlines), ``Meter`` (lateness)
-and ``coalesce`` (what ``overload="skip"`` leaves out).
+Also what it is made of: ``EventFeed`` (the session's events in blocks), ``Pacer`` (deadlines), ``Meter`` (lateness),
+``coalesce`` (what ``overload="skip"`` leaves out) and ``Target`` (what it plays to).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import date
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from replaylab.errors import ReplayError
 from replaylab.records import Lateness, ReplayEvent
 from replaylab.sessions import Session, iso_strings
 from replaylab.timestamps import to_ns
-
-if TYPE_CHECKING:
-    from replaylab.replay.targets import Target
 
 Outcome = Literal["finished", "stopped", "failed"]
 Subscriber = Callable[[ReplayEvent], None]
@@ -295,6 +292,47 @@ def _merge(earlier: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any] | N
     return merged
 
 
+class Target(Protocol):
+    """What a player plays to. It receives events through ``on_event`` (decoded fields) or ``handle`` (a record)."""
+
+    on_event: OnEvent | None
+    handle: Callable[[ReplayEvent], Any] | None
+    stride: int  # no block goes beyond a multiple of it: there ``keep`` may make a checkpoint
+
+    @property
+    def decisions(self) -> int | None: ...  # so far; None where they are not known
+
+    @property
+    def seek_ready(self) -> int | None: ...  # see ReplayStatus
+
+    def settle(self, result: Any) -> None:
+        """Await what ``handle`` returned, where that is not None."""
+
+    def begin(self, *, rewinding: bool = False) -> None:
+        """Start from the session's initial state; ``rewinding`` where the same events follow again."""
+
+    def go_to(self, index: int, present: int) -> int:
+        """Go back to where the way to ``index`` is short, if it is shorter than from ``present``; return where."""
+
+    def keep(self, index: int) -> None:
+        """Make a checkpoint before event ``index``, if it is time for one."""
+
+    def idle(self, index: int, room_ns: int | None = None) -> bool:
+        """Work ahead for some milliseconds, where ``room_ns`` is enough for it; return whether there is more to do."""
+
+    def finish(self) -> None:
+        """End the session: its last event was played."""
+
+    def flush(self) -> None:
+        """Write what was recorded."""
+
+    def close(self) -> None:
+        """Release all resources; called once, after a failure too."""
+
+    def report(self, emitted: int) -> dict[str, Any]:
+        """Return digest, counts and unusable events for ``run.json``, after ``emitted`` events."""
+
+
 STEP_UNITS = ("event", "decision")
 COMMANDS = ("pause", "resume", "step", "seek", "set_speed", "next_event", "next_gap")
 _FLUSH_NS = 200_000_000
@@ -511,20 +549,13 @@ class Player:
             return
         self.index = index + 1
         self.emitted += 1
-        self._emit(index, block.times[place], block.types[place], block.symbols[place], payload, event)
+        self._emit(block, place, payload, event)
 
-    def _emit(
-        self,
-        index: int,
-        ts: int,
-        kind: str,
-        symbol: str | None,
-        payload: dict[str, Any],
-        event: ReplayEvent | None,
-    ) -> None:
+    def _emit(self, block: Block, place: int, payload: dict[str, Any], event: ReplayEvent | None) -> None:
         target = self.target
         if target.on_event is not None:
-            target.on_event(index, ts, kind, symbol, payload)
+            kind, symbol = block.types[place], block.symbols[place]
+            target.on_event(block.start + place, block.times[place], kind, symbol, payload)
         elif target.handle is not None and event is not None:
             result = target.handle(event)
             if result is not None:
@@ -555,14 +586,14 @@ class Player:
             index += 1
         kept = coalesce(late)
         self.skipped += len(late) - len(kept)
-        for at, kind, symbol, payload in kept:
+        for at, _, _, payload in kept:
             block, place = self._at(at)
             self.index = at + 1
             self.emitted += 1
             event = None
             if self.target.handle is not None or self.subscribers:
                 event = block.event(place, payload)
-            self._emit(at, block.times[place], kind, symbol, payload, event)
+            self._emit(block, place, payload, event)
         self.index = index
 
     def _at(self, index: int) -> tuple[Block, int]:
@@ -722,7 +753,6 @@ class Player:
         return self.index - before
 
     def _play_to_decision(self) -> None:
-        # Several decisions at one event are one.
         target, before = self.target, self.target.decisions
         on_event = target.on_event or (lambda *_: None)
 
@@ -754,11 +784,9 @@ class Player:
         at = self.target.go_to(index, self.index)
         if at != self.index:
             self.index, self._block = at, None
-        if back:
-            self.rewinds += 1
+        self.rewinds += back
         self._burst(index, quiet=True, only_stop=True)
         if back:
-            # Before the answer: the caller reads no records of what is ahead.
             self.target.flush()
         self._start_at(self._time_of(index) if ts is None else ts)
         return index

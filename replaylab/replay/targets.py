@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import polars as pl
@@ -138,49 +138,6 @@ class RunSetup:
 def _camel(settings: type[Settings], changes: Mapping[str, tuple[Any, Any]]) -> dict[str, list[Any]]:
     names = dict(zip(settings.__struct_fields__, settings.__struct_encode_fields__, strict=True))
     return {names[name]: list(pair) for name, pair in changes.items()}
-
-
-class Target(Protocol):
-    """What a player plays to. It receives events through ``on_event`` (decoded fields) or ``handle`` (a record)."""
-
-    on_event: OnEvent | None
-    handle: Callable[[ReplayEvent], Any] | None
-    stride: int  # no block goes beyond a multiple of it: there ``keep`` may make a checkpoint
-
-    @property
-    def decisions(self) -> int | None:
-        """Decisions so far; None where they are not known."""
-
-    @property
-    def seek_ready(self) -> int | None:
-        """The last index that a seek reaches from a checkpoint; None where a seek back plays from the start."""
-
-    def settle(self, result: Any) -> None:
-        """Await what ``handle`` returned, where that is not None."""
-
-    def begin(self, *, rewinding: bool = False) -> None:
-        """Start from the session's initial state; ``rewinding`` where the same events follow again."""
-
-    def go_to(self, index: int, present: int) -> int:
-        """Go back to where the way to ``index`` is short, if it is shorter than from ``present``; return where."""
-
-    def keep(self, index: int) -> None:
-        """Make a checkpoint before event ``index``, if it is time for one."""
-
-    def idle(self, index: int, room_ns: int | None = None) -> bool:
-        """Work ahead for some milliseconds, where ``room_ns`` is enough for it; return whether there is more to do."""
-
-    def finish(self) -> None:
-        """End the session: its last event was played."""
-
-    def flush(self) -> None:
-        """Write what was recorded."""
-
-    def close(self) -> None:
-        """Release all resources; called once, after a failure too."""
-
-    def report(self, emitted: int) -> dict[str, Any]:
-        """Return digest, counts and unusable events for ``run.json``, after ``emitted`` events."""
 
 
 class SystemTarget:
