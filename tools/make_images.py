@@ -69,7 +69,7 @@ def photograph(lab: Lab, target: Path) -> None:
         open_dashboard(page, address)
         tab(page, "Logs & Events").click()
         page.locator(".rl-panel .rl-id").filter(has_text="the-hour").click()
-        handle = page.locator(".rl-panel .noUi-handle[role='slider']").first
+        handle = page.locator(".rl-panel .widget-hslider:not(.rl-timeline) .noUi-handle[role='slider']").first
         for _ in range(4):
             handle.press("ArrowRight")
         page.wait_for_selector(".rl-panel .widget-readout:has-text('20×')")

@@ -72,7 +72,7 @@ def test_make_run_follow_stop(jupyter: str, page: Any, shoot: Any, lab: Lab) -> 
     page.wait_for_selector(".rl-panel .rl-line.rl-chosen:has-text('made-in-the-browser')")
     assert lab.sessions.get_session("made-in-the-browser") is not None
 
-    handle = page.locator(".rl-panel .noUi-handle[role='slider']").first
+    handle = page.locator(".rl-panel .widget-hslider:not(.rl-timeline) .noUi-handle[role='slider']").first
     for _ in range(4):
         handle.press("ArrowRight")
     page.wait_for_selector(".rl-panel .widget-readout:has-text('20×')")
