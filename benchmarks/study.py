@@ -60,8 +60,11 @@ def build(lab: Lab, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def packed(lab: Lab, args: argparse.Namespace) -> dict[str, Any]:
-    """Pack every session into its tape."""
-    sizes = [open_tape(one, cache_dir=lab.config.cache_path)[0].nbytes for one in opened(lab, args)]
+    """Pack every session into its tape, one at a time."""
+    sizes = []
+    for day in range(args.days):
+        tape, _ = open_tape(lab.session(f"day-{day:03d}"), cache_dir=lab.config.cache_path)
+        sizes.append(tape.nbytes)
     return {"tape_mb": sum(sizes) / len(sizes) / 1e6}
 
 
@@ -87,7 +90,9 @@ def study(lab: Lab, args: argparse.Namespace, executor: Any = None, name: str = 
     )
     took = time.process_time() - began
     found.frame.write_parquet(f"{args.folder}/{name}.parquet")
-    return {"timed": took, "trades": float(found.frame["n_trades"].mean())}
+    parts = [path.stat().st_size for path in Path(f"{args.folder}/{name}").iterdir()]
+    part = sum(parts) / len(parts) / found.frame.height
+    return {"timed": took, "trades": float(found.frame["n_trades"].mean()), "part": part}
 
 
 def cluster(lab: Lab, args: argparse.Namespace) -> dict[str, Any]:
@@ -170,7 +175,8 @@ def report(args: argparse.Namespace) -> None:
     alone, all_days, lost = found["single"]["timed"], found["study"], found["cluster"]
     print(
         f"  a tape is {found['pack']['tape_mb']:,.0f} MB, the sessions {found['build']['disk_mb']:,.0f} MB; "
-        f"{all_days['trades']:,.0f} trades per set ({found['single']['method']})"
+        f"{all_days['trades']:,.0f} trades per set ({found['single']['method']}); a part of the result "
+        f"{all_days['part']:,.0f} bytes a set"
     )
     print(f"  all days beside one: {all_days['timed'] / args.days / alone:.2f} × per tick and set")
     print(

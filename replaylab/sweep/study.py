@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise, product
@@ -517,8 +518,8 @@ def _sweep_sessions(
 
     @lru_cache(maxsize=1)
     def source(place: int) -> _Source:
-        session = sessions[place]
-        given = session
+        # A copy: the events that it loads go with it.
+        given = session = copy(sessions[place])
         try:
             if signals is not None:
                 given = signalled(session, _within(signals, session), allow_empty=True)

@@ -142,6 +142,13 @@ def test_assumptions_are_those_of_all_sessions(store: SessionStore, monkeypatch:
     assert "prices are those of the first of 3 sessions" in large.assumptions
 
 
+def test_events_of_one_session_are_in_memory_at_a_time(store: SessionStore) -> None:
+    sessions = opened(store, "a", "b", "c")
+    study = sweep(sessions, GRID, BASE, progress=False)
+    study.trades(0)
+    assert [one._held for one in sessions] == [None] * 3
+
+
 def test_every_executor_gives_the_same_to_the_bit(store: SessionStore) -> None:
     sessions = opened(store, "a", "b", "b-other", "c")
     here = sweep(sessions, GRID, BASE, progress=False, threads=1)
