@@ -283,6 +283,7 @@ def build(
         notes=notes,
         speed_factor=speed,
         if_exists=if_exists,  # type: ignore[arg-type]  # checked there, with the allowed words
+        progress=on_terminal(),
     )
     if json:
         print_json({**manifest.to_dict(), "warnings": lab.session(manifest).warnings})

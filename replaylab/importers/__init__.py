@@ -106,7 +106,7 @@ def import_history(
     fmt: str,
     files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     symbol: str | None = None,
-    progress: bool = False,
+    progress: bool = True,
     *,
     clock: ClockName = "exchange",
     save_as: str | None = None,

@@ -73,7 +73,7 @@ def export_features(
     recent_trades: int = 5,
     max_gap_s: float | None = MAX_GAP_S,
     symbols: Iterable[str] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Export:
     """Write features and labels of one or more sessions as Parquet (zstd) with a data card.
 

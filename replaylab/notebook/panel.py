@@ -412,6 +412,7 @@ class Panel:
                 max_events=request.max_events,
                 session_id=request.session_id,
                 notes=request.notes,
+                progress=False,
             )
             if manifest.total_events == 0:
                 self.lab.sessions.delete_session(manifest.session_id)

@@ -82,7 +82,7 @@ def run_sim(
     run_mode: Literal["LIVE", "REPLAY"] = "LIVE",
     overlap: Literal["error", "append", "replace"] = "error",
     write_market: bool = False,
-    progress: bool = False,
+    progress: bool = True,
 ) -> SimRun:
     """Run the trading system in SIM mode over tape and book, and write the live logs of this root.
 

@@ -322,7 +322,7 @@ def _build(root: str, start: str, end: str, symbols: list[str], options: dict[st
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        manifest = build_replay_session(root, start, end, symbols, **options)
+        manifest = build_replay_session(root, start, end, symbols, progress=False, **options)
     messages = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     return {**manifest.to_dict(), "warnings": messages}
 

@@ -66,7 +66,7 @@ def build_replay_session(
     created_by: CreatedBy = "MANUAL",
     speed_factor: float = 1.0,
     if_exists: IfExists = "error",
-    progress: bool = False,
+    progress: bool = True,
 ) -> ReplayManifest:
     """Build a replay session of ``start ≤ timestamp < end`` and return its manifest.
 
@@ -120,7 +120,7 @@ def build_sessions(
     created_by: CreatedBy = "MANUAL",
     speed_factor: float = 1.0,
     if_exists: IfExists = "error",
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[ReplayManifest]:
     """Build one session per period of a range and return their manifests, oldest first.
 

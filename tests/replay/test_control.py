@@ -152,7 +152,7 @@ def test_commands_to_other_runs_are_ignored(tmp_path: Path) -> None:
         file.write('{"id": "3", "runId": null, "command": "dance"}\n{"id": "4", "command": "seek"}\n')
     ReplayControl(tmp_path).pause()
     plain = json.loads((tmp_path / "system/replay_status.json").read_bytes())
-    assert sorted(plain["acknowledged"])[:2] == ["3", "4"]
+    assert {"3", "4"} <= set(plain["acknowledged"])
     assert "expected one of pause" in plain["acknowledged"]["3"]["error"]["message"]
     assert "wrong arguments" in plain["acknowledged"]["4"]["error"]["message"]
     assert engine.get_status().running
