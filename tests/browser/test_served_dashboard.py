@@ -96,6 +96,7 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.locator("#badge", has_text="no replay runs").wait_for()
         assert read_status(root).running is False
 
+        page.reload()
         page.locator("#speed").fill("inf")
         sessions.filter(has_text=SESSION).get_by_role("button", name="Run").click()
         page.locator("#position").get_by_text("1,202 of 1,202").wait_for()
