@@ -12,6 +12,8 @@ import ctypes
 import hashlib
 import logging
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -686,11 +688,18 @@ def warm_up() -> None:
 
     >>> warm_up()
 
-    Once per installation and version; some thirty seconds. Processes that do it at the same time wait for each other.
+    Once per installation and version; some forty seconds on two cores, of which a second process uses one. Processes
+    that do it at the same time wait for each other.
     """
     with one_at_a_time():
-        _warm_loop()
+        second = None
+        if not was_compiled(run_loop):
+            code = "from replaylab.sweep import run; run._warm_loop()"
+            second = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL)
         _warm_chain()
+        if second is not None:
+            second.wait()
+        _warm_loop()  # loads what the second process wrote; compiles it where that one failed
     compile_statistics()
 
 
