@@ -26,21 +26,32 @@ from tests.browser import driving
 
 TIMES = """async (zooms) => {
   const views = Object.values(Bokeh.documents).flatMap(d => [...d._all_models.values()])
-  const source = views.find(m => m.name === "prices")
+  const source = views.find(m => m.name === "price")
   const range = views.find(m => m.type === "Range1d" && m.end > 1e12)
-  const whole = [range.start, range.end]
+  const plot = Bokeh.index.find_one_by_id(views.find(m => m.type === "Figure" && m.title).id)
+  const whole = [source.data.x[0], source.data.x[source.data.x.length - 1]]
+  let painted = () => {}
+  const paint = plot._actual_paint.bind(plot)
+  plot._actual_paint = () => { paint(); painted() }
   const times = []
   for (let n = 0; n < zooms; n++) {
     const width = (whole[1] - whole[0]) * Math.pow(0.5, 1 + n % 12)
     const start = whole[0] + Math.random() * (whole[1] - whole[0] - width)
     const before = performance.now()
-    const came = new Promise(done => {
-      const once = () => { source.properties.data.change.disconnect(once); requestAnimationFrame(() => done()) }
-      source.properties.data.change.connect(once)
+    // Drawn: the prices of this range have come, and the plot was painted after that.
+    const drawn = new Promise(done => {
+      const came = () => {
+        const xs = source.data.x
+        if (xs[0] > start || xs[xs.length - 1] < start + width || xs[1] < start) return
+        source.change.disconnect(came)
+        painted = done
+      }
+      source.change.connect(came)
     })
     range.setv({start: start, end: start + width})
-    await Promise.race([came, new Promise(done => setTimeout(done, 3000))])
+    await Promise.race([drawn, new Promise(done => setTimeout(done, 3000))])
     times.push(performance.now() - before)
+    painted = () => {}
     await new Promise(done => setTimeout(done, 50))
   }
   return times
@@ -117,6 +128,16 @@ def main() -> None:
         page.locator(".bk-Figure").first.wait_for(timeout=120_000)
         print(
             f"  first sight in JupyterLab, imports and kernel included      {time.perf_counter() - start:7.2f} s"
+        )
+        page.wait_for_timeout(1_000)
+        shown = page.locator(".bk-Figure").first.element_handle()
+        page.locator(".jp-CodeCell").last.click()
+        start = time.perf_counter()
+        page.keyboard.press("Shift+Enter")
+        shown.wait_for_element_state("hidden", timeout=60_000)
+        page.locator(".bk-Figure").first.wait_for(timeout=60_000)
+        print(
+            f"  the cell run again, imports done: to the drawn chart          {time.perf_counter() - start:7.2f} s"
         )
         page.wait_for_timeout(1_000)
         found = np.array(page.evaluate(TIMES, options.zooms))

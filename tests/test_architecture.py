@@ -299,7 +299,7 @@ def test_the_logger_alone_is_light() -> None:
 
 def test_the_panel_loads_the_chart_later() -> None:
     """The chart's library comes when the chart is first shown."""
-    assert not loaded_by("from replaylab.notebook import Panel; Panel") & {"bokeh", "jupyter_bokeh"}
+    assert not loaded_by("from replaylab.notebook import Panel; Panel") & {"bokeh", "anywidget"}
 
 
 def test_public_surface_is_complete() -> None:
@@ -314,17 +314,14 @@ def test_public_surface_is_complete() -> None:
 def test_conda_environments_and_pyproject_agree(file: str, extra: str | None) -> None:
     """Packages, bounds and extras of the user's and of the developer's environment are those of `pyproject.toml`.
 
-    conda-forge names arch "arch-py", and jupyter-bokeh with an underscore."""
+    conda-forge names arch "arch-py"."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     tools = project["optional-dependencies"][extra] if extra else []
     listed = yaml.safe_load((REPOSITORY / file).read_text())["dependencies"]
     assert listed == [
         f"python{project['requires-python']}",
         "pip",
-        *(
-            re.sub("^arch>", "arch-py>", one).replace("jupyter-bokeh", "jupyter_bokeh")
-            for one in project["dependencies"]
-        ),
+        *(re.sub("^arch>", "arch-py>", one) for one in project["dependencies"]),
         {"pip": [*tools, "-e ."]},
     ]
 

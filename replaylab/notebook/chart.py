@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -68,11 +66,6 @@ if (low > high) return
 const margin = 0.06 * (high - low) || 1e-4 * high
 y.setv({start: low - margin, end: high + margin})
 """
-_SEND = """
-if (v.waiting) return
-v.waiting = true
-requestAnimationFrame(() => { v.waiting = false; v.data = {x: [x.start, x.end]} })
-"""
 # Readable on a light and on a dark page, like the plots.
 _TABLE = f"""
 .slick-viewport, .slick-row, .slick-row.odd, .slick-cell, .slick-header, .slick-header-column {{
@@ -117,27 +110,25 @@ class Pyramid:
             depth += 1
         size = _STEP**depth
         first, last = -(-start // size), end // size
-        low, high = self._levels[depth - 1] if depth else (None, None)
-        edges = np.unique(np.linspace(first, last, bins + 1).astype(np.int64))[:-1]
-        if low is None or high is None:
-            part = self.values[first:last]
-            cuts = np.append(edges - first, last - first)
-            places = [
-                (first + a + part[a:b].argmin(), first + a + part[a:b].argmax()) for a, b in pairwise(cuts)
-            ]
-            chosen = np.array(places).ravel()
+        step = -(-(last - first) // bins)
+        if depth:
+            low, high = (level[first:last] for level in self._levels[depth - 1])
         else:
-            cuts = np.append(edges, last)
-            ends = list(pairwise(cuts))
-            chosen = np.array(
-                [low[a + self.values[low[a:b]].argmin()] for a, b in ends]
-                + [high[a + self.values[high[a:b]].argmax()] for a, b in ends]
-            )
-        return np.unique(np.concatenate([[start], chosen, [end - 1]]))
+            low = high = np.arange(first, last)
+        chosen = [self._reduced(low, np.argmin, step), self._reduced(high, np.argmax, step)]
+        # Before the first and after the last whole block of the level: at most a quarter of a bin.
+        edges = [np.arange(start, min(first * size, end)), np.arange(max(last * size, start), end)]
+        parts = [self._extremes(edge) for edge in edges if len(edge)]
+        return np.unique(np.concatenate([[start], *chosen, *parts, [end - 1]]))
 
-    def _reduced(self, places: Array, best: Callable[..., Array]) -> Array:
-        whole = len(places) // _STEP * _STEP
-        blocks = places[:whole].reshape(-1, _STEP)
+    def _extremes(self, places: Array) -> Array:
+        values = self.values[places]
+        return places[[int(values.argmin()), int(values.argmax())]]
+
+    def _reduced(self, places: Array, best: Callable[..., Array], step: int = _STEP) -> Array:
+        """Return the best of each ``step`` places, and of the rest."""
+        whole = len(places) // step * step
+        blocks = places[:whole].reshape(-1, step)
         found = blocks[np.arange(len(blocks)), best(self.values[blocks], axis=1)]
         if whole == len(places):
             return found
@@ -202,7 +193,6 @@ class Chart:
         self._depth = depth
         self._lock = threading.Lock()
         self._seek: Callable[[int], None] | None = None
-        self._cursor_at = math.nan
         self._follower: _Follower | None = None
         self._build(width, height)
 
@@ -218,33 +208,23 @@ class Chart:
     @property
     def widget(self) -> Any:
         """The chart as an ipywidget, alone or inside others; zooming fetches prices from this process."""
-        import ipywidgets as w
-        from jupyter_bokeh import BokehModel
-
         if not hasattr(self, "_widget"):
-            self._bind()
-            self._model = BokehModel(self.figure)
-            # The model's view expects the library in the page. Outputs are shown in order, also in a page that was
-            # reloaded; they belong to a widget, so the notebook's file does not hold them.
-            parts = ({"application/javascript": _once()}, self._model._repr_mimebundle_())
-            outputs = [{"output_type": "display_data", "data": data, "metadata": {}} for data in parts]
-            self._widget = w.Output(outputs=tuple(outputs))
+            self._widget = _widget_class()(item=self._item())
+            self._widget.on_msg(self._from_page)
         return self._widget
 
     def replace(self, earlier: Chart) -> None:
-        """Take the place of a chart that is shown: its widget shows this one, without loading the library again."""
+        """Take the place of a chart that is shown: its widget shows this one."""
         earlier.unfollow()
-        self._widget, self._model = earlier.widget, earlier._model
-        self._bind()
-        document = earlier.figure.document
-        if document is not None:
-            document.remove_on_change(self._model)
-        self._model.update_from_model(self.figure)
+        self._widget = earlier.widget
+        self._widget.on_msg(earlier._from_page, remove=True)
+        self._widget.on_msg(self._from_page)
+        self._widget.item = self._item()
 
     def move_cursor(self, moment: int) -> None:
         """Show the cursor at a time (ns since 1970)."""
-        self._cursor_at = moment / 1e6
-        self._cursor.location = self._cursor_at
+        self._cursor.location = moment / 1e6
+        self._send({"cursor": moment / 1e6})
 
     def on_seek(self, call: Callable[[int], None] | None) -> None:
         """Call ``call(ns)`` with the time that is double-clicked, or to which the cursor is dragged."""
@@ -253,8 +233,8 @@ class Chart:
     def show(self, start: Any, end: Any) -> None:
         """Zoom to a range of time."""
         low, high = (value if isinstance(value, int) else to_ns(value) for value in (start, end))
-        self._plot.x_range.start, self._plot.x_range.end = low / 1e6, high / 1e6
         self._refresh(low / 1e6, high / 1e6)
+        self._send({"view": [low / 1e6, high / 1e6]})
 
     def follow(self, control: ReplayControl | None = None) -> None:
         """Let a cursor follow the replay that runs on the data root, and let a click on the chart seek it."""
@@ -325,16 +305,16 @@ class Chart:
             active_scroll="xwheel_zoom",
             title=title,
             output_backend="canvas",
+            name="plot",
             **size,
         )
         self._plot.yaxis.axis_label = "price"
-        self._prices = ColumnDataSource({"x": [], "y": []}, name="prices")
+        self._prices = ColumnDataSource({"x": [], "y": []}, name="price")
         # The price axis fits what is in view, also in a file without a process behind it.
         fit = CustomJS(args={"s": self._prices, "x": self._plot.x_range, "y": self._plot.y_range}, code=_FIT)
-        self._plot.x_range.js_on_change("start", fit)
-        self._plot.x_range.js_on_change("end", fit)
-        self._prices.js_on_change("data", fit)
-        self._bids, self._asks = (ColumnDataSource({"x": [], "y": []}) for _ in range(2))
+        for changed in (self._plot.x_range, self._prices):
+            changed.js_on_change("change", fit)
+        self._bids, self._asks = (ColumnDataSource({"x": [], "y": []}, name=n) for n in ("bid", "ask"))
         self._add_holes()
         if self._depth:
             self._add_depth()
@@ -365,49 +345,49 @@ class Chart:
         self.figure = column(*parts, **({} if width else {"sizing_mode": "stretch_width"}))
         self._refresh(start - margin, end + margin)
 
-    def _bind(self) -> None:
-        """Fetch prices at each zoom, and keep the time of a click."""
-        from bokeh.events import DoubleTap
-        from bokeh.models import ColumnDataSource, CustomJS
+    def _item(self) -> str:
+        from bokeh.core.json_encoder import serialize_json
+        from bokeh.embed import json_item
 
-        # Both ends of a range change one after the other: the page sends them together, once a frame.
-        view = ColumnDataSource({"x": []})
-        view.on_change(
-            "data", lambda attribute, old, new: self._refresh(float(new["x"][0]), float(new["x"][1]))
-        )
-        send = CustomJS(args={"v": view, "x": self._plot.x_range}, code=_SEND)
-        for attribute in ("start", "end"):
-            self._plot.x_range.js_on_change(attribute, send)
-        clicked = ColumnDataSource({"x": []})
-        clicked.on_change("data", lambda attribute, old, new: self._asked(float(new["x"][0])))
-        self._plot.js_on_event(DoubleTap, CustomJS(args={"s": clicked}, code="s.data = {x: [cb_obj.x]}"))
-        self._cursor.on_change("location", lambda attribute, old, new: self._asked(float(new)))
-        self.figure.tags = [clicked, view]
+        return serialize_json(json_item(self.figure))
 
-    def _asked(self, at: float) -> None:
-        # The cursor also moves because it follows.
-        if self._seek is not None and at != self._cursor_at:
-            self._seek(round(at * 1e6))
+    def _send(self, content: dict[str, Any], buffers: list[Any] | None = None) -> None:
+        if hasattr(self, "_widget"):
+            self._widget.send(content, buffers)
+
+    def _from_page(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
+        """Answer a page that shows the chart: it was zoomed, or clicked, or has no library yet."""
+        if "view" in content:
+            self._refresh(*content["view"])
+            sources = (self._prices, self._bids, self._asks)
+            arrays = [
+                np.ascontiguousarray(source.data[axis], np.float64) for source in sources for axis in "xy"
+            ]
+            widget.send({"id": content["id"]}, arrays)
+        elif "library" in content:
+            widget.send({"library": "\n".join(library().js_raw)})
+        elif self._seek is not None:
+            self._seek(round(content["seek"] * 1e6))
 
     def _refresh(self, low: float, high: float, bins: int = BINS) -> None:
-        """Show the prices between two times (ms since 1970)."""
+        """Put the prices between two times (ms since 1970) into the figure."""
         with self._lock:
             first = max(int(np.searchsorted(self._ts, int(low * 1e6))) - 1, 0)
             last = min(int(np.searchsorted(self._ts, int(high * 1e6), side="right")) + 1, len(self._ts))
             places = self._pyramid.view(first, last, bins)
-            self._prices.data = {"x": self._ts[places] / 1e6, "y": self._price[places]}
-            if len(places):
-                low_price, high_price = float(self._price[places].min()), float(self._price[places].max())
-                margin = 0.06 * (high_price - low_price) or 1e-4 * high_price
-                self._plot.y_range.start, self._plot.y_range.end = low_price - margin, high_price + margin
+            price = self._price[places]
+            self._prices.data = {"x": self._ts[places] / 1e6, "y": price}
+            self._plot.x_range.start, self._plot.x_range.end = low, high
+            if len(price):
+                margin = 0.06 * float(np.ptp(price)) or 1e-4 * float(price.max())
+                self._plot.y_range.start, self._plot.y_range.end = price.min() - margin, price.max() + margin
             near = last - first <= _QUOTES and self._quotes is not None
-            part = self._quotes[first:last] if near else None
+            rows = np.arange(first, last if near else first)
+            if near:
+                rows = rows[self._quotes["state"][rows] >= 0]
             for source, name in ((self._bids, "bid"), (self._asks, "ask")):
-                if part is None:
-                    source.data = {"x": [], "y": []}
-                else:
-                    keep = part["state"] >= 0
-                    source.data = {"x": self._ts[first:last][keep] / 1e6, "y": part[name][keep]}
+                y = self._quotes[name][rows] if near else np.empty(0)
+                source.data = {"x": self._ts[rows] / 1e6, "y": y}
 
     def _add_holes(self) -> None:
         """Shade what is longer than the model's hole."""
@@ -672,9 +652,17 @@ def _on_any_page(plot: Any) -> None:
 
 
 @cache
-def _once() -> str:
-    """Return JavaScript that loads the library into a page that has none yet."""
-    return f"if (!window.Bokeh) (function () {{ {' '.join(library().js_raw)} }}).call(window)"
+def _widget_class() -> Any:
+    import anywidget
+    import traitlets
+
+    class ChartWidget(anywidget.AnyWidget):
+        """A Bokeh figure, as JSON, that asks its chart for the prices in view."""
+
+        _esm = Path(__file__).with_name("chart.js")
+        item = traitlets.Unicode().tag(sync=True)
+
+    return ChartWidget
 
 
 # ---- Data --------------------------------------------------------------------------------------------------
