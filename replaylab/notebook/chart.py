@@ -349,7 +349,7 @@ class Chart:
         from bokeh.core.json_encoder import serialize_json
         from bokeh.embed import json_item
 
-        return serialize_json(json_item(self.figure))
+        return str(serialize_json(json_item(self.figure)))
 
     def _send(self, content: dict[str, Any], buffers: list[Any] | None = None) -> None:
         if hasattr(self, "_widget"):
