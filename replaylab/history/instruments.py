@@ -96,7 +96,9 @@ def decimals_of(values: npt.NDArray[np.float64], at_least: int = 0) -> int | Non
     for decimals in range(at_least, _MOST_DECIMALS + 1):
         scale = 10.0**decimals
         # A decimal number with so many digits is the double nearest to a whole number divided by an exact power of ten.
-        if bool((np.round(values * scale) / scale == values).all()):
+        with np.errstate(over="ignore"):  # of a price near the end of the range
+            exact = bool((np.round(values * scale) / scale == values).all())
+        if exact:
             return decimals
     return None
 

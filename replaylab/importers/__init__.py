@@ -181,6 +181,8 @@ def import_history(
         raise HistoryError(f'clock is "exchange" or "receive", found {clock!r}')
     if contract_size is not None and not 0 < contract_size < float("inf"):
         raise HistoryError(f"contract_size is a number above 0, found {contract_size!r}")
+    if not 0 <= gap_s <= 1e9:
+        raise HistoryError(f"gap_s is a number of seconds from 0 to 1e9, found {gap_s!r}")
     if not 0 <= max_rejects <= 1:
         raise HistoryError(f"max_rejects is a share of the lines from 0 to 1, found {max_rejects!r}")
     paths = find_files([files] if isinstance(files, str | os.PathLike) else files)

@@ -9,12 +9,13 @@ from typing import Any
 
 import orjson
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replaylab.errors import HistoryError, did_you_mean
 from replaylab.importers.intake import Intake
-from replaylab.importers.text_tables import TradeRows, TradeTable, folded, read_trades
+from replaylab.importers.text_tables import TradeRows, TradeTable, folded, read_trades, refuse_twins
 
 _BATCH_ROWS = 500_000
 _JSON_NAMES = {
@@ -91,11 +92,13 @@ def read_parquet(
     for path in files:
         intake.begin(path.name)
         try:
-            source = pq.ParquetFile(path)
+            source = pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise HistoryError(f"{path}: cannot be read as Parquet: {error}") from None
         with source:
             named = _present(list(source.schema_arrow.names), table, path.name)
+            for ours, name in named.items():
+                _refuse_type(source.schema_arrow.field(name).type, ours, name, path.name)
             rows = TradeRows(path.name, path.name, intake, table, timestamp_unit, time_zone)
             rows.shown = named.__getitem__
             first = 1
@@ -104,8 +107,10 @@ def read_parquet(
                     frame = pl.DataFrame(pl.from_arrow(batch)).select(
                         pl.col(name).alias(ours) for ours, name in named.items()
                     )
-                    _require_types(frame, named, path.name)
-                    _take(frame, first, rows, intake)
+                    lines = pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True)
+                    intake.file.lines += frame.height
+                    words = cs.by_dtype(pl.Categorical).cast(pl.String)
+                    rows.take(frame.with_columns(words, lines.alias("line")))
                     first += frame.height
             except (OSError, pa.ArrowException) as error:
                 raise HistoryError(f"{path}: damaged after row {first - 1}: {error}") from None
@@ -136,7 +141,7 @@ def read_json(
         time=timestamp, price=price, qty=qty, side=side, maker=buyer_maker, id=trade_id, received=received_at
     )
     for file in intake.open(files):
-        frame = json_table(file.whole(), file.name, _split(columns))
+        frame, lines = json_table(file.whole(), intake, _split(columns))
         if frame.is_empty():
             continue
         names = {**_JSON_NAMES, **{ours: (folded(name),) for ours, name in given.items()}}
@@ -154,48 +159,89 @@ def read_json(
         named = _present(frame.columns, table, file.name)
         rows = TradeRows(file.name, file.hint, intake, table, timestamp_unit, time_zone)
         rows.shown = named.__getitem__
-        _take(frame.select(pl.col(name).alias(ours) for ours, name in named.items()), 1, rows, intake)
+        frame = frame.select(pl.col(name).alias(ours) for ours, name in named.items())
+        rows.take(frame.with_columns(lines.alias("line")))
 
 
-def json_table(data: bytes, name: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """Return rows of JSON as columns of strings, nested values as null. Raises HistoryError."""
+def json_table(
+    data: bytes, intake: Intake, columns: list[str] | None = None
+) -> tuple[pl.DataFrame, pl.Series]:
+    """Return rows of JSON as columns of strings, nested values as null, and the number of each row.
+
+    Numbers are those of lines, or of elements of an array. Lines are counted, and those that are no row rejected.
+    Raises HistoryError.
+    """
+    name = intake.file.name
     try:
-        try:
-            found = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            found = [orjson.loads(line) for line in data.splitlines() if line.strip()]
+        rows = _elements(orjson.loads(data), name, columns)
+        numbers = list(range(1, len(rows) + 1))
     except orjson.JSONDecodeError as error:
-        raise HistoryError(f"{name}: not readable as JSON: {error}") from None
-    while isinstance(found, dict):
-        # An exchange's answer: {"result": {"list": [...]}}, {"result": {"XXBTZUSD": [...], "last": "..."}}
-        inner = found.get("result") or next(
-            (value for value in found.values() if isinstance(value, list) and value), None
-        )
-        found = [found] if inner is None else inner
-    rows = found if isinstance(found, list) else []
-    if rows and not any(isinstance(row, dict | list) for row in rows) and (columns or _array_columns(rows)):
-        rows = [rows]  # one array on a line of its own
-    kinds = {type(row) for row in rows}
-    if kinds == {dict}:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[row.get(key) for row in rows] for key in columns]
-    elif kinds == {list}:
-        columns = columns or _array_columns(rows[0])
+        rows, numbers = _lines_of_json(data, intake, error)
+    intake.file.lines += len(rows)
+    kind = list if sum(isinstance(row, list) for row in rows) * 2 > len(rows) else dict
+    expected = "an array" if kind is list else "an object"
+    for number, row in zip(numbers, rows, strict=True):
+        if not isinstance(row, kind):
+            intake.reject(number, f"expected {expected}, found {row!r:.200}", b"")
+    pairs = [(number, row) for number, row in zip(numbers, rows, strict=True) if isinstance(row, kind)]
+    kept: list[Any] = [row for _, row in pairs]
+    if kind is dict:
+        columns = list(dict.fromkeys(key for row in kept for key in row))
+        cells = [[row.get(key) for row in kept] for key in columns]
+    else:
+        first: list[Any] = next((row for row in kept if row), [])
+        columns = columns or _array_columns(first)
         if columns is None:
             raise HistoryError(
-                f"{name}: the rows are arrays: name their fields with columns=..., {rows[0]!r:.200}"
+                f"{name}: the rows are arrays: name their fields with columns=..., {first!r:.200}"
             )
-        cells = [[row[index] if index < len(row) else None for row in rows] for index in range(len(columns))]
-    elif rows or not isinstance(found, list):
-        raise HistoryError(f"{name}: expected an array of objects or of arrays, found {found!r:.200}")
-    else:
-        columns, cells = [], []
-    return pl.DataFrame(
+        cells = [[row[index] if index < len(row) else None for row in kept] for index in range(len(columns))]
+    frame = pl.DataFrame(
         {
             key: pl.Series([_string(cell) for cell in column], dtype=pl.String)
             for key, column in zip(columns, cells, strict=True)
         }
     )
+    return frame, pl.Series([number for number, _ in pairs], dtype=pl.Int64)
+
+
+def _elements(found: Any, name: str, columns: list[str] | None) -> list[Any]:
+    """Return the rows of a document."""
+    while isinstance(found, dict):
+        # An exchange's answer: {"result": {"list": [...]}}, {"result": {"XXBTZUSD": [...], "last": "..."}}
+        lists = [key for key, value in found.items() if isinstance(value, list) and value]
+        inner = found.get("result") or (found[lists[0]] if lists else None)
+        if inner is not None and not found.get("result") and len(lists) > 1:
+            raise HistoryError(f"{name}: which list holds the rows is not clear: {', '.join(lists)[:200]}")
+        found = [found] if inner is None else inner
+    if not isinstance(found, list) or (found and not any(isinstance(row, dict | list) for row in found)):
+        if isinstance(found, list) and (columns or _array_columns(found)):
+            return [found]  # one array on a line of its own
+        raise HistoryError(f"{name}: expected an array of objects or of arrays, found {found!r:.200}")
+    return found
+
+
+def _lines_of_json(data: bytes, intake: Intake, whole: orjson.JSONDecodeError) -> tuple[list[Any], list[int]]:
+    """Return the rows of JSON Lines and their numbers; ``whole``: why the data is not one document."""
+    rows, numbers, broken = [], [], []
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+        if not line.strip():
+            intake.file.blank += 1
+            intake.file.lines += 1
+            continue
+        try:
+            rows.append(orjson.loads(line))
+            numbers.append(number)
+        except orjson.JSONDecodeError as error:
+            broken.append((number, f"not readable as JSON: {error.msg}, column {error.colno}", line))
+    if not any(isinstance(row, dict | list) for row in rows):
+        raise HistoryError(
+            f"{intake.file.name}:{whole.lineno}: not readable as JSON: {whole.msg}, column {whole.colno}"
+        )
+    intake.file.lines += len(broken)
+    for one in broken:
+        intake.reject(*one)
+    return rows, numbers
 
 
 def _array_columns(row: list[Any]) -> list[str] | None:
@@ -239,11 +285,18 @@ def _table(given: dict[str, str], intake: Intake, buy_word: str | None, sell_wor
     }
     needed = ("time", "price", "qty", *(ours for ours in given if ours not in ("time", "price", "qty")))
     table = TradeTable(names=names, required=needed, any_words=True, unknown_sides=("", "unknown"))
-    return replace(table, **words)  # type: ignore[arg-type]
+    table = replace(table, **words)  # type: ignore[arg-type]
+    for word in (*table.buy_words, *table.sell_words):
+        if not word or (word in table.buy_words and word in table.sell_words):
+            raise HistoryError(
+                f"buy_word and sell_word are two words that differ, found {word!r} for both or empty"
+            )
+    return table
 
 
 def _present(have: list[str], table: TradeTable, file: str) -> dict[str, str]:
     """Return our names of the columns that are there, with theirs. Raises HistoryError for a missing one."""
+    refuse_twins(have, table, file)
     found = {ours: _first(names, have) for ours, names in table.names.items()}
     for ours in table.required:
         if found.get(ours) is None:
@@ -254,19 +307,19 @@ def _present(have: list[str], table: TradeTable, file: str) -> dict[str, str]:
     return {ours: name for ours, name in found.items() if name is not None}
 
 
-def _require_types(frame: pl.DataFrame, named: dict[str, str], file: str) -> None:
-    for ours, dtype in frame.schema.items():
-        text = isinstance(dtype, pl.String | pl.Categorical | pl.Enum | pl.Null)
-        number = dtype.is_numeric()
-        moment = isinstance(dtype, pl.Datetime) and ours in ("time", "received")
-        flag = isinstance(dtype, pl.Boolean) and ours in ("side", "maker")
-        if not (text or number or moment or flag):
-            raise HistoryError(
-                f"{file}: the column {named[ours]!r} for {ours} holds {dtype}, which cannot be read as that"
-            )
-
-
-def _take(frame: pl.DataFrame, first: int, rows: TradeRows, intake: Intake) -> None:
-    lines = pl.int_range(first, first + frame.height, dtype=pl.Int64, eager=True)
-    intake.file.lines += frame.height
-    rows.take(frame.with_columns(lines.alias("line")))
+def _refuse_type(kind: pa.DataType, ours: str, name: str, file: str) -> None:
+    """Raise HistoryError for a column of Parquet that cannot be what it is taken for."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_ = pa.types
+    text = is_.is_string(kind) or is_.is_large_string(kind) or is_.is_string_view(kind) or is_.is_null(kind)
+    number = is_.is_integer(kind) or is_.is_floating(kind) or is_.is_decimal128(kind)
+    moment = is_.is_timestamp(kind) and ours in ("time", "received")
+    flag = is_.is_boolean(kind) and ours in ("side", "maker")
+    if not (text or number or moment or flag):
+        raise HistoryError(
+            f"{file}: the column {name!r} for {ours} holds {kind}, which cannot be read as that"
+        )
+    if ours in ("time", "received") and (is_.is_float32(kind) or is_.is_float16(kind)):
+        raise HistoryError(
+            f"{file}: the column {name!r} holds {kind}, too coarse for a time: write it as int64"
+        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,7 +25,15 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_WHOLE_BYTES = 1024 * 1024 * 1024  # of files that are read in one piece (JSON)
 # Recorded data packs to a tenth or a twentieth; a file that unpacks to so much more holds nothing.
 _MAX_RATIO, _FREE_BYTES = 200, 256 * 1024 * 1024
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip"}
+_OTHER_MAGIC = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+}
+_DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -106,13 +116,13 @@ class LineFile:
         total = 0
         try:
             opened = self._opened()
-        except (OSError, RuntimeError, zipfile.BadZipFile, pa.ArrowException) as error:
+        except _DAMAGE as error:
             raise HistoryError(f"{self.name}: cannot be read: {error}") from None
         with opened as stream:
             while True:
                 try:
                     data = stream.read(size)
-                except (OSError, EOFError, zipfile.BadZipFile, pa.ArrowException, RuntimeError) as error:
+                except _DAMAGE as error:
                     raise HistoryError(
                         f"{self.name}: damaged or cut off after line {self._line - 1}: {error}"
                     ) from None
@@ -132,6 +142,11 @@ class LineFile:
         packing = next((name for mark, name in _MAGIC.items() if data.startswith(mark)), None)
         if packing:
             raise HistoryError(f"{self.name}: is {packing} inside another packing: unpack it once")
+        other = next((name for mark, name in _OTHER_MAGIC.items() if data.startswith(mark)), None)
+        if other:
+            raise HistoryError(
+                f"{self.name}: is packed with {other}, which is not read: unpack it, or use gz, zst or zip"
+            )
 
 
 def find_files(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -144,7 +159,9 @@ def find_files(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for each in given:
         one, path = os.fspath(each), Path(each)
         if path.is_dir():
-            some = [file for file in path.rglob("*") if file.is_file()]
+            some = [
+                file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))
+            ]
         elif not path.exists() and glob.has_magic(one):
             # Path.glob takes no absolute pattern.
             some = [Path(file) for file in glob.glob(one, recursive=True) if Path(file).is_file()]  # noqa: PTH207
@@ -167,6 +184,11 @@ def find_files(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
+def _hidden(path: Path) -> bool:
+    """Whether a file system made the file for itself: it, or a folder that it is in, begins with a point."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in path.parts)
+
+
 def open_files(path: Path, progress: Callable[[int], Any] | None = None) -> Iterator[LineFile]:
     """Yield the files of lines in ``path``: one, or the members of a zip in the order of their names.
 
@@ -185,7 +207,7 @@ def open_files(path: Path, progress: Callable[[int], Any] | None = None) -> Iter
                 members = {
                     info.filename: info.compress_size
                     for info in archive.infolist()
-                    if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+                    if not info.is_dir() and not _hidden(Path(info.filename))
                 }
         except zipfile.BadZipFile as error:
             raise HistoryError(f"{path}: damaged zip: {error}") from None

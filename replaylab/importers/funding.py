@@ -47,14 +47,10 @@ def read_funding(
     given = {"time": timestamp, "rate": funding_rate, "mark": mark_price}
     clock = Clock("time", timestamp_unit)
     for file in intake.open(files):
-        table, first_line = _table(file)
-        intake.file.lines = table.height + first_line - 1
-        intake.file.other = first_line - 1
+        table = _table(file, intake)
         if table.is_empty():
             intake.note(f"{file.name} is empty")
             continue
-        lines = pl.int_range(first_line, first_line + table.height, dtype=pl.Int64, eager=True)
-        table = table.with_columns(lines.alias("line"))
         if {"funding_timestamp", "predicted_funding_rate"} <= {*table.columns}:
             table = _settled(table, intake)
         _take(table, _columns(table, given, file), clock, file, intake)
@@ -75,21 +71,25 @@ def read_instruments(files: Iterable[Path], intake: Intake) -> None:
         intake.store_instruments(found)
 
 
-def _table(file: LineFile) -> tuple[pl.DataFrame, int]:
-    """Return the rows with every value as a string, and the line of the first of them."""
+def _table(file: LineFile, intake: Intake) -> pl.DataFrame:
+    """Return the rows with every value as a string, and the number of their ``line``."""
     data = file.whole()
+    if data.lstrip()[:1] in (b"[", b"{"):
+        rows, numbers = json_table(data, intake)
+        return rows.with_columns(numbers.alias("line"))
     try:
         if data.startswith(b"PAR1"):
             table, first = pl.read_parquet(io.BytesIO(data)), 1
             moments = [name for name, kind in table.schema.items() if isinstance(kind, pl.Datetime)]
             table = table.with_columns(pl.col(moments).dt.timestamp("ns"))
-        elif data.lstrip()[:1] in (b"[", b"{"):
-            table, first = json_table(data, file.name), 1
         else:
             table, first = pl.read_csv(io.BytesIO(data), infer_schema=False, raise_if_empty=False), 2
     except pl.exceptions.PolarsError as error:
         raise HistoryError(f"{file.name}: not readable as a table: {error}") from None
-    return table.select(pl.all().cast(pl.String)), first
+    intake.file.lines = table.height + first - 1
+    intake.file.other = first - 1
+    lines = pl.int_range(first, first + table.height, dtype=pl.Int64, eager=True)
+    return table.select(pl.all().cast(pl.String)).with_columns(lines.alias("line"))
 
 
 def _columns(table: pl.DataFrame, given: Mapping[str, str | None], file: LineFile) -> dict[str, str]:

@@ -97,6 +97,8 @@ class Clock:
         if fraction.isdigit() and self.unit and len(fraction.rstrip("0")) > len(str(UNITS[self.unit])) - 1:
             return f"{shown} is finer than a nanosecond"
         whole = int(text) if text.isdigit() and len(text) < 25 else None
+        if self.zone is not None and _iso_ns(text) is not None:
+            return f"{shown} occurs twice or never in {self.zone}, where the clock changes"
         other = next((unit for unit in UNITS if whole is not None and _fits(whole, unit)), None)
         if other and self.unit:
             was = "was given as" if self.given else "began in"
@@ -116,10 +118,13 @@ def parse_times(
     Exact to the last digit, but for fractional floats: those are rounded to the microsecond, which ``note`` says.
     """
     if isinstance(values.dtype, pl.Datetime):
-        return _in_utc(values, clock.zone).dt.cast_time_unit("ns").to_physical()
+        moments = _in_utc(values, clock.zone)
+        return Clock(clock.name, values.dtype.time_unit).column(moments.to_physical())
     if values.dtype.is_float():
         whole = values.cast(pl.Int64, strict=False)
         if bool((values == whole).fill_null(True).all()):
+            if bool((whole > 1 << 53).any()):
+                note("times are floats of more than 16 digits, to the nearest 256")
             return clock.column(whole)
         clock.column(whole)
         per = {"s": 6, "ms": 3}.get(clock.unit or "s")
@@ -182,8 +187,11 @@ def _evenly_cut(values: pl.Series) -> tuple[pl.Series, pl.Series, int] | None:
 
 
 def _iso_times(values: pl.Series, zone: str | None) -> pl.Series:
-    plain = values.str.strip_chars().str.replace("T", " ", literal=True)
-    offset = plain.str.contains(r":.*(Z|[+-]\d\d(:?\d\d)?)$").fill_null(False)
+    plain = values.str.strip_chars()
+    if bool(plain.str.contains(r"([a-zA-Y]|[+-]\d\d)$").any()):  # 12:00:00 UTC, 12:00:00+00
+        plain = plain.str.replace(r"\s*(z|UTC|GMT)$", "Z").str.replace(r"(:.*[+-]\d\d)$", "${1}:00")
+    plain = plain.str.replace("T", " ", literal=True)
+    offset = plain.str.contains(r":.*(Z|[+-]\d\d:?\d\d)$").fill_null(False)
     aware = plain.set(~offset, None).str.replace("Z", "+00:00", literal=True)
     utc = aware.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="ns", strict=False).to_physical()
     naive = plain.set(offset, None).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False)
@@ -191,8 +199,8 @@ def _iso_times(values: pl.Series, zone: str | None) -> pl.Series:
     # Other ISO forms, a date alone for instance.
     left = found.is_null() & values.is_not_null()
     if left.any():
-        others = {text: _iso_ns(text) for text in values.filter(left).unique()}
-        some = values.replace_strict(others, default=None, return_dtype=pl.Int64)
+        others = {text: _iso_ns(text) for text in plain.filter(left).unique()}
+        some = plain.replace_strict(others, default=None, return_dtype=pl.Int64)
         at_utc = left & offset
         found = some.zip_with(at_utc, found)
         if not offset.all():
@@ -221,6 +229,7 @@ def _in_utc(moments: pl.Series, zone: str | None) -> pl.Series:
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _MAX_NUMBER = 64
+_SAMPLE_ROWS = 200  # show how a file writes its numbers and times
 
 
 @dataclass(frozen=True)
@@ -315,26 +324,44 @@ def detect(
         intake.file.lines += 1
         intake.file.other += 1
         data, number = rest, number + 1
-        first = next((one for one in data.split(b"\n", 8)[:8] if one.strip()), b"")
+        first = next((one for one in _sample(data, 8) if one.strip()), b"")
         if table.short_header and first and len(cells_of(first, delimiter)) == len(cells) + 1:
             # Some archives name a column less than they have; it is the last one.
             intake.note(f"{file.name}: the header is a column short; the last column is not used")
             columns.append("")
             cells.append("")
         layout = Layout(columns, cells, delimiter)
-    values = dict(zip(layout.columns, cells_of(first, delimiter), strict=False))
-    if delimiter != "," and any(re.fullmatch(r"\d+,\d+", values.get(name, "")) for name in ("price", "qty")):
+    rows = [
+        dict(zip(layout.columns, cells_of(one, delimiter), strict=False))
+        for one in _sample(data, _SAMPLE_ROWS)
+    ]
+    numbers = [row.get(name, "") for row in rows for name in ("price", "qty")]
+    commas, points = (
+        sum(bool(re.fullmatch(rf"\d+{mark}\d+", cell)) for cell in numbers) for mark in (",", r"\.")
+    )
+    if delimiter != "," and commas > points:
         layout.decimal_comma = True
         intake.note(f"{file.name}: numbers with a decimal comma")
     for ours in ("time", "received"):
-        layout.decimal_times[ours] = not values.get(ours, "").isdigit()
+        times = [row.get(ours, "") for row in rows]
+        layout.decimal_times[ours] = not any(cell.isdigit() for cell in times) or any(
+            re.match(r"\d+\.\d|\d{4}-\d\d-\d\d", cell) for cell in times
+        )
     return layout, Block(data, number)
+
+
+def _sample(data: bytes, rows: int) -> list[bytes]:
+    return [line for line in data.split(b"\n", rows)[:rows] if len(line) <= _MAX_HEADER]
 
 
 def _refuse_other_kinds(line: bytes, file: LineFile, number: int) -> None:
     start = line.lstrip()[:4]
     if start[:1] in (b"{", b"["):
         raise HistoryError(f"{file.name}:{number}: this is JSON: use json, or the format of a capture")
+    if b"\r" in line.rstrip(b"\r"):
+        raise HistoryError(
+            f"{file.name}:{number}: has carriage returns within the line: line breaks are \\n or \\r\\n, not \\r alone"
+        )
     if start == b"PAR1":
         raise HistoryError(f"{file.name}: this is Parquet: use parquet")
     if len(line) > _MAX_HEADER:
@@ -362,6 +389,7 @@ def _headerless(
 
 def _by_name(cells: list[str], file: LineFile, number: int, table: TradeTable) -> list[str]:
     columns: list[str] = []
+    refuse_twins(cells, table, f"{file.name}:{number}")
     for cell in cells:
         ours = next((ours for ours, names in table.names.items() if folded(cell) in names), "")
         columns.append(ours if ours not in columns else "")
@@ -374,6 +402,17 @@ def _by_name(cells: list[str], file: LineFile, number: int, table: TradeTable) -
                 f"it has {', '.join(cells)[:500]}.{hint}"
             )
     return columns
+
+
+def refuse_twins(cells: list[str], table: TradeTable, where: str) -> None:
+    """Raise HistoryError where two columns have the same name and it is one that is read."""
+    seen: dict[str, str] = {}
+    for cell in cells:
+        twin = seen.setdefault(folded(cell), cell)
+        if twin is not cell and any(folded(cell) in names for names in table.names.values()):
+            raise HistoryError(
+                f"{where}: two columns have the name {cell!r} (without regard to case and marks): rename one"
+            )
 
 
 def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:
@@ -433,17 +472,32 @@ def _between_long_lines(
 
 def _typed(data: bytes, layout: Layout) -> pl.DataFrame | None:
     """Read the columns that are used; a cell that is no number becomes null. None where rows differ in width."""
-    schema: dict[str, type[pl.DataType]] = {}
-    used = []
-    for index, ours in enumerate(layout.columns):
-        kind: type[pl.DataType] = pl.String
+    kinds: dict[str, type[pl.DataType]] = {}
+    for ours in layout.columns:
         if ours in ("price", "qty"):
-            kind = pl.Float64
+            kinds[ours] = pl.Float64
         elif ours in ("time", "received") and not layout.decimal_times[ours]:
-            kind = pl.Int64
-        schema[ours or f"unused {index}"] = kind
-        if ours:
-            used.append(index)
+            kinds[ours] = pl.Int64
+    frame = None if layout.decimal_comma else _cells(data, layout, kinds)
+    if frame is not None and not any(frame[ours].null_count() for ours in kinds):
+        return frame
+    # The reader takes no number with a space behind it, and a point as well as a comma for a decimal comma.
+    frame = _cells(data, layout, {}) if layout.decimal_comma or frame is not None else None
+    if frame is None:
+        return None
+    texts = {ours: pl.col(ours).str.strip_chars() for ours in kinds}
+    if layout.decimal_comma:
+        for ours in {"price", "qty"} & {*kinds}:
+            plain = pl.when(~texts[ours].str.contains(".", literal=True)).then(texts[ours])
+            texts[ours] = plain.str.replace(",", ".", literal=True)
+    return frame.with_columns(texts[ours].cast(kind, strict=False) for ours, kind in kinds.items())
+
+
+def _cells(data: bytes, layout: Layout, kinds: Mapping[str, type[pl.DataType]]) -> pl.DataFrame | None:
+    schema = {
+        ours or f"unused {index}": kinds.get(ours, pl.String) for index, ours in enumerate(layout.columns)
+    }
+    used = [index for index, ours in enumerate(layout.columns) if ours]
     try:
         return pl.read_csv(
             io.BytesIO(data),
@@ -451,7 +505,6 @@ def _typed(data: bytes, layout: Layout) -> pl.DataFrame | None:
             schema=schema,
             columns=used,
             separator=layout.delimiter,
-            decimal_comma=layout.decimal_comma,
             ignore_errors=True,
         )
     except pl.exceptions.PolarsError:
@@ -588,9 +641,8 @@ class TradeRows:
         for name in ("price", "qty"):
             number = frame[name].cast(pl.Float64, strict=False)
             good = number.is_not_null()
-            frame = self._only(
-                frame.with_columns(number), good, name, f"{self.shown(name)} must be a number above 0"
-            )
+            frame = self._only(frame, good, name, f"{self.shown(name)} must be a number above 0")
+            frame = frame.with_columns(number.filter(good))
         frame = self._with_times(frame)
         if frame.is_empty():
             return
@@ -679,8 +731,15 @@ class TradeRows:
             if callable(expected):
                 return expected(found)
             hint = ""
-            if column in ("price", "qty") and isinstance(found, str) and "," in found:
-                hint = " (a comma is read as a decimal comma only where ; or a tab separates the columns)"
+            if (
+                column in ("price", "qty")
+                and isinstance(found, str)
+                and re.search(r",|[1-9].*\.|\..*[1-9]", found)
+            ):
+                hint = (
+                    " (a comma is read as a decimal comma only where ; or a tab separates the columns, "
+                    "and then in all rows)"
+                )
             return f"{expected}, found {'nothing' if found is None else repr(found)[:200]}{hint}"
 
         self.intake.reject_all(bad["line"], reason, self.text)
@@ -700,6 +759,10 @@ class TradeRows:
             allowed, expected = [*_TRUE, *_FALSE], "true or false"
         word = _word(column)
         good = frame.select(word.is_in(allowed).fill_null("" in allowed).alias("good"))["good"]
+        if table.unknown_sides and bool(
+            frame.select((word.is_null() | word.is_in(table.unknown_sides)).any()).item()
+        ):
+            self.intake.note(f"{self.name}: rows without a side; theirs stays unknown (null)")
         return self._only(frame, good, column, f"{self.shown(column)} must be {expected}")
 
     def _by_symbol(self, trades: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import random
 import time
 import zipfile
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from replaylab import history
@@ -191,6 +195,12 @@ def test_the_same_trade_on_another_clock_is_a_duplicate_across_midnight(tmp_path
         ("9" * 60_000 + ",1", "no header"),
         (["timestamp,price,qty", "y" * 1_000_000], "expected 3 columns, found 1"),
         (["timestamp," + ",".join(f"name{n}" for n in range(5_000))], "no column for price"),
+        (["timestamp,price,Price,qty", f"{T0},1,2,1"], "a.csv:1: two columns have the name 'Price'"),
+        (["timestamp;price;qty", f"{T0};91,497;0.5"], "price must be a number above 0, found '91,497'"),
+        (["timestamp;price;qty", *[f"{T0};1,5;91.497", f"{T0};1,5;2"] * 2, ""], "qty must be .* found '91.497'"),
+        ("timestamp,price,qty\r1,1,1\r", "a.csv:1: has carriage returns within the line"),
+        (bz2.compress(b"x"), "is packed with bzip2, which is not read"),
+        (lzma.compress(b"x"), "is packed with xz, which is not read"),
     ],
 )
 def test_what_is_no_csv_says_so_in_few_words(tmp_path: Path, text: Any, message: str) -> None:
@@ -201,6 +211,52 @@ def test_what_is_no_csv_says_so_in_few_words(tmp_path: Path, text: Any, message:
     with pytest.raises(HistoryError, match=message) as error:
         import_history(tmp_path, "csv", file, "X")
     assert len(str(error.value)) <= 2_000
+
+
+@pytest.mark.parametrize(
+    ("rows", "times"),
+    [
+        ([f"{T0 // 1000};100;1", f"{T0 // 1000}.5;100,5;1,5"], [0, 500]),  # whole numbers first
+        ([f"{T0} ; 100 ; 1", f" {T0 + 500};100,5 ;1,5 "], [0, 500]),
+        (["2025-01-01 00:00:00+00;100;1", "2025-01-01 03:00:00.5+03;100,5;1,5"], [0, 500]),
+        (["2025-01-01 00:00:00 UTC;100;1", "2025-01-01T00:00:00.5 GMT;100,5;1,5"], [0, 500]),
+    ],
+)
+def test_the_first_rows_show_how_numbers_and_times_are_written(
+    tmp_path: Path, rows: list[str], times: list[int]
+) -> None:
+    file = write(tmp_path / "a.csv", ["timestamp;price;qty", *rows])
+    assert accounted(import_history(tmp_path, "csv", file, "X"))
+    tape = stored(tmp_path)
+    assert [time - T0 for time in tape["timestamp"].dt.epoch("ms")] == times
+    assert tape.select("price", "qty").rows() == [(100.0, 1.0), (100.5, 1.5)]
+
+
+@pytest.mark.parametrize("words", [("buy", "buy"), ("sell", None), ("", None), (None, "B")])
+def test_words_for_sides_must_differ(tmp_path: Path, words: tuple[str | None, str | None]) -> None:
+    file = write(tmp_path / "a.csv", table(3))
+    with pytest.raises(HistoryError, match="buy_word and sell_word are two words that differ"):
+        import_history(tmp_path, "csv", file, "X", buy_word=words[0], sell_word=words[1])
+
+
+@pytest.mark.parametrize("gap_s", [-1.0, float("nan"), float("inf")])
+def test_a_pause_is_a_number_of_seconds(tmp_path: Path, gap_s: float) -> None:
+    with pytest.raises(HistoryError, match="gap_s is a number of seconds"):
+        import_history(tmp_path, "csv", write(tmp_path / "a.csv", table(3)), "X", gap_s=gap_s)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_member_of_a_zip_is_refused_wherever_a_bit_flips(tmp_path: Path, packing: int) -> None:
+    chance, path = random.Random(packing), tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("a.csv", "\n".join(table(300)))
+    whole = path.read_bytes()
+    for _ in range(40):
+        at = chance.randrange(35, len(whole) - 120)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
+        with pytest.raises(HistoryError, match=r"a\.zip"):
+            import_history(tmp_path, "csv", path, "X")
+    assert not any((tmp_path / "history").rglob("*.parquet"))
 
 
 def test_a_packing_in_a_packing_and_a_bomb_are_refused(
@@ -241,6 +297,37 @@ def test_parquet_columns_of_other_types_are_named(tmp_path: Path, column: str, v
     pl.DataFrame(columns).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(HistoryError, match=rf"a.parquet: the column '{column}' for .* holds "):
         import_history(tmp_path, "parquet", tmp_path / "a.parquet", "X")
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    rows = {"timestamp": [T0 + n for n in range(3)], "price": [1.0, 2.0, 3.0], "qty": [1.0, 1.0, 1.0]}
+    pq.write_table(pa.table(rows | columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"price": pa.array([1, 2, 3], pa.decimal256(50, 10))}, r"'price' for price holds decimal256"),
+        ({"timestamp": pa.array([T0 / 1000] * 3, pa.float32())}, "float, too coarse for a time"),
+        ({"Price": [1.0, 2.0, 3.0]}, "two columns have the name 'Price'"),
+        ({"price": ["1,5", "2,5", "3,5"]}, "a.parquet:1: price must be .* found '1,5'"),
+    ],
+)
+def test_parquet_that_would_be_read_wrong_is_refused(tmp_path: Path, columns: Any, message: str) -> None:
+    with pytest.raises(HistoryError, match=message):
+        import_history(tmp_path, "parquet", parquet(tmp_path / "a.parquet", **columns), "X")
+
+
+@pytest.mark.parametrize("far", [0, -5, 253_402_300_799_000])
+def test_a_datetime_outside_of_the_years_of_exchanges_is_rejected(tmp_path: Path, far: int) -> None:
+    times = pa.array([T0, far, T0 + 2], pa.timestamp("ms", "UTC"))
+    words = pa.array(["1.5", "2.5", "3.5"]).dictionary_encode()
+    report = import_history(
+        tmp_path, "parquet", parquet(tmp_path / "a.parquet", timestamp=times, price=words), "X"
+    )
+    assert [(one.line, one.reason.partition(",")[0][:4]) for one in report.rejects] == [(2, "time")]
+    assert stored(tmp_path)["price"].to_list() == [1.5, 3.5]
 
 
 def test_semicolons_decimal_commas_and_columns_by_order(tmp_path: Path) -> None:
@@ -303,6 +390,22 @@ def test_trades_in_json(tmp_path: Path, content: Any, lines: bool) -> None:
     found = stored(tmp_path, "XRP/USDT")
     assert found.select("price", "qty", "side", "trade_id").row(0) == (1.5, 2.0, "BUY", "1")
     assert found["timestamp"].dt.timestamp("ms")[0] == T0
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_one_odd_row_of_json_is_rejected_by_number(tmp_path: Path, lines: bool) -> None:
+    rows: list[Any] = [{"timestamp": T0 + number, "price": 1.5, "amount": 1} for number in range(500)]
+    rows[7:7] = [None, [1, 2], 5]
+    texts = [json.dumps(row) for row in rows]
+    if lines:
+        texts[100:100] = ["", '{"timestamp": 17', '{"price": NaN}']
+    file = tmp_path / "a.json"
+    file.write_text("\n".join(texts) + "\n" if lines else json.dumps(rows))
+    report = import_history(tmp_path, "json", file, "X")
+    assert (report.rows, accounted(report)) == (500, True)
+    assert [one.line for one in report.rejects if "found" in one.reason] == [8, 9, 10]
+    broken = [one for one in report.rejects if "not readable as JSON" in one.reason]
+    assert [one.line for one in broken] == ([102, 103] if lines else [])
 
 
 def test_json_that_is_no_trades_is_refused(tmp_path: Path) -> None:
