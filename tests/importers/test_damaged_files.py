@@ -197,7 +197,10 @@ def test_the_same_trade_on_another_clock_is_a_duplicate_across_midnight(tmp_path
         (["timestamp," + ",".join(f"name{n}" for n in range(5_000))], "no column for price"),
         (["timestamp,price,Price,qty", f"{T0},1,2,1"], "a.csv:1: two columns have the name 'Price'"),
         (["timestamp;price;qty", f"{T0};91,497;0.5"], "price must be a number above 0, found '91,497'"),
-        (["timestamp;price;qty", *[f"{T0};1,5;91.497", f"{T0};1,5;2"] * 2, ""], "qty must be .* found '91.497'"),
+        (
+            ["timestamp;price;qty", *[f"{T0};1,5;91.497", f"{T0};1,5;2"] * 2, ""],
+            "qty must be .* found '91.497'",
+        ),
         ("timestamp,price,qty\r1,1,1\r", "a.csv:1: has carriage returns within the line"),
         (bz2.compress(b"x"), "is packed with bzip2, which is not read"),
         (lzma.compress(b"x"), "is packed with xz, which is not read"),
