@@ -104,13 +104,16 @@ def binance_instruments(answer: Any) -> dict[str, dict[str, Any]]:
     rows = answer.get("symbols") if isinstance(answer, dict) else None
     found = {}
     for row in rows if isinstance(rows, list) else ():
-        filters = {one.get("filterType"): one for one in row.get("filters", ())}
+        given = row.get("filters") if isinstance(row, dict) else None
+        if not isinstance(given, list) or not isinstance(row.get("symbol"), str):
+            continue
+        filters = {str(one.get("filterType")): one for one in given if isinstance(one, dict)}
         notional = filters.get("NOTIONAL") or filters.get("MIN_NOTIONAL") or {}
-        found[str(row["symbol"])] = {
+        found[row["symbol"]] = {
             "tickSize": number_of(filters.get("PRICE_FILTER", {}).get("tickSize")),
             "lotSize": number_of(filters.get("LOT_SIZE", {}).get("stepSize")),
             "minNotionalUsd": number_of(notional.get("minNotional") or notional.get("notional")),
-            "contractSize": number_of(row.get("contractSize")) if "USD_" in str(row["symbol"]) else None,
+            "contractSize": number_of(row.get("contractSize")) if "USD_" in row["symbol"] else None,
         }
     return found
 

@@ -130,10 +130,12 @@ def bybit_instruments(answer: Any) -> dict[str, dict[str, Any]]:
     rows = result.get("list")
     found = {}
     for row in rows if isinstance(rows, list) else ():
-        price, lot = row.get("priceFilter"), row.get("lotSizeFilter")
-        if not (isinstance(price, dict) and isinstance(lot, dict)):
+        price, lot = (
+            (row.get("priceFilter"), row.get("lotSizeFilter")) if isinstance(row, dict) else (None, None)
+        )
+        if not (isinstance(price, dict) and isinstance(lot, dict) and isinstance(row.get("symbol"), str)):
             continue
-        name = f"{row['symbol']}@spot" if result.get("category") == "spot" else str(row["symbol"])
+        name = f"{row['symbol']}@spot" if result.get("category") == "spot" else row["symbol"]
         found[name] = {
             "tickSize": number_of(price.get("tickSize")),
             "lotSize": number_of(lot.get("qtyStep") or lot.get("basePrecision")),

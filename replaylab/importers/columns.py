@@ -13,9 +13,9 @@ import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from replaylab.errors import HistoryError, did_you_mean
+from replaylab.errors import HistoryError
 from replaylab.importers.intake import Intake
-from replaylab.importers.text_tables import TradeRows, TradeTable, folded, read_trades, refuse_twins
+from replaylab.importers.text_tables import TradeRows, TradeTable, find_columns, folded, read_trades
 
 _BATCH_ROWS = 500_000
 _JSON_NAMES = {
@@ -98,7 +98,7 @@ def read_parquet(
         with source:
             named = _present(list(source.schema_arrow.names), table, path.name)
             for ours, name in named.items():
-                _refuse_type(source.schema_arrow.field(name).type, ours, name, path.name)
+                refuse_type(source.schema_arrow.field(name).type, ours, name, path.name)
             rows = TradeRows(path.name, path.name, intake, table, timestamp_unit, time_zone)
             rows.shown = named.__getitem__
             first = 1
@@ -296,18 +296,10 @@ def _table(given: dict[str, str], intake: Intake, buy_word: str | None, sell_wor
 
 def _present(have: list[str], table: TradeTable, file: str) -> dict[str, str]:
     """Return our names of the columns that are there, with theirs. Raises HistoryError for a missing one."""
-    refuse_twins(have, table, file)
-    found = {ours: _first(names, have) for ours, names in table.names.items()}
-    for ours in table.required:
-        if found.get(ours) is None:
-            wanted = table.names.get(ours, (ours,))[0]
-            raise HistoryError(
-                f"{file}: no column {wanted!r} for {ours}; it has {', '.join(have)[:500]}.{did_you_mean(wanted, have)}"
-            )
-    return {ours: name for ours, name in found.items() if name is not None}
+    return {ours: have[index] for ours, index in find_columns(have, table, file).items()}
 
 
-def _refuse_type(kind: pa.DataType, ours: str, name: str, file: str) -> None:
+def refuse_type(kind: pa.DataType, ours: str, name: str, file: str) -> None:
     """Raise HistoryError for a column of Parquet that cannot be what it is taken for."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_ = pa.types

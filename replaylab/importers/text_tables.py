@@ -388,31 +388,35 @@ def _headerless(
 
 
 def _by_name(cells: list[str], file: LineFile, number: int, table: TradeTable) -> list[str]:
-    columns: list[str] = []
-    refuse_twins(cells, table, f"{file.name}:{number}")
-    for cell in cells:
-        ours = next((ours for ours, names in table.names.items() if folded(cell) in names), "")
-        columns.append(ours if ours not in columns else "")
-    for ours in table.required:
-        if ours not in columns:
-            wanted = table.names[ours]
-            hint = did_you_mean(wanted[0], cells)
-            raise HistoryError(
-                f"{file.name}:{number}: the header has no column for {ours} ({' or '.join(wanted)}); "
-                f"it has {', '.join(cells)[:500]}.{hint}"
-            )
+    columns = [""] * len(cells)
+    for ours, index in find_columns(cells, table, f"{file.name}:{number}").items():
+        columns[index] = columns[index] or ours
     return columns
 
 
-def refuse_twins(cells: list[str], table: TradeTable, where: str) -> None:
-    """Raise HistoryError where two columns have the same name and it is one that is read."""
-    seen: dict[str, str] = {}
-    for cell in cells:
-        twin = seen.setdefault(folded(cell), cell)
-        if twin is not cell and any(folded(cell) in names for names in table.names.values()):
+def find_columns(names: list[str], table: TradeTable, where: str) -> dict[str, int]:
+    """Return our names of the columns that are there, with their positions.
+
+    Raises HistoryError for a needed one that is missing, and for two of one name.
+    """
+    have = [folded(name) for name in names]
+    found: dict[str, int] = {}
+    for ours in dict.fromkeys((*table.names, *table.required)):
+        wanted = table.names.get(ours, (ours,))
+        known = next((name for name in wanted if name in have), None)
+        if known is not None:
+            found[ours] = have.index(known)
+            if have.count(known) > 1:
+                raise HistoryError(
+                    f"{where}: two columns have the name {names[found[ours]]!r} (without regard to case and marks): "
+                    "rename one"
+                )
+        elif ours in table.required:
             raise HistoryError(
-                f"{where}: two columns have the name {cell!r} (without regard to case and marks): rename one"
+                f"{where}: no column for {ours} ({' or '.join(wanted)}); it has {', '.join(names)[:500]}."
+                + did_you_mean(wanted[0], names)
             )
+    return found
 
 
 def parse(block: Block, layout: Layout, intake: Intake) -> pl.DataFrame | None:

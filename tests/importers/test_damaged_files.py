@@ -195,7 +195,7 @@ def test_the_same_trade_on_another_clock_is_a_duplicate_across_midnight(tmp_path
         ("9" * 60_000 + ",1", "no header"),
         (["timestamp,price,qty", "y" * 1_000_000], "expected 3 columns, found 1"),
         (["timestamp," + ",".join(f"name{n}" for n in range(5_000))], "no column for price"),
-        (["timestamp,price,Price,qty", f"{T0},1,2,1"], "a.csv:1: two columns have the name 'Price'"),
+        (["timestamp,price,Price,qty", f"{T0},1,2,1"], "a.csv:1: two columns have the name 'price'"),
         (["timestamp;price;qty", f"{T0};91,497;0.5"], "price must be a number above 0, found '91,497'"),
         (
             ["timestamp;price;qty", *[f"{T0};1,5;91.497", f"{T0};1,5;2"] * 2, ""],
@@ -313,7 +313,7 @@ def parquet(path: Path, **columns: Any) -> Path:
     [
         ({"price": pa.array([1, 2, 3], pa.decimal256(50, 10))}, r"'price' for price holds decimal256"),
         ({"timestamp": pa.array([T0 / 1000] * 3, pa.float32())}, "float, too coarse for a time"),
-        ({"Price": [1.0, 2.0, 3.0]}, "two columns have the name 'Price'"),
+        ({"Price": [1.0, 2.0, 3.0]}, "two columns have the name 'price'"),
         ({"price": ["1,5", "2,5", "3,5"]}, "a.parquet:1: price must be .* found '1,5'"),
     ],
 )

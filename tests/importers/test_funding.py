@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from replaylab import history
@@ -94,7 +96,7 @@ def test_any_table_with_named_columns(tmp_path: Path) -> None:
         mark_price="mark",
     )
     assert [(one.line, one.reason) for one in report.rejects] == [
-        (3, "expected a time, a finite funding rate and a symbol")
+        (3, "expected a time, a rate of at most 1 and a symbol, found ['2024-01-01T08:00:00Z', 'x']")
     ]
     assert stored(tmp_path / "data", "X") == [(1704067200000, 0.01, 100.0), (1704124800000, 0.02, None)]
 
@@ -102,7 +104,7 @@ def test_any_table_with_named_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\n1,2\n", "no column for the time"),
+        ("a,b\n1,2\n", "no column for time"),
         ('{"retCode": 0, "result": 5}', "array of objects"),
         ("[1, 2]", "array of objects"),
     ],
@@ -113,6 +115,55 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
     with pytest.raises(HistoryError, match=message):
         import_history(tmp_path / "data", "funding", file, symbol="X")
     assert history.symbols(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("1,2", "expected 3 columns, found 2"),
+        ("1735689600000,8,0.1,9", "expected 3 columns, found 4"),
+        ('"1735689600000,8,0.1', "a quote that is not closed"),
+        ("1735689600000,8,\udcff", "no text in UTF-8"),
+        ("1735689600000,8,1e300", "a rate of at most 1"),
+        ("0,8,0.0001", "expected a time"),
+        ("x" * (2 << 20), "a row has at most"),
+    ],
+)
+def test_one_odd_row_of_funding_is_rejected_with_its_line(tmp_path: Path, row: str, reason: str) -> None:
+    rows = [f"{1735689600000 + number * 28_800_000};8;0.0001" for number in range(30)]
+    rows[20:20] = ["", row.replace(",", ";")]
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(["calc_time;hours;last_funding_rate", *rows]), errors="surrogateescape")
+    report = import_history(tmp_path, "funding", file, symbol="X")
+    assert [(one.line, reason in one.reason) for one in report.rejects] == [(23, True)]
+    assert (report.rows, report.files[0].blank, report.files[0].lines) == (30, 1, 33)
+
+
+def test_columns_of_parquet_that_are_no_funding_are_not_read(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"timestamp": [1735689600000], "funding_rate": [0.0001]}
+    others = {"a": [[1]], "b": pa.array([1], pa.duration("ns")), "c": pa.array([1], pa.decimal256(50, 10))}
+    pq.write_table(pa.table(columns | others), tmp_path / "a.parquet")
+    assert import_history(tmp_path, "funding", tmp_path / "a.parquet", symbol="X").rows == 1
+    for kind in ([[1]], pa.array([1], pa.duration("ns"))):
+        pq.write_table(pa.table(columns | {"funding_rate": kind}), tmp_path / "a.parquet")
+        with pytest.raises(HistoryError, match=r"a.parquet: the column 'funding_rate' for rate holds"):
+            import_history(tmp_path, "funding", tmp_path / "a.parquet", symbol="X")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"symbols": [None]},
+        {"symbols": [{"symbol": "X", "filters": None}]},
+        {"symbols": [{"symbol": "X", "filters": "y"}]},
+        {"symbols": [{"symbol": 5, "filters": []}]},
+        {"result": {"list": [None, {"priceFilter": {}, "lotSizeFilter": {}}]}},
+    ],
+)
+def test_instruments_of_another_form_are_refused(tmp_path: Path, answer: Any) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(answer))
+    with pytest.raises(HistoryError, match=r"a.json: neither an exchangeInfo nor"):
+        import_history(tmp_path, "instruments", tmp_path / "a.json")
 
 
 def trades_csv(path: Path, *rows: str) -> Path:

@@ -214,7 +214,7 @@ GOOD = "1,100,1,100,1660000000123,true"
             "binance-trades",
             "X-trades-1.csv",
             ["id,prise,qty,time,is_buyer_maker", GOOD],
-            r":1: the header has no column for price .*mean 'prise'",
+            r":1: no column for price .*mean 'prise'",
         ),
         (
             "binance-trades",
@@ -357,7 +357,7 @@ def test_iso_times_datetimes_and_floats(tmp_path: Path) -> None:
             1763460001000000000,
         ], name
     with pytest.raises(
-        HistoryError, match=r"no column 'prise' for price; it has timestamp, price, qty. Did you mean 'price'"
+        HistoryError, match=r"no column for price .prise.; it has timestamp, price, qty. Did you mean 'price'"
     ):
         import_history(tmp_path, "parquet", file, "X", price="prise")
 
