@@ -475,12 +475,12 @@ def _refuse_conflicts(found: Conflicts) -> None:
 
 
 def _unique_content(kind: Kind, rows: pl.DataFrame, several: bool) -> pl.DataFrame:
+    if kind == "funding":
+        _refuse_two_rates(rows)
     if not several:
         return rows
     # A side by the tick rule is not known yet where the same row may have it already.
     key = [name for name in _CONTENT[kind] if name != "side" or not rows[_TICK].any()]
-    if kind == "funding":
-        _refuse_two_rates(rows)
     occurrence = pl.int_range(pl.len()).over([_SOURCE, *key])
     first = rows.select(pl.struct(*key, occurrence.alias("occurrence")).is_first_distinct().alias("first"))
     return rows.filter(first["first"])

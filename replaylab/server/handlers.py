@@ -36,6 +36,7 @@ from replaylab.server.service import (
 R = TypeVar("R", bound=Request)
 # No request of this API is large; a tape is not uploaded here.
 MAX_BODY = 1 << 20
+MAX_MESSAGE = 2_000  # characters; a message may name a value of the body
 _HEARTBEAT_S = 10.0
 _PARAMS = dict(zip(TradingParams.__struct_fields__, TradingParams.__struct_encode_fields__, strict=True))
 _VERBS = ("get", "post", "delete")
@@ -92,7 +93,9 @@ class ReplayHandler(APIHandler):
                 "Allow", ", ".join(verb.upper() for verb in _VERBS if verb in type(self).__dict__)
             )
         form: dict[str, Any] = (
-            {"success": False, "message": message} if self.answers_success else {"error": message}
+            {"success": False, "message": message[:MAX_MESSAGE]}
+            if self.answers_success
+            else {"error": message[:MAX_MESSAGE]}
         )
         self.finish(json.dumps(form | ({"field": field} if field else {})))
 

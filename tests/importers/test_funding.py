@@ -117,6 +117,12 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
     assert history.symbols(tmp_path / "data") == []
 
 
+def test_two_rates_of_a_settlement_in_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("time,rate\n1735689600000,0.0001\n1735689600000,0.5\n")
+    with pytest.raises(HistoryError, match="has two rates"):
+        import_history(tmp_path, "funding", tmp_path / "a.csv", symbol="X")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

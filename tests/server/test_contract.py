@@ -167,6 +167,11 @@ async def test_a_huge_body_is_refused(fetch: Any) -> None:
     assert code == 413
 
 
+async def test_a_message_is_short_however_long_the_value_is(fetch: Any) -> None:
+    code, answer = await fetch("POST", "step", body={"n": "x" * 70_000})
+    assert (code, answer["field"], len(answer["error"])) == (400, "n", 2_000)
+
+
 async def test_delete(fetch: Any, root: DataRoot) -> None:
     code, answer = await fetch("DELETE", "sessions", SESSION)
     assert (code, answer["success"]) == (200, True)
