@@ -17,6 +17,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ from replaylab.timestamps import iso, parse_ns, to_ns
 Array = npt.NDArray[Any]
 # Prices that a view shows at the most: two for each of so many bins.
 BINS = 1_000
-# With at most so many price events in view, best bid and ask are drawn too.
-_QUOTES = 20_000
+# Best bid and ask are drawn where every price in view is.
+_QUOTES = 2 * BINS
 _STEP = 64
 _MARKS = (1.0, 5.0, 30.0)
 _HOVER = (
-    ("side", "@side"),
-    ("entry", "@entry_price{0.[0000000]} at @entry_time{%H:%M:%S.%3N}"),
-    ("exit", "@close_price{0.[0000000]} at @exit_time{%H:%M:%S.%3N}"),
+    ("trade", "@side @symbol"),
+    ("entry", "@entry_price{PRICE} at @entry_time{%H:%M:%S.%3N}"),
+    ("exit", "@close_price{PRICE} at @exit_time{%H:%M:%S.%3N}"),
     ("qty", "@qty{0.[000000]}"),
     ("PnL", "@pnl{+0.00} USD, fees @fees{0.00}"),
     ("reason", "@reason"),
@@ -288,7 +289,7 @@ class Chart:
 
     def _build(self, width: int | None, height: int) -> None:
         from bokeh.layouts import column
-        from bokeh.models import ColumnDataSource, CustomJS, Range1d, Span
+        from bokeh.models import BasicTickFormatter, ColumnDataSource, CustomJS, Range1d, Span
         from bokeh.plotting import figure
 
         start, end = (int(self._ts[0]) / 1e6, int(self._ts[-1]) / 1e6) if len(self._ts) else (0.0, 1.0)
@@ -309,6 +310,9 @@ class Chart:
             **size,
         )
         self._plot.yaxis.axis_label = "price"
+        self._plot.yaxis.formatter = BasicTickFormatter(use_scientific=False)
+        # The same number of decimals in each row and hover.
+        self._decimals = _decimals(self._price, [frame for frame, _ in self._overlays.values()])
         self._prices = ColumnDataSource({"x": [], "y": []}, name="price")
         # The price axis fits what is in view, also in a file without a process behind it.
         fit = CustomJS(args={"s": self._prices, "x": self._plot.x_range, "y": self._plot.y_range}, code=_FIT)
@@ -322,7 +326,7 @@ class Chart:
         for source, colour, name in ((self._bids, LONG, "bid"), (self._asks, SHORT, "ask")):
             self._plot.step("x", "y", source=source, color=colour, alpha=0.5, mode="after", legend_label=name)
         self._add_funding()
-        tables = [self._add_trades(*one, k) for k, one in enumerate(self._overlays.items())]
+        tables = [part for k, one in enumerate(self._overlays.items()) for part in self._add_trades(*one, k)]
         self._cursor = Span(
             location=float("nan"),
             dimension="height",
@@ -333,7 +337,6 @@ class Chart:
         )
         self._plot.add_layout(self._cursor)
         self._plot.legend.click_policy = "hide"
-        self._plot.legend.location = "top_left"
         parts: list[Any] = [self._plot]
         signals = self._signals(size)
         if signals is not None:
@@ -416,13 +419,16 @@ class Chart:
         tips = [("funding", "@rate{0.0000} % at @y")]
         self._plot.add_tools(HoverTool(renderers=[marks], tooltips=tips))
 
-    def _add_trades(self, name: str, overlay: tuple[pl.DataFrame, pl.DataFrame | None], number: int) -> Any:
-        """Draw trades with their levels; return the table that is linked with them."""
+    def _add_trades(
+        self, name: str, overlay: tuple[pl.DataFrame, pl.DataFrame | None], number: int
+    ) -> list[Any]:
+        """Draw trades with their levels; return the table linked with them, under its name if there are several."""
         from bokeh.models import (
             ColumnDataSource,
             CustomJS,
             DataTable,
             DateFormatter,
+            Div,
             HoverTool,
             InlineStyleSheet,
             NumberFormatter,
@@ -459,7 +465,9 @@ class Chart:
             line_width=2, legend_label=label,
         )  # fmt: skip
         formats = {"@entry_time": "datetime", "@exit_time": "datetime"}
-        self._plot.add_tools(HoverTool(renderers=[entries, exits], tooltips=list(_HOVER), formatters=formats))
+        price = f"0.{'0' * self._decimals}"
+        tips = [(title, text.replace("PRICE", price)) for title, text in _HOVER]
+        self._plot.add_tools(HoverTool(renderers=[entries, exits], tooltips=tips, formatters=formats))
         if orders is not None:
             self._add_orders(orders, label, faint)
         # A row that is chosen moves the chart; a trade that is tapped chooses its row.
@@ -473,19 +481,18 @@ class Chart:
                 const a = s.data.entry_time[i], b = s.data.exit_time[i]
                 if (a >= x.start && b <= x.end && b - a > 0.2 * (x.end - x.start)) return
                 const m = Math.max(3 * (b - a), 5000)
-                x.start = a - m
-                x.end = b + m
+                x.setv({start: a - m, end: b + m})
                 """,
             ),
         )
         moment = DateFormatter(format="%m-%d %H:%M:%S.%3N")
-        plain = NumberFormatter(format="0.[0000000]")
         kinds = {
             "entry_time": moment,
             "pnl": NumberFormatter(format="+0.00"),
             "fees": NumberFormatter(format="0.00"),
         }
-        kinds |= dict.fromkeys(("entry_price", "close_price", "qty"), plain)
+        kinds |= dict.fromkeys(("entry_price", "close_price"), NumberFormatter(format=price))
+        kinds["qty"] = NumberFormatter(format="0.[0000000]")
         columns = [
             TableColumn(
                 field=c,
@@ -495,15 +502,18 @@ class Chart:
             )
             for c in _COLUMNS
         ]
-        return DataTable(
+        shown = DataTable(
             source=source, columns=columns, height=min(220, 30 + 25 * max(table.height, 1)),
-            sizing_mode="stretch_width", index_position=None, name=f"trades-{number}",
+            sizing_mode="stretch_width", index_position=None, name=f"trades-{number}", reorderable=False,
             stylesheets=[InlineStyleSheet(css=_TABLE)],
         )  # fmt: skip
+        if len(self._overlays) == 1:
+            return [shown]
+        return [Div(text=escape(label), styles={"color": INK, "font-weight": "bold"}), shown]
 
     def _add_orders(self, orders: pl.DataFrame, label: str, faint: float) -> None:
         """Draw resting orders as lines from when they were sent to their end, and partial exits where they filled."""
-        from bokeh.models import ColumnDataSource
+        from bokeh.models import ColumnDataSource, HoverTool
 
         mine = orders.filter(pl.col("symbol") == self.symbol).with_columns(
             pl.col("timestamp").dt.timestamp("ns") / 1e6, status=pl.col("status").str.to_uppercase()
@@ -531,10 +541,12 @@ class Chart:
         parts = mine.filter(
             (pl.col("status") == "FILLED") & pl.col("reduce_only") & (pl.col("type") == "LIMIT")
         )
-        self._plot.scatter(
+        filled = self._plot.scatter(
             parts["timestamp"].to_list(), parts["avg_fill_price"].to_list(),
             marker="circle", size=6, color=WIN, alpha=faint, legend_label=label,
         )  # fmt: skip
+        tips = [("target filled", f"@y{{0.{'0' * self._decimals}}} at @x{{%H:%M:%S.%3N}}")]
+        self._plot.add_tools(HoverTool(renderers=[filled], tooltips=tips, formatters={"@x": "datetime"}))
 
     def _signals(self, size: Mapping[str, Any]) -> Any:
         """Return the plot of the scores over the regimes; None without signals."""
@@ -553,6 +565,7 @@ class Chart:
             active_scroll="xwheel_zoom", **size,
         )  # fmt: skip
         plot.yaxis.axis_label = "score"
+        plot.yaxis.ticker.update(desired_num_ticks=3, num_minor_ticks=0)
         regime = a.score_regime[rows]
         starts = np.flatnonzero(np.diff(regime, prepend=regime[0] - 1))
         ends = np.append(starts[1:], len(regime) - 1)
@@ -568,7 +581,9 @@ class Chart:
                 "colour": [CYCLE[known.index(name) % len(CYCLE)] for name in names],
             }
         )
-        drawn = plot.quad("left", "right", "top", "bottom", source=bands, color="colour", alpha=0.18)
+        drawn = plot.quad(
+            "left", "right", "top", "bottom", source=bands, color="colour", alpha=0.18, legend_group="regime"
+        )
         places = Pyramid(score).view(0, len(score))
         plot.step(ts[places] / 1e6, score[places], mode="after", color=INK, line_width=1)
         plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("regime", "@regime")]))
@@ -576,6 +591,8 @@ class Chart:
 
     def _add_depth(self) -> None:
         """Draw the recorded book as an image: quantity by price and time, on a logarithmic scale."""
+        from bokeh.models import LinearColorMapper
+
         a = self._tape.arrays
         quotes = self._quotes
         if quotes is None or not (quotes["state"] >= 0).any():
@@ -583,7 +600,10 @@ class Chart:
                 f"{self.session.id} has no book of {self.symbol}: depth=True draws the recorded one"
             )
         columns, levels = 600, 120
-        at = np.linspace(0, len(quotes) - 1, columns).astype(np.int64)
+        first, last = float(self._ts[0]), float(self._ts[-1])
+        # Each column has the book in the middle of its time.
+        middle = first + (last - first) * (np.arange(columns) + 0.5) / columns
+        at = np.searchsorted(self._ts, middle.astype(np.int64), side="right") - 1
         low, high = float(self._price.min()), float(self._price.max())
         margin = 0.1 * (high - low) or low * 1e-4
         low, high = low - margin, high + margin
@@ -597,10 +617,13 @@ class Chart:
             cell = ((price - low) / (high - low) * levels).astype(np.int64)
             inside = (cell >= 0) & (cell < levels)
             np.add.at(image[:, column], cell[inside], qty[inside])
-        first, last = self._ts[0] / 1e6, self._ts[-1] / 1e6
+        drawn = np.log1p(image).astype(np.float32)
+        # No quantity is no colour, on a light and on a dark page.
+        palette = [f"{CYCLE[3]}{alpha:02x}" for alpha in range(160)]
         self._plot.image(
-            [np.log1p(image)], x=first, y=low, dw=last - first, dh=high - low, palette="Greys256", alpha=0.45
-        )
+            [drawn], x=first / 1e6, y=low, dw=(last - first) / 1e6, dh=high - low, name="depth",
+            color_mapper=LinearColorMapper(palette=palette, low=0.0, high=float(drawn.max())),
+        )  # fmt: skip
 
 
 class _Follower:
@@ -643,12 +666,21 @@ def library() -> Any:
 def _on_any_page(plot: Any) -> None:
     """Give a figure the page's own background, and letters that are readable on a light and on a dark one."""
     plot.background_fill_color = plot.border_fill_color = None
-    for legend in plot.legend:
-        legend.background_fill_color, legend.label_text_color = None, INK
+    plot.toolbar.logo = None
+    for legend in list(plot.legend):
+        legend.background_fill_color, legend.border_line_color, legend.label_text_color = None, None, INK
+        # Over the plot it would hide prices.
+        plot.center.remove(legend)
+        legend.update(
+            orientation="horizontal", location="left", padding=2, margin=0, label_text_font_size="9pt"
+        )
+        legend.ncols = 3 if len(legend.items) > 4 else "auto"
+        plot.add_layout(legend, "above")
     plot.title.text_color = INK
     plot.axis.axis_label_text_color = plot.axis.major_label_text_color = INK
     plot.axis.axis_line_color = plot.axis.major_tick_line_color = plot.axis.minor_tick_line_color = INK
-    plot.grid.grid_line_alpha = 0.35
+    plot.grid.grid_line_color = plot.outline_line_color = INK
+    plot.grid.grid_line_alpha = plot.outline_line_alpha = 0.2
 
 
 @cache
@@ -666,6 +698,15 @@ def _widget_class() -> Any:
 
 
 # ---- Data --------------------------------------------------------------------------------------------------
+
+
+def _decimals(price: Array, trades: Iterable[pl.DataFrame]) -> int:
+    """Return how many decimals the prices have, at most eight."""
+    paid = [
+        frame[name].drop_nulls().to_numpy() for frame in trades for name in ("entry_price", "close_price")
+    ]
+    sample = np.concatenate([price[:: max(len(price) // 10_000, 1)], *paid])
+    return next((n for n in range(8) if np.allclose(sample, np.round(sample, n), rtol=1e-12, atol=1e-10)), 8)
 
 
 def _chosen(symbol: str | None, symbols: Iterable[str]) -> str:

@@ -104,6 +104,67 @@ def test_two_runs_lie_over_each_other(lab: Lab, session: Any) -> None:
     assert any(label.startswith("wider: ") for label in labels)
 
 
+def test_the_book_is_drawn_at_its_time(lab: Lab, session: Any) -> None:
+    """Each column of the image has quantity around the quotes in the middle of the column's time."""
+    chart = lab.chart(session, symbol="BTCUSDT", depth=True)
+    drawn = chart.figure.select_one({"name": "depth"})
+    image = drawn.data_source.data["image"][0]
+    glyph = drawn.glyph
+    far = 0
+    for column in range(0, image.shape[1], 7):
+        moment = (glyph.x + glyph.dw * (column + 0.5) / image.shape[1]) * 1e6
+        quote = chart._quotes[int(np.searchsorted(chart._ts, int(moment), side="right")) - 1]
+        filled = np.flatnonzero(image[:, column])
+        if quote["state"] < 0:
+            continue
+        low, high = (glyph.y + glyph.dh * edge / image.shape[0] for edge in (filled[0], filled[-1] + 1))
+        far += not (low <= quote["bid"] <= quote["ask"] <= high)
+    assert far == 0
+
+
+def test_rows_and_trades_are_linked_both_ways(lab: Lab, session: Any, tmp_path: Path) -> None:
+    """A click on a row moves the chart to its trade; a click on a trade lights its row, and scrolls to it."""
+    path = lab.chart(session, symbol="BTCUSDT", width=900).save(tmp_path / "chart.html")
+    with sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1000, "height": 1000})
+        page.goto(path.as_uri())
+        rows = page.locator(".slick-row")
+        rows.first.wait_for()
+        page.evaluate("() => { d = Bokeh.documents[0]; plot = d.get_model_by_name('plot') }")
+        page.evaluate(
+            "() => { trades = d.get_model_by_name('trades-0').source; whole = {...plot.x_range.attributes} }"
+        )
+        last = page.evaluate("() => trades.data.side.length") - 1
+        assert page.locator(".slick-cell.selected").count() == 0
+        place = page.evaluate(
+            """(i) => {
+              const view = Bokeh.index.find_one(plot), box = view.el.getBoundingClientRect()
+              return [box.x + view.frame.x_scale.compute(trades.data.entry_time[i]),
+                      box.y + view.frame.y_scale.compute(trades.data.entry_price[i])]
+            }""",
+            last,
+        )
+        page.mouse.click(*place)
+        page.locator(".slick-row:has(.slick-cell.selected)").wait_for()
+        assert page.evaluate("() => trades.selected.indices") == [last]
+        lit = page.locator(".slick-row:has(.slick-cell.selected)")
+        assert lit.locator(".slick-cell:not(.selected)").count() == 0
+        view = page.locator(".slick-viewport").first.bounding_box()
+        found = lit.bounding_box()
+        assert view["y"] <= found["y"] < view["y"] + view["height"]
+        page.locator(".slick-row").first.click()
+        page.wait_for_function("() => trades.selected.indices.length === 1")
+        chosen = page.evaluate("() => trades.selected.indices[0]")
+        assert chosen != last
+        start, end, entry, closed = page.evaluate(
+            "(i) => [plot.x_range.start, plot.x_range.end, trades.data.entry_time[i], trades.data.exit_time[i]]",
+            chosen,
+        )
+        assert start < entry < closed < end
+        browser.close()
+
+
 def test_a_session_without_signals_has_a_chart(lab: Lab, session: Any) -> None:
     prints = session.events.filter(pl.col("type") == "MARKET_TRADE")
     saved = lab.save_session(prints, session_id="prints")
