@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -30,6 +30,8 @@ _VERSION_1 = {
     "rounding": "none",
     "slippageBps": 1.0,
 }
+# Bytes of text in a block of events; a session that is not larger is one block.
+_BLOCK_BYTES = 32 << 20
 
 
 class Session:
@@ -96,16 +98,23 @@ class Session:
             loaded = frames.Loaded(pl.DataFrame(schema={**EVENT_SCHEMA, "timestamp_text": pl.String}))
             if path.is_file():
                 loaded = frames.load_replay_events(path, keep_text=True)
-            if loaded.rejects.height:
-                warnings.warn(
-                    f"{loaded.rejects.height} lines of {path} are no replay events; session.rejects lists them",
-                    stacklevel=4,
-                )
+            self._warn_of(loaded.rejects.height)
             _require_order(path, loaded.frame)
-            if self._identity() != identity or self.digest != digest:
-                raise SessionError(f"{path} changed while it was read: load it again")
+            self._require_unchanged(identity, digest)
             self._held = (identity, loaded, loaded.frame.select(*EVENT_SCHEMA))
         return self._held[1]
+
+    def _warn_of(self, rejects: int) -> None:
+        if rejects:
+            path = self.root.session_events(self.id)
+            warnings.warn(
+                f"{rejects} lines of {path} are no replay events; session.rejects lists them", stacklevel=5
+            )
+
+    def _require_unchanged(self, identity: tuple[int, ...], digest: str) -> None:
+        if self._identity() != identity or self.digest != digest:
+            path = self.root.session_events(self.id)
+            raise SessionError(f"{path} changed while it was read: load it again")
 
     def _identity(self) -> tuple[int, ...]:
         try:
@@ -118,6 +127,32 @@ class Session:
     def events(self) -> pl.DataFrame:
         loaded = self._loaded
         return loaded.frame if self._held is None else self._held[2]
+
+    def event_blocks(self) -> Iterator[pl.DataFrame]:
+        """Yield the events in blocks of some 32 MB of text: for sessions beyond memory.
+
+        A session that ``events`` has loaded, or that is not larger than a block, comes in one piece. Warnings and
+        errors are those of ``events``; some come with the last block.
+        """
+        path = self.root.session_events(self.id)
+        identity = self._identity()
+        small = not identity or identity[0] <= _BLOCK_BYTES
+        if small or (self._held is not None and self._held[0] == identity):
+            yield self.events
+            return
+        digest = self.digest
+        before, rejects = None, 0
+        with path.open("rb", buffering=0) as file:
+            for loaded in frames.chunks_of(file, frames.REPLAY_EVENTS, str(path), (None, None), _BLOCK_BYTES):
+                rejects += loaded.rejects.height
+                if loaded.frame.height:
+                    _require_order(
+                        path, loaded.frame if before is None else pl.concat([before, loaded.frame])
+                    )
+                    before = loaded.frame.tail(1)
+                    yield loaded.frame.select(*EVENT_SCHEMA)
+        self._warn_of(rejects)
+        self._require_unchanged(identity, digest)
 
     @property
     def timestamp_texts(self) -> pl.Series:

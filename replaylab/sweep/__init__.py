@@ -24,7 +24,8 @@ from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signall
 from replaylab.sweep.result import Backtest, Outcome, SweepResult
 from replaylab.sweep.run import FeatureTable, Positions, warm_up
 from replaylab.sweep.study import StudyResult, backtest, sweep
-from replaylab.sweep.tape import Tape, open_tape, pack
+from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.tape_file import open_tape
 from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials, walk_forward_steps
 from replaylab.sweep.what_if import (
     WhatIf,

@@ -45,7 +45,8 @@ from replaylab.sweep.model_loop import (
 )
 from replaylab.sweep.result import Clock, metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
-from replaylab.sweep.tape import Tape, TapeRef, pack, read_tape
+from replaylab.sweep.tape import Tape, pack
+from replaylab.sweep.tape_file import TapeRef, read_tape
 from replaylab.trading import ExitRule, LevelRule, OpenTrade
 
 Array = npt.NDArray[Any]
@@ -489,7 +490,8 @@ class BoundRule:
             table.along(name, tape.arrays.price_ts[starts[k] : starts[k + 1]])
             for k, name in enumerate(tape.symbols)
         ]
-        return cls(rule, np.ascontiguousarray(np.concatenate(parts)))
+        # Without a symbol that has scores there is no part.
+        return cls(rule, np.concatenate([np.empty((0, len(rule.features))), *parts]))
 
     def arrays(self) -> RuleArrays:
         """Return what a kernel calls; compiles the rule when first asked in this process."""

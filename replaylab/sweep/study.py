@@ -34,7 +34,8 @@ from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
 from replaylab.sweep.result import Backtest, Clock, SweepResult, assumptions_of, metrics
 from replaylab.sweep.run import BoundRule, parts, rule_identity, run_on, run_rows, trades_of
-from replaylab.sweep.tape import PriceSource, SessionLike, Tape, TapeRef, open_tape
+from replaylab.sweep.tape import PriceSource, SessionLike, Tape
+from replaylab.sweep.tape_file import TapeRef, open_tape
 from replaylab.sweep.verdict import PERIODS, add_trial, ledger_path
 from replaylab.timestamps import parse_ns
 from replaylab.trading import ExitRule

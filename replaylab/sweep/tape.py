@@ -1,7 +1,7 @@
-"""A session packed into arrays, which every combination of a sweep reads, and their memory-mapped cache.
+"""A session packed into arrays, which every combination of a sweep reads.
 
->>> tape = open_tape(session, cache_dir=lab.config.cache_path)                                # doctest: +SKIP
->>> tape.symbols, len(tape.price)                                                            # doctest: +SKIP
+>>> tape = pack(session)                                                                     # doctest: +SKIP
+>>> tape.symbols, len(tape.arrays.price)                                                     # doctest: +SKIP
 (('BTCUSDT',), 199020)
 
 What does not depend on the parameters is settled here: which events make a price, the last regime and
@@ -11,17 +11,14 @@ What does not depend on the parameters is settled here: which events make a pric
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
 import mmap
-import os
+import shutil
 import tempfile
-import time
-from collections.abc import Mapping
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -35,6 +32,7 @@ from replaylab.errors import SweepError
 from replaylab.features import (
     VISIBLE_LEVELS,
     InitialState,
+    TradeColumns,
     regime_names,
     risk_flags,
     scores,
@@ -42,23 +40,20 @@ from replaylab.features import (
     usable_number,
     usable_price,
 )
-from replaylab.sweep.tape_file import check_ranges, is_checked, read_arrays, set_checked, write_arrays
-from replaylab.trading import Instrument, ResolvedPrices, resolve_prices
+from replaylab.trading import PRICE_TYPES, Instrument, ResolvedPrices, resolve_prices
 
 Array = npt.NDArray[Any]
 PriceSource = str | Mapping[str, str]
 # Kinds of ``Tape.order``: its entries are ``symbol · KINDS + kind``. A price part comes before the score of its event.
 PRICE, SCORE, FORCE, FUNDING = 0, 1, 2, 3
 KINDS = 4
-# Counts changes of what is packed.
-_FORMAT = 4
-# A cached tape that was not used for this long is deleted.
-_KEPT_S = 30 * 86_400
 # Later than every event.
 NEVER = 2**62
-# Payloads that are decoded at a time: bounds memory.
-_BLOCK = 8192
-_log = logging.getLogger("replaylab.sweep")
+# Events that are read at a time, and numbers of a book's levels that are held: they bound memory.
+_BLOCK = 65_536
+_SPILLED = 131_072
+# What a tape is made of.
+_TYPES = ("MARKET_TRADE", "MARKET_BOOK", "SCORING_UPDATE", "REGIME_UPDATE", "RISK_UPDATE", "FUNDING")
 
 
 def layout(**fields: str) -> np.dtype[Any]:
@@ -134,7 +129,7 @@ class TapeArrays(NamedTuple):
     book_from: Array
 
 
-_DTYPES: dict[str, Any] = {
+DTYPES: dict[str, Any] = {
     **dict.fromkeys(("price", "score", "book_levels"), np.float64),
     **dict.fromkeys(("price_ts", "score_ts", "force_ts"), np.int64),
     **dict.fromkeys(("price_from", "score_from", "force_from", "funding_from", "book_from"), np.int64),
@@ -167,8 +162,8 @@ class Tape:
 
     def __post_init__(self) -> None:
         # Packed, mapped or unpickled: kernels are compiled for one type, and nothing writes into a tape.
-        for array in self.arrays:
-            array.setflags(write=False)
+        for column in self.arrays:
+            column.setflags(write=False)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -196,139 +191,6 @@ class Tape:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
-@dataclass(frozen=True)
-class TapeRef:
-    """Names a tape: ``key`` is the digest of what it was packed from, ``path`` the file that holds it, if any."""
-
-    key: str
-    path: Path | None = None
-
-    @property
-    def book_path(self) -> Path:
-        """The file of the book's levels."""
-        assert self.path is not None
-        return self.path.with_suffix(".book.arrow")
-
-
-def open_tape(
-    session: SessionLike | pl.DataFrame,
-    price_source: PriceSource = "auto",
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> tuple[Tape, TapeRef | None]:
-    """Return the tape of a session and the reference of its file, None where there is no file.
-
-    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.arrow`` into memory
-    as long as the digest of its events, its initial state, its instruments and the price source are the same. An events
-    frame is packed at every call, as everything is with ``cache_dir=None``. Raises what ``pack`` raises.
-    """
-    path, digest = getattr(session, "path", None), getattr(session, "digest", None)
-    if cache_dir is None or not isinstance(digest, str) or not isinstance(path, (str, os.PathLike)):
-        return pack(session, price_source), None
-    source = price_source if isinstance(price_source, str) else sorted(price_source.items())
-    about = [_FORMAT, digest, source, getattr(session, "initial_state", None), _instruments(session)]
-    key = hashlib.sha256(msgspec.json.encode(about, order="sorted")).hexdigest()
-    # One file for each session and price source: a session that changed replaces its own.
-    name = hashlib.sha256(repr((os.fspath(path), source)).encode()).hexdigest()[:20]
-    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.arrow")
-    tape = read_tape(ref)
-    if tape is None:
-        tape = pack(session, price_source)
-        try:
-            _write(ref, tape)
-        except OSError as error:
-            _log.info("%s: the packed session cannot be cached: %s", ref.path, error)
-            return tape, None
-        # The mapped file in place of memory.
-        tape = read_tape(ref) or tape
-    return tape, ref
-
-
-def read_tape(ref: TapeRef) -> Tape | None:
-    """Return the tape of a reference, mapped into memory; None if a file is missing, damaged or of another key."""
-    if ref.path is None:
-        return None
-    arrays: dict[str, Array] = {}
-    paths = (ref.path, ref.book_path)
-    try:
-        checked = all(is_checked(path) for path in paths)
-        for path in paths:
-            encoded, some = read_arrays(path, _DTYPES)
-            header = _HEADER.decode(encoded)
-            if header.key != ref.key:
-                return None
-            arrays |= some
-        prices = ResolvedPrices(header.sources, frozenset(header.books), header.chosen)
-        tape = Tape(
-            header.symbols,
-            header.regimes,
-            prices,
-            header.instruments,
-            header.n_events,
-            header.unusable,
-            TapeArrays(**arrays),
-        )
-        if not checked:
-            if len(tape.symbols) != len(tape.arrays.symbol) or not 0 <= tape.n_events < 2**31:
-                return None
-            with_flow = "trade" in tape.sources
-            check_ranges(tape.arrays, KINDS, tape.n_events, len(tape.regimes), with_flow=with_flow)
-        for path in paths:
-            # Written at most once a day: what is remembered of a checked file holds while its times do.
-            if time.time() - path.stat().st_mtime > 86_400:
-                os.utime(path)
-                checked = False
-            if not checked:
-                set_checked(path)
-        return tape
-    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
-        if not isinstance(error, FileNotFoundError):
-            _log.info("%s: the packed session is made again: %s", ref.path, error)
-        return None
-
-
-class _Header(msgspec.Struct):
-    key: str
-    symbols: tuple[str, ...]
-    regimes: tuple[str, ...]
-    sources: dict[str, str]
-    books: list[str]
-    chosen: str | dict[str, str]
-    instruments: dict[str, dict[str, Any]]
-    n_events: int
-    unusable: dict[str, int]
-
-
-# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
-_HEADER = msgspec.json.Decoder(_Header)
-
-
-def _write(ref: TapeRef, tape: Tape) -> None:
-    """Write a tape; the levels of books have a file of their own. Raises OSError."""
-    assert ref.path is not None
-    prices = tape.prices
-    header = _Header(
-        ref.key,
-        tape.symbols,
-        tape.regimes,
-        prices.sources,
-        sorted(prices.books),
-        prices.chosen,
-        tape.instruments,
-        tape.n_events,
-        tape.unusable,
-    )
-    folder = ref.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > _KEPT_S:
-                old.unlink()
-    arrays = tape.arrays._asdict()
-    levels = {"book_levels": arrays.pop("book_levels")}
-    for path, some in ((ref.book_path, levels), (ref.path, arrays)):
-        write_arrays(path, msgspec.json.encode(header), some)
-
-
 def pack(
     session: SessionLike | pl.DataFrame,
     price_source: PriceSource = "auto",
@@ -337,104 +199,107 @@ def pack(
     """Return the tape of a session or of an events frame (``timestamp, type, symbol, payload``).
 
     ``price_source``: see ``trading.resolve_prices``. ``initial_state`` defaults to the session's. Symbols without
-    scores are left out. The levels of books lie in a temporary file, mapped into memory. Raises PriceError for a symbol
+    scores are left out. A session on disk is read twice, in blocks (``Session.event_blocks``), so that the memory is
+    that of its arrays; the levels of books lie in a temporary file, mapped into memory. Raises PriceError for a symbol
     that has scores but no prices and for an unknown source or symbol in ``price_source``, SessionError for a malformed
-    initial state, SweepError for a session that is too long.
+    initial state or events that change meanwhile, SweepError for a session that is too long.
     """
     if initial_state is None:
         initial_state = getattr(session, "initial_state", None)
     return _Packing(session, price_source, initial_state).tape()
 
 
-def _instruments(session: Any) -> dict[str, dict[str, Any]]:
+def instruments_of(session: Any) -> dict[str, dict[str, Any]]:
     found = getattr(session, "instruments", None) or {}
     return {str(name): dict(entry) for name, entry in found.items() if isinstance(entry, Mapping)}
 
 
 class _Packing:
-    """One session on its way into arrays. Lists are by symbol that is kept: one with a usable score."""
+    """One session on its way into arrays: two passes over its blocks, of which one is in memory at a time.
+
+    The first pass reads what every symbol has: times, scores, and the rare events. Only then is it known where prices
+    come from; the second pass reads trades and books of the symbols that are kept, those with a usable score.
+    """
 
     def __init__(
         self, session: SessionLike | pl.DataFrame, price_source: PriceSource, initial_state: Any
     ) -> None:
-        events = session if isinstance(session, pl.DataFrame) else session.events
-        if events.height >= 2**31:
-            raise SweepError(f"a session of {events.height:,} events is too long: the limit is 2^31")
+        self.session = session
         self.initial = InitialState.read(initial_state)
-        self.instruments = _instruments(session)
-        self.prices = resolve_prices(session, price_source, initial_state=initial_state)
-        self.ts = events["timestamp"].dt.timestamp("ns").to_numpy()
-        self.payload = events["payload"]
-        self.names = sorted(set(events["symbol"].unique().drop_nulls().to_list()) - {""})
-        self.symbol = _codes(events["symbol"], self.names)
-        kinds = [
-            "MARKET_TRADE",
-            "MARKET_BOOK",
-            "SCORING_UPDATE",
-            "REGIME_UPDATE",
-            "RISK_UPDATE",
-            "FUNDING",
-        ]
-        kind = _codes(events["type"], kinds)
-        named = self.symbol >= 0
-        self.rows = {name: np.flatnonzero((kind == k) & named) for k, name in enumerate(kinds)}
-        self.unusable = {name: int(((kind == k) & ~named).sum()) for k, name in enumerate(kinds)}
-        # Only a RISK_UPDATE may be for every symbol.
-        everyone = (kind == 4) & events["symbol"].is_null().to_numpy()
-        self.rows["RISK_UPDATE"] = np.flatnonzero((kind == 4) & named | everyone)
-        self.unusable["RISK_UPDATE"] -= int(everyone.sum())
-
-    def payloads(self, rows: Array) -> list[str]:
-        found: list[str] = self.payload.gather(rows).to_list()
-        return found
+        self.instruments = instruments_of(session)
+        self.unusable = dict.fromkeys(_TYPES, 0)
+        self.codes: dict[str, int] = {}
+        self.regimes: dict[str, int] = {}
+        # How many events there are of a type and a symbol.
+        self.counts: Counter[tuple[str, int]] = Counter()
+        # By type: event rows, symbols, and what their payloads hold.
+        self.read: dict[str, list[tuple[Array, ...]]] = {name: [] for name in _TYPES[2:]}
+        times: list[Array] = []
+        self.prices = resolve_prices(self._first(times), price_source, initial_state=initial_state)
+        self.ts = _join(times, np.int64)
 
     def tape(self) -> Tape:
-        rows = self.rows["SCORING_UPDATE"]
-        score, score_price = scores(self.payloads(rows))
+        rows, symbol, score, score_price = self._columns("SCORING_UPDATE", np.float64, np.float64)
         usable = np.isfinite(score)
         self._count("SCORING_UPDATE", int((~usable).sum()))
-        kept = np.unique(self.symbol[rows[usable]]).tolist()
-        self.prices.require(self.names[s] for s in kept)
-        score_rows, score = rows[usable], score[usable]
-        by_symbol = [np.flatnonzero(self.symbol[score_rows] == s) for s in kept]
-        at_scores = [score_rows[part] for part in by_symbol]
-        found = [self._prices(s, rows, score_price) for s in kept]
-        books = _Books()
-        quotes = [self._book(*each, books) for each in zip(kept, found, at_scores, strict=True)]
-        at_prices = [part.rows for part in found]
+        names = {code: name for name, code in self.codes.items()}
+        kept = sorted(np.unique(symbol[usable]).tolist(), key=names.__getitem__)
+        self.prices.require(names[s] for s in kept)
+        by_symbol = [np.flatnonzero(usable & (symbol == s)) for s in kept]
+        at_scores = [rows[part] for part in by_symbol]
+        sources = [self.prices.sources[names[s]] for s in kept]
+        with_book = any(names[s] in self.prices.books for s in kept)
+        # Room for each event that can be a price: parts that are joined later would take twice the memory.
+        room = np.cumsum([0, *(self.counts[PRICE_TYPES[by], s] for by, s in zip(sources, kept, strict=True))])
+        kinds = {"rows": np.int32, "price": np.float64, "flow": FLOW, "quote": QUOTE}
+        present = {"flow": "trade" in sources, "quote": with_book}
+        whole = {name: np.empty(room[-1] * present.get(name, True), kind) for name, kind in kinds.items()}
+        found = []
+        for k, (s, at) in enumerate(zip(kept, at_scores, strict=True)):
+            parts = {name: column[room[k] : room[k + 1]] for name, column in whole.items()}
+            one = _Followed(names[s], self.prices, self.initial.of(names[s]), self.ts, at, parts)
+            if one.source == "score":
+                good = (score_price > 0) & (symbol == s)
+                one.add_prices(rows[good], score_price[good])
+            found.append(one)
+        self._second(kept, found, with_book=with_book)
+        levels, book_from = _joined_levels(found)
+        price_from = np.cumsum([0, *(one.n for one in found)])
+        whole = {name: _close_up(column, room, price_from) for name, column in whole.items()}
+        index, price = whole["rows"], whole["price"]
+        at_prices, prices = np.split(index, price_from[1:-1]), np.split(price, price_from[1:-1])
         regimes, regime = self._regimes(kept, at_scores)
         blocked, force = self._risk(kept, at_scores)
-        funding = [self._funding(s, part) for s, part in zip(kept, found, strict=True)]
+        funding = [self._funding(*each) for each in zip(kept, at_prices, prices, strict=False)]
         carried, start = self._carried()
-        with_book = any(self.names[s] in self.prices.books for s in kept)
-        with_trades = any(self.prices.sources[self.names[s]] == "trade" for s in kept)
         arrays = TapeArrays(
-            price=_join([part.price for part in found], np.float64),
-            price_ts=_join([self.ts[part] for part in at_prices], np.int64),
-            price_index=_join(at_prices, np.int32),
-            price_from=_starts(at_prices),
-            quote=_join([pair[0] for pair in quotes] if with_book else [], QUOTE),
-            flow=_join([part.flow for part in found] if with_trades else [], FLOW),
+            price=price,
+            price_ts=self.ts[index],
+            price_index=index,
+            price_from=price_from.astype(np.int64),
+            quote=whole["quote"],
+            flow=whole["flow"],
             score=_join([score[part] for part in by_symbol], np.float64),
             score_ts=_join([self.ts[part] for part in at_scores], np.int64),
             score_index=_join(at_scores, np.int32),
             score_regime=_join(regime, np.int32),
             score_blocked=_join(blocked, np.uint8),
             score_from=_starts(at_scores),
-            score_quote=_join([pair[1] for pair in quotes] if with_book else [], QUOTE),
+            score_quote=_join([part for one in found for part in one.score_quotes], QUOTE),
             force_ts=_join([self.ts[part] for part in force], np.int64),
             force_index=_join(force, np.int32),
             force_from=_starts(force),
             funding=_join(funding, SETTLEMENT),
             funding_from=_starts(funding),
             order=_merge(at_prices, at_scores, force, [part["index"] for part in funding]),
-            symbol=_join([self._symbol(s) for s in kept], SYMBOL),
+            symbol=_join([self._symbol(one.name) for one in found], SYMBOL),
             carried=carried,
             start=start,
-            **books.arrays(),
+            book_levels=levels,
+            book_from=book_from,
         )
         return Tape(
-            symbols=tuple(self.names[s] for s in kept),
+            symbols=tuple(one.name for one in found),
             regimes=tuple(regimes),
             prices=self.prices,
             instruments=self.instruments,
@@ -443,115 +308,137 @@ class _Packing:
             arrays=arrays,
         )
 
+    def _blocks(self) -> Iterator[pl.DataFrame]:
+        given: Any = self.session
+        if isinstance(given, pl.DataFrame):
+            blocks: Iterable[pl.DataFrame] = (given,)
+        else:
+            blocks = given.event_blocks() if hasattr(given, "event_blocks") else (given.events,)
+        for block in blocks:
+            yield from block.iter_slices(_BLOCK)
+
+    def _first(self, times: list[Array]) -> Iterator[pl.DataFrame]:
+        """The first pass; hands the blocks on to what resolves the price sources."""
+        start = 0
+        for block in self._blocks():
+            if start + block.height >= 2**31:
+                raise SweepError(
+                    f"a session of {start + block.height:,} events is too long: the limit is 2^31"
+                )
+            times.append(_times(block))
+            symbol, kind = self._coded(block)
+            named = symbol >= 0
+            # Only a RISK_UPDATE may be for every symbol.
+            everyone = (kind == _TYPES.index("RISK_UPDATE")) & block["symbol"].is_null().to_numpy()
+            for k, name in enumerate(_TYPES):
+                self._count(name, int(((kind == k) & ~named & ~everyone).sum()))
+                rows = np.flatnonzero((kind == k) & (named | everyone))
+                for s, count in zip(*np.unique(symbol[rows], return_counts=True), strict=True):
+                    self.counts[name, int(s)] += int(count)
+                if name in self.read and len(rows):
+                    texts = block["payload"].gather(rows).to_list()
+                    values = self._values(name, texts)
+                    self.read[name].append(((rows + start).astype(np.int32), symbol[rows], *values))
+            start += block.height
+            yield block
+
+    def _second(self, kept: list[int], found: list[_Followed], *, with_book: bool) -> None:
+        """The second pass, where a symbol needs it."""
+        start = 0
+        if with_book or any(one.source == "trade" for one in found):
+            for block in self._blocks():
+                end = start + block.height
+                if not np.array_equal(_times(block), self.ts[start:end]):
+                    raise SweepError("the session changed while it was read: run this again")
+                symbol, kind = self._coded(block)
+                for s, one in zip(kept, found, strict=True):
+                    if one.source == "trade":
+                        rows = np.flatnonzero((symbol == s) & (kind == _TYPES.index("MARKET_TRADE")))
+                        trades = trade_columns(block["payload"].gather(rows).to_list())
+                        self._count("MARKET_TRADE", one.add_trades(rows + start, trades))
+                    if with_book:
+                        mine = (symbol == s) & (kind == _TYPES.index("MARKET_BOOK")) & one.has_book
+                        rows = np.flatnonzero(mine)
+                        texts = block["payload"].gather(rows).to_list()
+                        self._count("MARKET_BOOK", one.follow(rows + start, texts, end))
+                start = end
+
+    def _coded(self, block: pl.DataFrame) -> tuple[Array, Array]:
+        """Symbol and type of each row by number, −1: none that counts."""
+        for name in block["symbol"].unique().drop_nulls().sort().to_list():
+            if name:
+                self.codes.setdefault(str(name), len(self.codes))
+        return _codes(block["symbol"], list(self.codes)), _codes(block["type"], list(_TYPES))
+
+    def _values(self, kind: str, texts: list[str]) -> tuple[Array, ...]:
+        """What the first pass keeps of payloads."""
+        if kind == "SCORING_UPDATE":
+            return scores(texts)
+        if kind == "RISK_UPDATE":
+            return risk_flags(texts)[:2]
+        if kind == "FUNDING":
+            payloads = [_decoded(text) for text in texts]
+            rates = [usable_number(payload.get("fundingRate")) for payload in payloads]
+            marks = [usable_price(payload.get("markPrice")) for payload in payloads]
+            return np.array(rates, dtype=np.float64), np.array(marks, dtype=np.float64)
+        names = regime_names(texts)
+        self._count(kind, sum(name is None for name in names))
+        codes = [-1 if name is None else self.regimes.setdefault(name, len(self.regimes)) for name in names]
+        return (np.array(codes, dtype=np.int32),)
+
+    def _columns(self, name: str, *kinds: Any) -> list[Array]:
+        """Event rows, symbols and values of a type that the first pass read."""
+        parts, types = self.read.pop(name), (np.int32, np.int32, *kinds)
+        return [_join([part[k] for part in parts], kind) for k, kind in enumerate(types)]
+
     def _count(self, kind: str, count: int) -> None:
-        self.unusable[kind] = self.unusable.get(kind, 0) + count
-
-    def _mine(self, kind: str, s: int) -> Array:
-        """Event rows of a type and a symbol."""
-        rows = self.rows[kind]
-        mine: Array = rows[self.symbol[rows] == s]
-        return mine
-
-    def _prices(self, s: int, score_rows: Array, score_price: Array) -> _Prices:
-        source = self.prices.sources[self.names[s]]
-        if source == "score":
-            good = (score_price > 0) & (self.symbol[score_rows] == s)
-            return _Prices(score_rows[good], score_price[good])
-        if source == "book":
-            # Their prices come with the book.
-            return _Prices(self._mine("MARKET_BOOK", s), None)
-        rows = self._mine("MARKET_TRADE", s)
-        trades = trade_columns(self.payloads(rows))
-        self._count("MARKET_TRADE", int((~(trades.price > 0) & ~trades.off_market).sum()))
-        good = (trades.price > 0) & ~trades.off_market
-        qty = np.where(trades.qty > 0.0, trades.qty, 0.0)[good]
-        flow = np.empty(len(qty), dtype=FLOW)
-        flow["sells"] = np.where(trades.sign[good] < 0.0, 0.0, qty)
-        flow["buys"] = np.where(trades.sign[good] > 0.0, 0.0, qty)
-        return _Prices(rows[good], trades.price[good], flow)
-
-    def _book(self, s: int, found: _Prices, score_rows: Array, books: _Books) -> tuple[Array, Array]:
-        """Follow a symbol's book: the quote at each of its prices and scores; the prices where they are the mids."""
-        start = self.initial.of(self.names[s])
-        rows = self._mine("MARKET_BOOK", s) if self.names[s] in self.prices.books else np.empty(0, np.int64)
-        from_book = found.values is None
-        wanted = np.concatenate((rows if from_book else found.rows, score_rows))
-        quotes = np.empty(len(wanted), dtype=QUOTE)
-        # The quote after each event of the book; first that of the start.
-        first = np.searchsorted(rows, wanted, side="right")
-        needed = np.zeros(len(rows) + 1, dtype=bool)
-        needed[first] = True
-        after = np.empty(len(rows) + 1, dtype=QUOTE)
-        book = start.order_book()
-        ts = -NEVER if start.book is None or not len(self.ts) else int(self.ts[0])
-        usable = np.zeros(len(rows) + 1, dtype=bool)
-        after[0] = books.quote(book, ts)
-        for at in range(0, len(rows), _BLOCK):
-            part = rows[at : at + _BLOCK]
-            times = self.ts[part].tolist()
-            for k, payload in enumerate(self.payloads(part), at + 1):
-                if book.apply(_decoded(payload)):
-                    usable[k] = True
-                    ts = times[k - 1 - at]
-                if needed[k]:
-                    after[k] = books.quote(book, ts)
-        self._count("MARKET_BOOK", len(rows) - int(usable.sum()))
-        quotes[:] = after[first]
-        n = len(wanted) - len(score_rows)
-        if from_book:
-            mid = (quotes["bid"][:n] + quotes["ask"][:n]) / 2.0
-            good = usable[1:] & np.isfinite(mid)
-            found.rows, found.values = rows[good], mid[good]
-            return quotes[:n][good], quotes[n:]
-        return quotes[:n], quotes[n:]
+        self.unusable[kind] += count
 
     def _regimes(self, kept: list[int], score_rows: list[Array]) -> tuple[list[str], list[Array]]:
-        rows = self.rows["REGIME_UPDATE"]
-        names = regime_names(self.payloads(rows))
-        self._count("REGIME_UPDATE", sum(name is None for name in names))
-        start = [self.initial.of(self.names[s]).regime for s in kept]
-        regimes = sorted({name for name in (*names, *start) if name is not None})
+        rows, symbol, code = self._columns("REGIME_UPDATE", np.int32)
+        names = {number: name for name, number in self.codes.items()}
+        start = [self.initial.of(names[s]).regime for s in kept]
+        regimes = sorted({*self.regimes, *(name for name in start if name is not None)})
         code_of = {name: k for k, name in enumerate(regimes)}
-        good = np.array([name is not None for name in names], dtype=bool)
-        rows = rows[good] if len(rows) else rows
-        codes = np.array([code_of[name] for name in names if name is not None], dtype=np.int32)
+        # By the number that the first pass gave; the last is that of no name.
+        sorted_code = np.array([*(code_of[name] for name in self.regimes), -1], dtype=np.int32)
         parts = []
         for s, at, first in zip(kept, score_rows, start, strict=True):
-            mine = self.symbol[rows] == s
-            code = -1 if first is None else code_of[first]
-            parts.append(_last_before(at, rows[mine], codes[mine], code))
+            mine = (symbol == s) & (code >= 0)
+            last = -1 if first is None else code_of[first]
+            parts.append(_last_before(at, rows[mine], sorted_code[code[mine]], last))
         return regimes, parts
 
     def _risk(self, kept: list[int], score_rows: list[Array]) -> tuple[list[Array], list[Array]]:
-        rows = self.rows["RISK_UPDATE"]
-        blocked, force, _ = risk_flags(self.payloads(rows))
+        rows, symbol, blocked, force = self._columns("RISK_UPDATE", np.int8, np.bool_)
+        names = {number: name for name, number in self.codes.items()}
         blocked_parts, force_parts = [], []
         for s, at in zip(kept, score_rows, strict=True):
             # A row for every symbol (code −1) is one for this symbol too: the later of both counts.
-            mine = (self.symbol[rows] == s) | (self.symbol[rows] < 0)
+            mine = (symbol == s) | (symbol < 0)
             set_here = mine & (blocked >= 0)
-            start = self.initial.of(self.names[s]).trading_blocked
+            start = self.initial.of(names[s]).trading_blocked
             blocked_parts.append(_last_before(at, rows[set_here], blocked[set_here], int(start)))
             force_parts.append(rows[mine & force])
         return blocked_parts, force_parts
 
-    def _funding(self, s: int, found: _Prices) -> Array:
-        rows = self._mine("FUNDING", s)
-        payloads = [_decoded(payload) for payload in self.payloads(rows)]
-        rates = [usable_number(payload.get("fundingRate")) for payload in payloads]
-        marks = [usable_price(payload.get("markPrice")) for payload in payloads]
-        good = np.array([rate is not None for rate in rates], dtype=bool)
+    def _funding(self, s: int, price_rows: Array, price: Array) -> Array:
+        rows, symbol, rate, mark = self._settlements
+        mine = symbol == s
+        rows, rate, mark = rows[mine], rate[mine], mark[mine]
+        good = np.isfinite(rate)
         self._count("FUNDING", int((~good).sum()))
         settled = np.empty(len(rows), dtype=SETTLEMENT)
-        settled["ts"], settled["index"] = self.ts[rows], rows
-        settled["rate"] = np.array(rates, dtype=np.float64)
-        last = _last_before(rows, found.rows, found.price, np.nan)
-        settled["mark"] = [own or price for own, price in zip(marks, last.tolist(), strict=True)]
+        settled["ts"], settled["index"], settled["rate"] = self.ts[rows], rows, rate
+        settled["mark"] = np.where(np.isnan(mark), _last_before(rows, price_rows, price, np.nan), mark)
         usable: Array = settled[good]
         return usable
 
-    def _symbol(self, s: int) -> Array:
-        name = self.names[s]
+    @cached_property
+    def _settlements(self) -> list[Array]:
+        return self._columns("FUNDING", np.float64, np.float64)
+
+    def _symbol(self, name: str) -> Array:
         start = self.initial.of(name)
         known = Instrument.read(self.instruments.get(name))
         until = -NEVER
@@ -585,31 +472,94 @@ class _Packing:
         return carried, np.array([row], dtype=START)
 
 
-class _Prices:
-    """Event rows and prices of a symbol's price events, and what they take out of queues."""
+class _Followed:
+    """The prices of a symbol, and its book at each price and each score, as the blocks come by."""
 
-    def __init__(self, rows: Array, values: Array | None, flow: Array | None = None) -> None:
-        self.rows = rows
-        self.values = values
-        self._flow = flow
+    def __init__(
+        self,
+        name: str,
+        prices: ResolvedPrices,
+        start: Any,
+        ts: Array,
+        at_scores: Array,
+        columns: dict[str, Array],
+    ) -> None:
+        self.name = name
+        self.source = prices.sources[name]
+        self.has_book = name in prices.books
+        self.levels = _Levels()
+        # Price events: n of them, of which the first ``_quoted`` have their quote.
+        self.columns, self.n, self._quoted = columns, 0, 0
+        self.score_quotes: list[Array] = []
+        self._ts, self._at_scores = ts, at_scores
+        self._book = start.order_book()
+        self._book_ts = -NEVER if start.book is None or not len(ts) else int(ts[0])
+        # None until it is needed: most states of a book are at no price.
+        self._quote: tuple[Any, ...] | None = self.levels.quote(self._book, self._book_ts)
 
-    @property
-    def price(self) -> Array:
-        assert self.values is not None
-        return self.values
+    def add_prices(self, rows: Array, price: Array, flow: Array | None = None) -> None:
+        """Add price events."""
+        here = slice(self.n, self.n + len(rows))
+        self.columns["rows"][here] = rows
+        self.columns["price"][here] = price
+        if len(self.columns["flow"]):
+            self.columns["flow"][here] = np.zeros((), FLOW) if flow is None else flow
+        self.n += len(rows)
 
-    @property
-    def flow(self) -> Array:
-        return np.zeros(len(self.rows), dtype=FLOW) if self._flow is None else self._flow
+    def add_trades(self, rows: Array, trades: TradeColumns) -> int:
+        """Add the prices of trades; returns how many have none."""
+        good = (trades.price > 0) & ~trades.off_market
+        qty = np.where(trades.qty > 0.0, trades.qty, 0.0)[good]
+        flow = np.empty(len(qty), dtype=FLOW)
+        flow["sells"] = np.where(trades.sign[good] < 0.0, 0.0, qty)
+        flow["buys"] = np.where(trades.sign[good] > 0.0, 0.0, qty)
+        self.add_prices(rows[good], trades.price[good], flow)
+        return int((~(trades.price > 0) & ~trades.off_market).sum())
+
+    def follow(self, rows: Array, payloads: list[str], end: int) -> int:
+        """Follow the book up to the event ``end``; returns how many of its events are unusable.
+
+        Adds the quote at each price and score on the way; where the prices are the book's mids, these prices.
+        """
+        from_book = self.source == "book"
+        waiting, n_scores = self.columns["rows"][self._quoted : self.n], np.searchsorted(self._at_scores, end)
+        at_prices = rows if from_book else waiting[: np.searchsorted(waiting, end)]
+        wanted = np.concatenate((at_prices, self._at_scores[:n_scores]))
+        self._at_scores = self._at_scores[n_scores:]
+        # The quote after each event of the book; first that before them.
+        first = np.searchsorted(rows, wanted, side="right")
+        needed = np.zeros(len(rows) + 1, dtype=bool)
+        needed[first] = True
+        after = np.empty(len(rows) + 1, dtype=QUOTE)
+        usable = np.zeros(len(rows) + 1, dtype=bool)
+        if needed[0]:
+            self._quote = after[0] = self._quote or self.levels.quote(self._book, self._book_ts)
+        for k, (ts, payload) in enumerate(zip(self._ts[rows].tolist(), payloads, strict=True), 1):
+            if self._book.apply(_decoded(payload)):
+                usable[k] = True
+                self._book_ts = ts
+            self._quote = None
+            if needed[k]:
+                self._quote = after[k] = self.levels.quote(self._book, self._book_ts)
+        quotes, score_quotes = np.split(after[first], [len(at_prices)])
+        self.score_quotes.append(score_quotes)
+        if from_book:
+            mid = (quotes["bid"] + quotes["ask"]) / 2.0
+            good = usable[1:] & np.isfinite(mid)
+            self.add_prices(rows[good], mid[good])
+            quotes = quotes[good]
+        self.columns["quote"][self._quoted : self._quoted + len(quotes)] = quotes
+        self._quoted += len(quotes)
+        return len(rows) - int(usable.sum())
 
 
-class _Books:
-    """Collects the visible levels of books, each state once, in a temporary file."""
+class _Levels:
+    """Collects the visible levels of a book, each state once, in a temporary file."""
 
     def __init__(self) -> None:
-        self._file: Any = None
-        self._waiting: list[float] = []
-        self._starts = [0]
+        self.file: Any = None
+        self.waiting = array("d")
+        self.starts = array("q", [0])
         self._last: Any = None
 
     def quote(self, book: Any, ts: int) -> tuple[float, float, float, float, int, int]:
@@ -621,30 +571,42 @@ class _Books:
             self._last = (bids, asks)
             for side in self._last:
                 for level in side:
-                    self._waiting += level
-                self._starts.append(self._starts[-1] + len(side))
-            if len(self._waiting) > 1_000_000:
-                self._spill()
-        return (bids[0][0], asks[0][0], bids[0][1], asks[0][1], ts, len(self._starts) // 2 - 1)
+                    self.waiting.extend(level)
+                self.starts.append(self.starts[-1] + len(side))
+            if len(self.waiting) > _SPILLED:
+                self.file = self.file or tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last reference
+                self.file.write(self.waiting)
+                self.waiting = array("d")
+        return (bids[0][0], asks[0][0], bids[0][1], asks[0][1], ts, len(self.starts) // 2 - 1)
 
-    def arrays(self) -> dict[str, Array]:
-        """Return ``book_levels`` (price, quantity, price, ...) and ``book_from`` (the row where each side begins)."""
-        if self._file is None:
-            levels = np.array(self._waiting, dtype=np.float64)
-        else:
-            self._spill()
-            levels = np.frombuffer(
-                mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.float64
-            )
-            self._file.close()
-        return {"book_levels": levels, "book_from": np.array(self._starts, dtype=np.int64)}
 
-    def _spill(self) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open
-        self._file.write(np.array(self._waiting, dtype=np.float64).data)
-        self._file.flush()
-        self._waiting = []
+def _joined_levels(found: list[_Followed]) -> tuple[Array, Array]:
+    """Return ``book_levels`` (price, quantity, price, ...) and ``book_from`` (the row where each side begins).
+
+    States are counted over all symbols: those in the quotes are changed.
+    """
+    starts, rows = [np.zeros(1, np.int64)], 0
+    for one in found:
+        base = sum(map(len, starts)) // 2
+        for quotes in (one.columns["quote"][: one.n], *one.score_quotes):
+            quotes["state"] += np.where(quotes["state"] >= 0, base, 0)
+        own = np.frombuffer(one.levels.starts, np.int64)
+        starts.append(own[1:] + rows)
+        rows += int(own[-1])
+    if all(one.levels.file is None for one in found):
+        levels = _join([np.frombuffer(one.levels.waiting) for one in found], np.float64)
+        return levels, np.concatenate(starts)
+    with tempfile.TemporaryFile() as file:
+        for one in found:
+            if one.levels.file is not None:
+                one.levels.file.seek(0)
+                shutil.copyfileobj(one.levels.file, file, 1 << 20)
+                one.levels.file.close()
+            file.write(one.levels.waiting)
+        file.flush()
+        # The map keeps the file.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype=np.float64), np.concatenate(starts)
 
 
 def _decoded(payload: str) -> dict[str, Any]:
@@ -662,6 +624,10 @@ def _codes(column: pl.Series, names: list[str]) -> Array:
     return codes.fill_null(-1).to_numpy()
 
 
+def _times(block: pl.DataFrame) -> Array:
+    return block["timestamp"].dt.timestamp("ns").to_numpy()
+
+
 def _last_before(at: Array, rows: Array, values: Array, start: float) -> Array:
     """The last value at a row before each of ``at``; ``start`` where there is none yet."""
     with_start = np.concatenate(([start], values))
@@ -677,17 +643,22 @@ def _starts(parts: list[Array]) -> Array:
     return np.cumsum([0, *(len(part) for part in parts)]).astype(np.int64)
 
 
+def _close_up(column: Array, room: Array, places: Array) -> Array:
+    """Move the parts of a column, each at the start of its room, to where one ends at the next one's start."""
+    for k in range(len(room) - 1):
+        length = places[k + 1] - places[k]
+        if len(column) and room[k] != places[k]:
+            column[places[k] : places[k + 1]] = column[room[k] : room[k] + length]
+    return column[: places[-1]]
+
+
 def _merge(*rows_of: list[Array]) -> Array:
     """All rows of all symbols, by kind, in the order of the session; the price part of an event before its score."""
-    rows = _join([part for parts in rows_of for part in parts], np.int64)
-    codes = [
-        np.full(len(part), s * KINDS + kind, dtype=np.int32)
-        for kind, parts in enumerate(rows_of)
-        for s, part in enumerate(parts)
-    ]
+    rows = _join([part for parts in rows_of for part in parts], np.int32)
+    codes = [s * KINDS + kind for kind, parts in enumerate(rows_of) for s in range(len(parts))]
     # Stable, and the parts come by kind: ties of one event stay in that order.
-    order: Array = _join(codes, np.int32)[np.argsort(rows, kind="stable")]
-    return order
+    order = np.argsort(rows, kind="stable")
+    return np.repeat(np.array(codes, np.int32), [len(part) for parts in rows_of for part in parts])[order]
 
 
 # What a chain reads of one price event, together: one trip to memory. ``next_score``: the first score at or after it.

@@ -1,5 +1,7 @@
 """The files of packed sessions: Arrow IPC with a column per array, a checksum over the file, limits for every index.
 
+>>> tape, ref = open_tape(session, cache_dir=lab.config.cache_path)                          # doctest: +SKIP
+
 A tape is derived data that a failing disk, an old kernel or a person may change, and compiled code does not check its
 indices. So nothing of a file is used before its checksum and its ranges were checked; any doubt is a ValueError.
 
@@ -10,21 +12,41 @@ leaves a tape that is packed again.
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import hashlib
+import logging
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from replaylab.compiled import compiled
 from replaylab.fsio import atomic_path, write_atomic
+from replaylab.sweep.tape import (
+    DTYPES,
+    KINDS,
+    Array,
+    PriceSource,
+    SessionLike,
+    Tape,
+    TapeArrays,
+    instruments_of,
+    pack,
+)
+from replaylab.trading import ResolvedPrices
 
-Array = npt.NDArray[Any]
+# Counts changes of what is packed.
+_FORMAT = 4
+# A cached tape that was not used for this long is deleted.
+_KEPT_S = 30 * 86_400
+_log = logging.getLogger("replaylab.sweep")
 _HEADER = b"tape"
 _FACTOR = 0x1E3779B97F4A7C15
 # Files whose checksum and ranges this process has checked, by path: size, inode, times of change.
@@ -38,6 +60,140 @@ class _Sum(msgspec.Struct):
 
 # Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
 _SUM = msgspec.json.Decoder(_Sum)
+
+
+@dataclass(frozen=True)
+class TapeRef:
+    """Names a tape: ``key`` is the digest of what it was packed from, ``path`` the file that holds it, if any."""
+
+    key: str
+    path: Path | None = None
+
+    @property
+    def book_path(self) -> Path:
+        """The file of the book's levels."""
+        assert self.path is not None
+        return self.path.with_suffix(".book.arrow")
+
+
+def open_tape(
+    session: SessionLike | pl.DataFrame,
+    price_source: PriceSource = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Tape, TapeRef | None]:
+    """Return the tape of a session and the reference of its file, None where there is no file.
+
+    A session with ``path`` and ``digest`` is packed once: later calls map ``cache_dir/tapes/<name>.arrow`` into memory
+    as long as the digest of its events, its initial state, its instruments and the price source are the same. An events
+    frame is packed at every call, as everything is with ``cache_dir=None``. Raises what ``pack`` raises.
+    """
+    path, digest = getattr(session, "path", None), getattr(session, "digest", None)
+    if cache_dir is None or not isinstance(digest, str) or not isinstance(path, (str, os.PathLike)):
+        return pack(session, price_source), None
+    source = price_source if isinstance(price_source, str) else sorted(price_source.items())
+    about = [_FORMAT, digest, source, getattr(session, "initial_state", None), instruments_of(session)]
+    key = hashlib.sha256(msgspec.json.encode(about, order="sorted")).hexdigest()
+    # One file for each session and price source: a session that changed replaces its own.
+    name = hashlib.sha256(repr((os.fspath(path), source)).encode()).hexdigest()[:20]
+    ref = TapeRef(key, Path(cache_dir) / "tapes" / f"{name}.arrow")
+    tape = read_tape(ref)
+    if tape is None:
+        tape = pack(session, price_source)
+        try:
+            _write(ref, tape)
+        except OSError as error:
+            _log.info("%s: the packed session cannot be cached: %s", ref.path, error)
+            return tape, None
+        # The mapped file in place of memory, and not both at once.
+        del tape
+        tape = read_tape(ref) or pack(session, price_source)
+    return tape, ref
+
+
+def read_tape(ref: TapeRef) -> Tape | None:
+    """Return the tape of a reference, mapped into memory; None if a file is missing, damaged or of another key."""
+    if ref.path is None:
+        return None
+    arrays: dict[str, Array] = {}
+    paths = (ref.path, ref.book_path)
+    try:
+        checked = all(is_checked(path) for path in paths)
+        for path in paths:
+            encoded, some = read_arrays(path, DTYPES)
+            header = _TAPE_HEADER.decode(encoded)
+            if header.key != ref.key:
+                return None
+            arrays |= some
+        prices = ResolvedPrices(header.sources, frozenset(header.books), header.chosen)
+        tape = Tape(
+            header.symbols,
+            header.regimes,
+            prices,
+            header.instruments,
+            header.n_events,
+            header.unusable,
+            TapeArrays(**arrays),
+        )
+        if not checked:
+            if len(tape.symbols) != len(tape.arrays.symbol) or not 0 <= tape.n_events < 2**31:
+                return None
+            with_flow = "trade" in tape.sources
+            check_ranges(tape.arrays, KINDS, tape.n_events, len(tape.regimes), with_flow=with_flow)
+        for path in paths:
+            # Written at most once a day: what is remembered of a checked file holds while its times do.
+            if time.time() - path.stat().st_mtime > 86_400:
+                os.utime(path)
+                checked = False
+            if not checked:
+                set_checked(path)
+        return tape
+    except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+        if not isinstance(error, FileNotFoundError):
+            _log.info("%s: the packed session is made again: %s", ref.path, error)
+        return None
+
+
+class _Header(msgspec.Struct):
+    key: str
+    symbols: tuple[str, ...]
+    regimes: tuple[str, ...]
+    sources: dict[str, str]
+    books: list[str]
+    chosen: str | dict[str, str]
+    instruments: dict[str, dict[str, Any]]
+    n_events: int
+    unusable: dict[str, int]
+
+
+# Made while the module is imported: msgspec completes a type at its first use, for which threads must not compete.
+_TAPE_HEADER = msgspec.json.Decoder(_Header)
+
+
+def _write(ref: TapeRef, tape: Tape) -> None:
+    """Write a tape; the levels of books have a file of their own. Raises OSError."""
+    assert ref.path is not None
+    prices = tape.prices
+    header = _Header(
+        ref.key,
+        tape.symbols,
+        tape.regimes,
+        prices.sources,
+        sorted(prices.books),
+        prices.chosen,
+        tape.instruments,
+        tape.n_events,
+        tape.unusable,
+    )
+    folder = ref.path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _KEPT_S:
+                old.unlink()
+    arrays = tape.arrays._asdict()
+    levels = {"book_levels": arrays.pop("book_levels")}
+    for path, some in ((ref.book_path, levels), (ref.path, arrays)):
+        write_arrays(path, msgspec.json.encode(header), some)
 
 
 def write_arrays(path: Path, header: bytes, arrays: Mapping[str, Array]) -> None:
@@ -83,14 +239,15 @@ def _sum_path(path: Path) -> Path:
 
 
 def _sum_of(path: Path) -> _Sum:
+    total, size = np.int64(path.stat().st_size), 0
+    # Read in pieces: a map of the whole file would count as memory of this process.
+    piece = memoryview(bytearray(1 << 20))
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            words = np.frombuffer(data, np.int64, count=size // 8)
-            total = int(_add(words, np.int64(size)))
-            total = int(_add(np.frombuffer(data[size // 8 * 8 :].ljust(8, b"\0"), np.int64), np.int64(total)))
-            del words
-    return _Sum(size, total)
+        while length := file.readinto(piece):
+            size += length
+            piece[length : length + -length % 8] = bytes(-length % 8)
+            total = np.int64(_add(np.frombuffer(piece, np.int64, count=-(-length // 8)), total))
+    return _Sum(size, int(total))
 
 
 def is_checked(path: Path) -> bool:

@@ -123,9 +123,10 @@ def resolve_prices(
     """Return the price source of each symbol of a session, and which symbols have a book.
 
     ``session``: an object with ``events`` (a polars frame with type, symbol, payload as JSON string) and, where known,
-    ``initial_state``; such a frame itself; or an iterable of ``(type, symbol, payload)``. ``price_source``: "trade",
-    "book", "score", "auto" (the first of these of which the symbol has a usable price event), or a mapping of symbols
-    to these; a symbol that the mapping omits is "auto". ``initial_state`` replaces the session's.
+    ``initial_state``; such a frame itself; or an iterable of ``(type, symbol, payload)``, or of frames that follow each
+    other. ``price_source``: "trade", "book", "score", "auto" (the first of these of which the symbol has a usable price
+    event), or a mapping of symbols to these; a symbol that the mapping omits is "auto". ``initial_state`` replaces the
+    session's.
 
     Raises PriceError for an unknown source, or a symbol in the mapping that the session does not contain.
     """
@@ -133,10 +134,11 @@ def resolve_prices(
     if initial_state is None:
         initial_state = getattr(session, "initial_state", None)
     evidence = _Evidence(_checked(price_source), initial_state)
-    if hasattr(events, "group_by"):
-        _read_frame(events, evidence)
-    else:
-        for kind, symbol, payload in events:
+    for part in (events,) if hasattr(events, "group_by") else events:
+        if hasattr(part, "group_by"):
+            _read_frame(part, evidence)
+        else:
+            kind, symbol, payload = part
             if isinstance(symbol, str) and symbol:
                 evidence.symbols.add(symbol)
                 if kind in _SOURCE_OF and isinstance(payload, Mapping):

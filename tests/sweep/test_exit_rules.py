@@ -181,6 +181,23 @@ def test_many_random_cases(rule: ExitRule) -> None:
     compare(rule, range(1000, 3000))
 
 
+def test_a_rule_with_features_runs_on_a_session_without_scores() -> None:
+    """Nothing to trade is a result without trades, as it is without a rule."""
+    times = pl.Series([1, 2], dtype=pl.Int64).cast(pl.Datetime("ns", "UTC"))
+    events = pl.DataFrame(
+        {"timestamp": times, "type": "MARKET_TRADE", "symbol": "A", "payload": '{"price":1.0}'}
+    )
+    noise = pl.DataFrame({"timestamp": times, "symbol": "A", "noise": [1.0, 2.0]})
+
+    @exit_rule(features=("noise",))
+    def closes(trade, price, features):  # type: ignore[no-untyped-def]
+        return CLOSE
+
+    rule = closes.on(noise)
+    assert backtest(events, rule=rule).metrics["n_trades"] == 0
+    assert sweep(events, {"sl_pct": [0.1, 0.2]}, rule=rule, progress=False).frame["n_trades"].sum() == 0
+
+
 def test_axes_of_a_rule_are_swept(tmp_path: Any) -> None:
     """Each row is the backtest of its values; threads and an executor give the same; the columns come first."""
     lab = Lab.sample()

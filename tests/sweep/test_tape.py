@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from replaylab.errors import PriceError
+from replaylab import Lab
+from replaylab.errors import PriceError, SessionError
+from replaylab.sessions import Session
 from replaylab.sweep import pack, sweep
 from replaylab.sweep.model_loop import run_loop
-from replaylab.sweep.tape import open_tape
+from replaylab.sweep.tape_file import open_tape
 from tests import oracle
 from tests.strategies import RandomSession, make_session
 
@@ -47,6 +50,55 @@ def test_prices_are_those_of_the_oracle(seed: int) -> None:
             zip(tape.arrays.price_index[part].tolist(), tape.arrays.price[part].tolist(), strict=True)
         )
         assert found == chosen[name]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_size_of_blocks_changes_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Books, prices and scores that go on in the next block, levels that wait in files: the same tape to the byte."""
+    session = make_session(seed, 400, 3)
+    for source in ("auto", "book", "score", session.price_source):
+        found = []
+        for block, spilled in ((1 << 16, 1 << 17), (7, 64)):
+            monkeypatch.setattr("replaylab.sweep.tape._BLOCK", block)
+            monkeypatch.setattr("replaylab.sweep.tape._SPILLED", spilled)
+            try:
+                tape = pack(session, source)
+            except PriceError as error:
+                found.append(str(error))
+                continue
+            arrays = {name: (a.dtype, a.tobytes()) for name, a in tape.arrays._asdict().items()}
+            found.append((arrays, tape.symbols, tape.regimes, tape.prices, tape.unusable))
+        assert found[0] == found[1]
+
+
+def test_a_large_session_is_packed_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tape of its events, which are never held; an event out of order is found between blocks, too."""
+    lab = Lab.sample()
+    lab.build_replay_session("2025-11-18T10:00", "2025-11-18T10:20", ["AIUSDT", "BTCUSDT"], session_id="s")
+    whole = lab.session("s")
+    expected = pack(whole.events, initial_state=whole.initial_state)
+    monkeypatch.setattr("replaylab.sessions.session._BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(Session, "events", property(lambda _: pytest.fail("the events were loaded")))
+    session = lab.session("s")
+    blocks = list(session.event_blocks())
+    assert len(blocks) > 10
+    assert pl.concat(blocks).equals(whole._loaded.frame.select(blocks[0].columns))
+    found = pack(session)
+    for name, array in expected.arrays._asdict().items():
+        if name != "symbol":  # the frame alone knows no instruments
+            assert array.tobytes() == getattr(found.arrays, name).tobytes(), name
+    about = session.root.session_meta("s")
+    without = {
+        key: value for key, value in json.loads(about.read_bytes()).items() if not key.startswith("events")
+    }
+    about.write_text(json.dumps(without))
+    path = session.root.session_events("s")
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = path.read_bytes()[:20_000].count(b"\n")
+    for at in (first - 1, first, first + 1):
+        path.write_bytes(b"".join([*lines[:at], lines[-1], *lines[at:-1]]))
+        with pytest.raises(SessionError, match=rf"events.jsonl:{at + 2}: the event at .* comes after one"):
+            list(lab.session("s").event_blocks())
 
 
 def test_unusable_payloads_are_counted() -> None:

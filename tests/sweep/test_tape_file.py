@@ -13,7 +13,8 @@ import pytest
 
 from replaylab import fsio
 from replaylab.sweep import sweep, tape_file
-from replaylab.sweep.tape import _DTYPES, TapeRef, open_tape, read_tape
+from replaylab.sweep.tape import DTYPES
+from replaylab.sweep.tape_file import TapeRef, open_tape, read_tape
 from tests.strategies import make_session
 from tests.sweep.test_tape import Stored
 
@@ -97,8 +98,8 @@ def test_crafted_offsets_with_a_right_checksum_reach_no_kernel(tmp_path: Path, n
     assert ref is not None
     assert ref.path is not None
     path = ref.book_path if name == "book_levels" else ref.path
-    header, arrays = tape_file.read_arrays(path, _DTYPES)
-    forged = FORGED[name](arrays[name]).astype(_DTYPES[name])
+    header, arrays = tape_file.read_arrays(path, DTYPES)
+    forged = FORGED[name](arrays[name]).astype(DTYPES[name])
     if len(forged) == len(arrays[name]) == 0:
         pytest.skip("this session has no such rows")
     tape_file.write_arrays(path, header, arrays | {name: forged})
@@ -114,7 +115,7 @@ def test_a_crafted_index_of_a_book_or_of_funding_reaches_no_kernel(tmp_path: Pat
         _, ref = open_tape(stored, cache_dir=tmp_path)
         assert ref is not None
         assert ref.path is not None
-        header, arrays = tape_file.read_arrays(ref.path, _DTYPES)
+        header, arrays = tape_file.read_arrays(ref.path, DTYPES)
         for name, column in (
             ("quote", "state"),
             ("score_quote", "state"),
