@@ -182,7 +182,7 @@ def test_many_random_cases(rule: ExitRule) -> None:
 
 
 def test_a_rule_with_features_runs_on_a_session_without_scores() -> None:
-    """Nothing to trade is a result without trades, as it is without a rule."""
+    """Nothing to trade is a result without trades, with a rule and without one."""
     times = pl.Series([1, 2], dtype=pl.Int64).cast(pl.Datetime("ns", "UTC"))
     events = pl.DataFrame(
         {"timestamp": times, "type": "MARKET_TRADE", "symbol": "A", "payload": '{"price":1.0}'}
