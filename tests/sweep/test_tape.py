@@ -54,7 +54,7 @@ def test_prices_are_those_of_the_oracle(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_size_of_blocks_changes_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Books, prices and scores that continue in the next block, levels that wait in files: the same tape to the byte."""
+    """Books and prices that continue in the next block, levels that wait in files: the same tape to the byte."""
     session = make_session(seed, 400, 3)
     for source in ("auto", "book", "score", session.price_source):
         found = []
