@@ -327,6 +327,10 @@ def test_a_trade_without_a_time_is_refused_with_its_name(tmp_path: Path) -> None
         logger.log_trade(trade)
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14),
+    reason="Python 3.14 runs handlers between the acquisition of a lock and its `with` block: docs/durability.md",
+)
 @pytest.mark.parametrize("settings", [{}, {"queue": True}])
 def test_a_signal_handler_that_raises_leaves_no_lock_behind(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Ctrl-C at any moment: afterwards other threads and other processes log on."""

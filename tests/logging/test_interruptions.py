@@ -25,6 +25,10 @@ from tests.logging import sample_records as sample
 from tests.logging.test_adversity import events, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
+RAISING = pytest.mark.skipif(
+    sys.version_info >= (3, 14),
+    reason="Python 3.14 runs handlers between the acquisition of a lock and its `with` block: docs/durability.md",
+)
 SETTINGS = ("{}", "{'queue': True}", "{'durability': 'fsync'}", "{'queue': True, 'queue_size': 3}")
 
 
@@ -286,6 +290,7 @@ def interrupt(root: Path, settings: str, times: int, again: float) -> int:
     return int(printed)
 
 
+@RAISING
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_handler_that_raises_at_any_moment_leaves_nothing_locked_lost_or_open(
     tmp_path: Path, settings: str
@@ -294,6 +299,7 @@ def test_a_handler_that_raises_at_any_moment_leaves_nothing_locked_lost_or_open(
     assert interrupt(tmp_path, settings, 1500, 0.003) == 1500
 
 
+@RAISING
 @pytest.mark.stress
 @pytest.mark.timeout(3000)
 def test_100_000_interrupts(tmp_path: Path) -> None:
