@@ -132,6 +132,10 @@ def test_chart_timeline_and_end(page: Any, shoot: Any, lab: Lab) -> None:
 def test_a_kernel_that_ended_is_marked(page: Any, shoot: Any) -> None:
     """A restart ends the replay: the old panel loses its purple and says why, the new one calls the run interrupted."""
     tab(page, "Logs & Events").click()
+    if button(page, "Stop").is_enabled():
+        button(page, "Stop").click()
+        page.wait_for_selector(".rl-badge.calm")
+    page.locator(".rl-panel .rl-id").filter(has_text="an-hour").first.click()
     button(page, "Run").click()
     page.locator(".rl-badge.replay").wait_for()
     page.set_viewport_size({"width": 960, "height": 1250})
