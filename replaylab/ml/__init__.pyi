@@ -13,6 +13,7 @@ from .labelling import barrier_scan as barrier_scan
 from .labelling import fixed_horizon as fixed_horizon
 from .labelling import labels as labels
 from .labelling import mark_outs as mark_outs
+from .labelling import mark_outs_from as mark_outs_from
 from .labelling import meta_labels as meta_labels
 from .labelling import return_weights as return_weights
 from .leaks import Baseline as Baseline

@@ -13,7 +13,7 @@ and ``t_end`` say which stretch of time decided a label: purged splits need both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -558,16 +558,32 @@ def mark_outs(
     adverse selection.
     """
     trades = as_polars(trades)
+    ends = event_times(session)
+    prices = prices_by_symbol(session, trades["symbol"].unique().sort().to_list(), price_source)
+    return mark_outs_from(prices, int(ends[-1]) if len(ends) else 0, trades, horizons_s, max_gap_s=max_gap_s)
+
+
+def mark_outs_from(
+    prices: Mapping[str, Prices],
+    session_end: int,
+    trades: pl.DataFrame,
+    horizons_s: Sequence[float] = (1.0, 5.0, 30.0),
+    *,
+    max_gap_s: float | None = MAX_GAP_S,
+) -> pl.DataFrame:
+    """Return what ``mark_outs`` does, from the prices of each symbol and the time (ns) of the session's last event.
+
+    >>> prices = {"BTCUSDT": Prices("trade", ts, price, index)}              # doctest: +SKIP
+    >>> mark_outs_from(prices, int(ts[-1]), trades)                          # doctest: +SKIP
+    """
     frame = _with_entry_time(trades)
     steps, gap = _steps(horizons_s), gap_ns(max_gap_s)
-    ends = event_times(session)
-    last = int(ends[-1]) if len(ends) else 0
     values = {name: np.full(frame.height, np.nan) for name in steps}
     names = frame["symbol"].to_numpy()
     moments: Ints = frame["entry_time"].dt.timestamp("ns").to_numpy()
     entry = frame["entry_price"].to_numpy()
     sign = np.where((frame["side"] == "LONG").to_numpy(), 1.0, -1.0)
-    for symbol, tape in prices_by_symbol(session, sorted(set(names.tolist())), price_source).items():
+    for symbol, tape in prices.items():
         rows = np.flatnonzero(names == symbol)
         filled = np.searchsorted(tape.ts, moments[rows], side="left")
         if "entry_index" in frame.columns:
@@ -578,7 +594,7 @@ def mark_outs(
         # A fill at a price event does not cross the pause before that event; one between two events does.
         hole = next_hole(tape.ts, filled + own, gap)
         for name, step in steps.items():
-            later, place = _as_of(tape, moments[rows] + step, last)
+            later, place = _as_of(tape, moments[rows] + step, session_end)
             later[(place < filled) | ~_unbroken(tape, place, hole, gap)] = np.nan
             values[name][rows] = sign[rows] * (later / entry[rows] - 1.0) * 1e4
     return trades.with_columns(

@@ -30,7 +30,7 @@ import polars as pl
 from replaylab import frames
 from replaylab.errors import ReplayError, did_you_mean
 from replaylab.fsio import atomic_path
-from replaylab.ml import mark_outs, prices_by_symbol
+from replaylab.ml import Prices, mark_outs_from, prices_by_symbol
 from replaylab.plots import CYCLE, INK, LONG, LOSS, SHORT, WIN, as_frame, with_entry_times
 from replaylab.replay import ReplayControl
 from replaylab.sessions import Session
@@ -178,17 +178,19 @@ class Chart:
         self._k = self._tape.symbols.index(self.symbol) if self.symbol in self._tape.symbols else None
         if self._k is not None:
             rows = slice(int(a.price_from[self._k]), int(a.price_from[self._k + 1]))
-            self._price, self._ts, source = a.price[rows], a.price_ts[rows], self._tape.sources[self._k]
+            columns = a.price_ts[rows], a.price[rows], a.price_index[rows]
+            self._prices_of = Prices(self._tape.sources[self._k], *columns)
             self._quotes: Any = a.quote[rows] if len(a.quote) else None
         else:
-            prices = prices_by_symbol(session, [self.symbol], price_source)[self.symbol]
-            self._price, self._ts, source, self._quotes = prices.price, prices.ts, prices.source, None
+            self._prices_of = prices_by_symbol(session, [self.symbol], price_source)[self.symbol]
+            self._quotes = None
+        self._price, self._ts = self._prices_of.price, self._prices_of.ts
         if not len(self._price):
             raise ReplayError(
                 f"{session.id} has no prices of {self.symbol}: build it with MARKET_TRADE or MARKET_BOOK"
             )
         folder = None if cache_dir is None else Path(cache_dir) / "charts"
-        about = f"{session.digest}-{self.symbol}-{source}"
+        about = f"{session.digest}-{self.symbol}-{self._prices_of.source}"
         self._pyramid = Pyramid(self._price, folder, hashlib.sha256(about.encode()).hexdigest()[:24])
         self._overlays = _overlays(session, run, self.symbol)
         self._depth = depth
@@ -436,7 +438,7 @@ class Chart:
         )
 
         trades, orders = overlay
-        table = _with_marks(self.session, trades)
+        table = self._with_marks(trades)
         rising = (table["side"] == "LONG").to_numpy()
         win = (table["pnl"].fill_null(0.0) >= 0).to_numpy()
         faint = 1.0 if number == 0 else 0.55
@@ -547,6 +549,11 @@ class Chart:
         )  # fmt: skip
         tips = [("target filled", f"@y{{0.{'0' * self._decimals}}} at @x{{%H:%M:%S.%3N}}")]
         self._plot.add_tools(HoverTool(renderers=[filled], tooltips=tips, formatters={"@x": "datetime"}))
+
+    def _with_marks(self, trades: pl.DataFrame) -> pl.DataFrame:
+        """Add the mark-outs of each trade, in bps."""
+        end = int(self._tape.arrays.start[0]["last_ts"])
+        return mark_outs_from({self.symbol: self._prices_of}, end, trades, _MARKS)
 
     def _signals(self, size: Mapping[str, Any]) -> Any:
         """Return the plot of the scores over the regimes; None without signals."""
@@ -753,11 +760,3 @@ def _plain(trades: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).cast(dtype) if name in frame.columns else pl.lit(None, dtype).alias(name)
         for name, dtype in wanted.items()
     )
-
-
-def _with_marks(session: Session, trades: pl.DataFrame) -> pl.DataFrame:
-    """Add the mark-outs of each trade, in bps."""
-    if trades.is_empty():
-        return trades.with_columns(pl.lit(None, pl.Float64).alias(f"mark_out_{s:g}s") for s in _MARKS)
-    found = mark_outs(session, trades, _MARKS)
-    return trades.with_columns(as_frame(found)[f"mark_out_{s:g}s"] for s in _MARKS)

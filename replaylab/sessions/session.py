@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -154,6 +156,30 @@ class Session:
         self._warn_of(rejects)
         self._require_unchanged(identity, digest)
 
+    def events_of(self, *types: str) -> pl.DataFrame:
+        """Return the events of some types.
+
+        >>> session.events_of("EXECUTION_TRADE", "EXECUTION_EXIT")     # doctest: +SKIP
+
+        A large file that ``events`` has not loaded is searched for their names, and only those lines are parsed.
+        """
+        path, identity = self.root.session_events(self.id), self._identity()
+        counts = self.meta.get("eventCounts")
+        held = self._held is not None and self._held[0] == identity
+        if not held and isinstance(counts, dict) and identity and identity[0] > _BLOCK_BYTES:
+            digest = self.digest
+            expected = {name: counts[name] for name in types if counts.get(name)}
+            lines = list(_lines_with(path, expected)) if expected else []
+            frame = frames.decode_block(
+                frames.REPLAY_EVENTS, frames.Block(b"\n".join(lines), 0, 1, len(lines)), str(path)
+            ).frame
+            self._require_unchanged(identity, digest)
+            found = frame.select(*EVENT_SCHEMA).filter(pl.col("type").is_in(types))
+            # Fewer were found where another program wrote a name with escapes.
+            if dict(found.group_by("type").len().iter_rows()) == expected:
+                return found
+        return self.events.filter(pl.col("type").is_in(types))
+
     @property
     def timestamp_texts(self) -> pl.Series:
         """The events' timestamps as ``events.jsonl`` has them."""
@@ -294,6 +320,17 @@ EVENT_SCHEMA: dict[str, Any] = {
     "symbol": pl.String,
     "payload": pl.String,
 }
+
+
+def _lines_with(path: Path, names: Iterable[str]) -> Iterator[bytes]:
+    """Yield the lines that hold one of some names in quotes."""
+    pattern = re.compile(b"|".join(re.escape(f'"{name}"'.encode()) for name in names))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        place = 0
+        while (match := pattern.search(text, place)) is not None:
+            start, place = text.rfind(b"\n", 0, match.start()) + 1, text.find(b"\n", match.end())
+            place = len(text) if place < 0 else place
+            yield text[start:place]
 
 
 def _require_order(path: Path, frame: pl.DataFrame) -> None:

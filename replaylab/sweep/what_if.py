@@ -130,7 +130,8 @@ def recorded_trades(session: Session) -> pl.DataFrame:
     From the session's EXECUTION_TRADE events, which outlive the log; where it holds none, and for trades that closed
     after its end, from the trade log of its data root. A log without reasons takes them from EXECUTION_EXIT events.
     """
-    events, span = session.events, session.manifest.source_date_range
+    events = session.events_of("EXECUTION_TRADE", "EXECUTION_EXIT")
+    span = session.manifest.source_date_range
     log = frames.load_trades(session.root, span.from_, None, list(session.manifest.symbols)).frame
     copies = events.filter(pl.col("type") == "EXECUTION_TRADE")
     if copies.height:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from playwright.sync_api import sync_playwright
 
-from replaylab import Lab
+from replaylab import Lab, ml
 from replaylab.errors import ReplayError
 from replaylab.notebook import Chart, Pyramid
 from tests.browser.driving import FLAGS, find_browser
@@ -72,6 +72,9 @@ def test_it_shows_the_recorded_trades(lab: Lab, session: Any) -> None:
     shown = source_of(chart, "mark_out_1s").data
     assert len(shown["side"]) == trades.height == int(repr(chart).split(" prices, ")[1].split()[0])
     assert shown["pnl"] == pytest.approx(trades.sort("entry_timestamp")["realized_pnl"].to_list(), rel=1e-9)
+    expected = ml.mark_outs(session, trades.sort("entry_timestamp"))
+    for name in ("mark_out_1s", "mark_out_5s", "mark_out_30s"):
+        assert list(shown[name]) == pytest.approx(expected[name].to_list(), nan_ok=True)
     levels = source_of(chart, "level").data
     stops = lab.orders(symbols=["BTCUSDT"]).filter(pl.col("type") == "STOP_MARKET")
     assert set(levels["level"]) & set(stops["trigger_price"].to_list())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from replaylab import Config, Lab, fsio
@@ -21,6 +22,7 @@ from replaylab.params import TradingParams
 from replaylab.records import ReplayManifest
 from replaylab.replay import ReplayEngine
 from replaylab.sessions import SessionStore
+from replaylab.sessions import session as session_module
 from replaylab.testing import SessionBuilder
 
 
@@ -203,6 +205,40 @@ def test_a_digest_is_computed_once_for_many_sweeps(tmp_path: Path, monkeypatch: 
         Lab(tmp_path).sweep(session.id, {"entry_threshold": [0.5, 0.6]}, progress=False)
     # By path and then by descriptor: one file read once.
     assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "escaped", "loaded"])
+def test_events_of_some_types_are_those_of_all_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A large file is searched for them: a name inside a payload or written with escapes changes nothing."""
+    lines = [
+        {"timestamp": f"2025-11-18T10:00:0{k}.000Z", "type": name, "symbol": "A", "payload": payload}
+        for k, (name, payload) in enumerate(
+            [
+                ("MARKET_TRADE", {"price": 100}),
+                ("EXECUTION_EXIT", {"reason": "STOP"}),
+                ("CUSTOM", {"about": "EXECUTION_TRADE", "line": "\n"}),
+                ("EXECUTION_TRADE", {"note": "\u00e4"}),
+                ("EXECUTION_EXIT", {"reason": "EXECUTION_EXIT"}),
+            ]
+        )
+    ]
+    frame = pl.DataFrame([{**line, "payload": json.dumps(line["payload"])} for line in lines])
+    saved = Lab(tmp_path).session(Lab(tmp_path).save_session(frame, session_id="five"))
+    path = saved.root.session_events(saved.id)
+    if kind == "escaped":
+        path.write_bytes(path.read_bytes().replace(b'"EXECUTION_TRADE","s', b'"EXECUTION\\u005fTRADE","s'))
+        SessionStore(tmp_path).rehash(saved.id)
+    monkeypatch.setattr(session_module, "_BLOCK_BYTES", 100)
+    one = Lab(tmp_path).session(saved.id)
+    if kind == "loaded":
+        one.events  # noqa: B018
+    for types in (["EXECUTION_TRADE", "EXECUTION_EXIT"], ["EXECUTION_EXIT"], ["CUSTOM"], ["NONE"], []):
+        expected = Lab(tmp_path).session(saved.id).events.filter(pl.col("type").is_in(types))
+        assert one.events_of(*types).equals(expected)
+        if kind == "plain":
+            assert one._held is None, "no other line is parsed"
 
 
 def test_a_session_out_of_time_order_is_refused_with_the_line(tmp_path: Path) -> None:
