@@ -1340,6 +1340,10 @@ def metrics(model: Model) -> dict[str, Any]:
         equity += x
         peak = max(peak, equity)
         drawdown = min(drawdown, equity - peak)
+    wins = losses = most_wins = most_losses = 0
+    for x in pnl:
+        wins, losses = (wins + 1 if x > 0 else 0), (losses + 1 if x < 0 else 0)
+        most_wins, most_losses = max(most_wins, wins), max(most_losses, losses)
     fees, funding = (math.fsum(trade[name] for trade in trades) for name in ("fees", "funding"))
     exposure = math.fsum(trade["duration_seconds"] for trade in trades)
     deviation = statistics.stdev(pnl) if n > 1 else 0.0
@@ -1358,6 +1362,8 @@ def metrics(model: Model) -> dict[str, Any]:
         "profit_factor": profit_factor,
         "expectancy": net / n if n else None,
         "max_drawdown": drawdown,
+        "max_win_streak": most_wins,
+        "max_loss_streak": most_losses,
         "sharpe_per_trade": net / n / deviation if deviation else None,
         "avg_duration_s": exposure / n if n else None,
         "exposure_s": exposure,

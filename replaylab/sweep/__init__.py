@@ -21,9 +21,9 @@ from replaylab.sweep.evidence import (
 from replaylab.sweep.grid import make_grid, plateaus, sample
 from replaylab.sweep.optimise import Optimisation, optimise
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, rescored, signalled
-from replaylab.sweep.result import Backtest, Outcome, SweepResult
+from replaylab.sweep.result import Backtest, Outcome, StudyResult, SweepResult
 from replaylab.sweep.run import FeatureTable, Positions, warm_up
-from replaylab.sweep.study import StudyResult, backtest, sweep
+from replaylab.sweep.study import backtest, sweep
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.tape_file import open_tape
 from replaylab.sweep.verdict import Verdict, ledger_path, read_trials, reset_trials, walk_forward_steps

@@ -49,8 +49,9 @@ LIMIT = _choices["entry_order"]["LIMIT"]
 EXCHANGE = _choices["rounding"]["exchange"]
 
 # Columns of a row of raw sums, from which the metrics of a result frame are computed. ``AFTER_GAPS``: PnL with
-# ``gap_pnl`` in place of the PnL of trades that a hole ended. ``LOW``: the lowest equity.
-RAW = 31
+# ``gap_pnl`` in place of the PnL of trades that a hole ended. ``LOW``: the lowest equity. ``RUN``: how many wins (or
+# losses, negative) the last trades are, ``HEAD``: the first ones, so that sums can be pooled; then the longest of each.
+RAW = 35
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
 # A wider row also sums the PnL by period of the exit. Behind the sums are the start of the first period in ns (as two
 # numbers, for a float does not hold it), the length of a period in ns, then a number for each period. With a length of
@@ -58,7 +59,7 @@ N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EX
 CLOCK = 3
 FUNDING, AFTER_GAPS, THIN, EXPIRED, REJECTED, CANCELLED = range(13, 19)
 BY_REASON = 19
-LOW = 30
+LOW, RUN, HEAD, WIN_STREAK, LOSS_STREAK = range(30, 35)
 _HALF = 1 << 32
 
 # What becomes of an entry order. FILLED: at ``price`` for ``qty`` (its sign is the direction) at the price event ``at``
@@ -237,6 +238,10 @@ def add_trade(
     raw[PEAK] = max(raw[PEAK], raw[NET])
     raw[DRAWDOWN] = min(raw[DRAWDOWN], raw[NET] - raw[PEAK])
     raw[LOW] = min(raw[LOW], raw[NET])
+    raw[RUN] = run = next_run(raw[RUN], pnl)
+    raw[HEAD] = run if abs(run) == raw[N] else raw[HEAD]
+    raw[WIN_STREAK] = max(raw[WIN_STREAK], run)
+    raw[LOSS_STREAK] = min(raw[LOSS_STREAK], run)
     # Sums of deviations from the first trade: equal trades give a variance of exactly zero.
     deviation = pnl - raw[FIRST]
     raw[SUM] += deviation
@@ -245,6 +250,12 @@ def add_trade(
     raw[BY_REASON + reason] += 1.0
     if len(raw) > RAW:
         add_period(raw, exit_ts, pnl)
+
+
+@inlined
+def next_run(run: Any, pnl: Any) -> Any:
+    """Return a run of wins (positive) or losses (negative) with one more trade; a trade of 0 ends both."""
+    return (pnl > 0.0) * (max(run, 0.0) + 1.0) + (pnl < 0.0) * (min(run, 0.0) - 1.0)
 
 
 @merged

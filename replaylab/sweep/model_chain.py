@@ -699,7 +699,8 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
     count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
     gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
     loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
-    lowest = sums[fills.LOW]
+    lowest, run, head = sums[fills.LOW], sums[fills.RUN], sums[fills.HEAD]
+    most_wins, most_losses = sums[fills.WIN_STREAK], sums[fills.LOSS_STREAK]
     first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
     exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
     wide = len(sums) > fills.RAW
@@ -756,6 +757,10 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
         peak = max(peak, net)
         drawdown = min(drawdown, net - peak)
         lowest = min(lowest, net)
+        run = fills.next_run(run, pnl)
+        head = run if abs(run) == count else head
+        most_wins = max(most_wins, run)
+        most_losses = min(most_losses, run)
         deviation = pnl - first
         deviations += deviation
         squares += deviation * deviation
@@ -784,7 +789,8 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
     sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
     sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
     sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
-    sums[fills.FIRST], sums[fills.LOW] = first, lowest
+    sums[fills.FIRST], sums[fills.LOW], sums[fills.RUN], sums[fills.HEAD] = first, lowest, run, head
+    sums[fills.WIN_STREAK], sums[fills.LOSS_STREAK] = most_wins, most_losses
     sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
     sums[fills.AFTER_GAPS] = after_gaps
     return c

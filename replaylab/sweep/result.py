@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,7 +32,7 @@ from replaylab.sweep.evidence import (
     moments,
     overfitting_probability,
 )
-from replaylab.sweep.grid import plateaus
+from replaylab.sweep.grid import Array, plateaus
 from replaylab.sweep.verdict import MIN_TRADES, PERIODS, Steps, Verdict, judge, walk_forward_steps
 from replaylab.timestamps import period_ns
 from replaylab.trading import assumptions
@@ -53,6 +54,8 @@ METRICS = (
     "profit_factor",
     "expectancy",
     "max_drawdown",
+    "max_win_streak",
+    "max_loss_streak",
     "sharpe_per_trade",
     "avg_duration_s",
     "exposure_s",
@@ -68,6 +71,9 @@ _SHOWN = ("net_pnl", "n_trades", "win_rate", "profit_factor", "max_drawdown", "s
 _KEY = b"replaylab.sweep"
 _UTC = pl.Datetime("ns", "UTC")
 _MOST_PERIODS = 1_000_000
+# ``by_symbol``: rows × events of the sessions that are played for it.
+_PLAYED = 1e8
+_PART_KEY = b"replaylab.study"
 
 
 class Clock(NamedTuple):
@@ -109,6 +115,8 @@ def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
         "fees": raw[:, fills.FEES],
         "net_pnl": raw[:, fills.NET],
         "max_drawdown": raw[:, fills.DRAWDOWN],
+        "max_win_streak": raw[:, fills.WIN_STREAK].astype(np.int32),
+        "max_loss_streak": (-raw[:, fills.LOSS_STREAK]).astype(np.int32),
         "exposure_s": exposure,
         "funding": raw[:, fills.FUNDING],
         "net_pnl_after_gaps": raw[:, fills.AFTER_GAPS],
@@ -609,6 +617,102 @@ class SweepResult(Outcome):
     def _column(self, name: str) -> None:
         if name not in self.frame.columns:
             raise SweepError(f"no column {name!r}.{did_you_mean(name, self.frame.columns)}")
+
+
+@dataclass(repr=False, kw_only=True)
+class StudyResult(SweepResult):
+    """The pooled metrics of every combination over several sessions.
+
+    >>> study = sweep([monday, tuesday], {"sl_pct": [0.2, 0.3]})                                  # doctest: +SKIP
+    >>> study.frame, study.by_session, study.by_symbol, study.trades(0)                          # doctest: +SKIP
+
+    ``sessions``: their ids, by the start of their range. All trades count in the order of their exits, over all
+    sessions. ``trades(row)`` has a column ``session_id``; its positions are those of that session. ``folder``: the sums
+    of each session, a Parquet file each.
+    """
+
+    sessions: list[str]
+    folder: Path
+    keys: list[str]
+    played: Callable[[], tuple[int, int]]
+
+    def __repr__(self) -> str:
+        head = f"<StudyResult: {self.frame.height:,} combinations of {', '.join(self.axes)} over "
+        return f"{head}{self.session_id}; {self.setup}>\n{self.verdict()!r}"
+
+    @property
+    def by_session(self) -> pl.DataFrame:
+        """``row``, ``session_id``, the axes and the metrics of every combination in every session."""
+        found = []
+        for name, key in zip(self.sessions, self.keys, strict=True):
+            raw = read_part(part_path(self.folder, key), key)
+            if raw is None:
+                raise SweepError(
+                    f"{part_path(self.folder, key)}: the sums of {name} are gone: run the sweep again"
+                )
+            axes = self.frame.select(self.axes.keys())
+            about = [pl.Series("session_id", [name]).new_from_index(0, len(raw)), *axes.get_columns()]
+            found.append(pl.DataFrame([*about, *metrics(raw)]).with_row_index("row"))
+        return pl.concat(found).with_columns(pl.col("row").cast(pl.Int64))
+
+    @cached_property
+    def by_symbol(self) -> pl.DataFrame:
+        """``row``, ``symbol``, the axes and ``n_trades, n_wins, win_rate, fees, net_pnl, expectancy`` per symbol.
+
+        Computed from the trades of each row when first asked for. Of a large study it holds the best rows alone (by net
+        PnL), with a warning that says how many.
+        """
+        _, events = self.played()
+        most = max(10, int(_PLAYED / max(1, events)))
+        rows = self.best(most)["row"].sort().to_list()
+        if len(rows) < self.frame.height:
+            warnings.warn(
+                f"by_symbol holds the best {len(rows)} of {self.frame.height:,} combinations: it plays each",
+                stacklevel=2,
+            )
+        names = (
+            self.frame.select(self.axes.keys())
+            .with_row_index("row")
+            .with_columns(pl.col("row").cast(pl.Int64))
+        )
+        found = [self.trades(row).with_columns(row=pl.lit(row, pl.Int64)) for row in rows]
+        won = pl.col("realized_pnl") > 0
+        return (
+            pl.concat(found)
+            .group_by("row", "symbol")
+            .agg(
+                n_trades=pl.len(),
+                n_wins=won.sum(),
+                win_rate=won.mean(),
+                fees=pl.col("fees").sum(),
+                net_pnl=pl.col("realized_pnl").sum(),
+                expectancy=pl.col("realized_pnl").mean(),
+            )
+            .join(names, on="row")
+            .sort("row", "symbol")
+            .select("row", "symbol", *self.axes, pl.exclude("row", "symbol", *self.axes))
+        )
+
+
+def part_path(folder: Path, key: str) -> Path:
+    return folder / f"{key[:32]}.parquet"
+
+
+def read_part(path: Path, key: str) -> Array | None:
+    """Return the raw sums of a session, None where they are not there or are of another sweep."""
+    try:
+        table = pq.read_table(path)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    if (table.schema.metadata or {}).get(_PART_KEY) != key.encode():
+        return None
+    return np.column_stack([column.to_numpy() for column in table.columns])
+
+
+def write_part(path: Path, key: str, raw: Array) -> None:
+    table = pa.table({f"c{k}": raw[:, k] for k in range(raw.shape[1])}, metadata={_PART_KEY: key.encode()})
+    with atomic_path(path) as half:
+        pq.write_table(table, half, compression="lz4", use_dictionary=False, write_statistics=False)
 
 
 def _cell(value: Any) -> str:

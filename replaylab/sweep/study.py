@@ -19,20 +19,43 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from replaylab import __version__
 from replaylab.errors import ReplaylabError, SweepError, did_you_mean
-from replaylab.fsio import atomic_path
 from replaylab.params import Resolved, ScoringParams, TradingParams, resolve_params
 from replaylab.paths import DataRoot
 from replaylab.sessions import Finding, Findings, signal_frame
-from replaylab.sweep.fills import CLOCK, DRAWDOWN, FIRST, LOW, NET, PEAK, RAW, SQUARES, SUM, N, exits_of
+from replaylab.sweep.fills import (
+    CLOCK,
+    DRAWDOWN,
+    FIRST,
+    HEAD,
+    LOSS_STREAK,
+    LOW,
+    NET,
+    PEAK,
+    RAW,
+    RUN,
+    SQUARES,
+    SUM,
+    WIN_STREAK,
+    N,
+    exits_of,
+)
 from replaylab.sweep.grid import Array, Grid, make_grid
 from replaylab.sweep.rescoring import GIVEN_SIGNALS, Rescored, Rescorer, rescored, signalled
-from replaylab.sweep.result import Backtest, Clock, SweepResult, assumptions_of, metrics
+from replaylab.sweep.result import (
+    Backtest,
+    Clock,
+    StudyResult,
+    SweepResult,
+    assumptions_of,
+    metrics,
+    part_path,
+    read_part,
+    write_part,
+)
 from replaylab.sweep.run import BoundRule, parts, rule_identity, run_on, run_rows, trades_of
 from replaylab.sweep.tape import PriceSource, SessionLike, Tape
 from replaylab.sweep.tape_file import TapeRef, open_tape
@@ -414,89 +437,13 @@ def _session_id(session: Any) -> str | None:
 _CLOCKED = 20_000
 # Numbers of the lists of exits that are held at a time.
 _LISTED = 16_000_000
-# ``by_symbol``: rows × events of the sessions that are played for it.
-_PLAYED = 1e8
+# Sums that depend on the order of the trades.
+_ORDERED = [PEAK, LOW, DRAWDOWN, RUN, HEAD, WIN_STREAK, LOSS_STREAK]
 # With more events than this the sessions are not checked for a verdict.
 _CHECKED = 5_000_000
 PREFIX = "rule."
 _EXCLUSIVE = "signals and scoring exclude each other: both replace the recorded scores"
-_RAW_KEY = b"replaylab.study"
 _ACCOUNT = ("max_open_positions", "max_daily_loss_usd", "max_trades_per_day")
-
-
-@dataclass(repr=False, kw_only=True)
-class StudyResult(SweepResult):
-    """The pooled metrics of every combination over several sessions.
-
-    >>> study = sweep([monday, tuesday], {"sl_pct": [0.2, 0.3]})                                  # doctest: +SKIP
-    >>> study.frame, study.by_session, study.by_symbol, study.trades(0)                          # doctest: +SKIP
-
-    ``sessions``: their ids, by the start of their range. All trades count in the order of their exits, over all
-    sessions. ``trades(row)`` has a column ``session_id``; its positions are those of that session. ``folder``: the sums
-    of each session, a Parquet file each.
-    """
-
-    sessions: list[str]
-    folder: Path
-    keys: list[str]
-    played: Callable[[], tuple[int, int]]
-
-    def __repr__(self) -> str:
-        head = f"<StudyResult: {self.frame.height:,} combinations of {', '.join(self.axes)} over "
-        return f"{head}{self.session_id}; {self.setup}>\n{self.verdict()!r}"
-
-    @property
-    def by_session(self) -> pl.DataFrame:
-        """``row``, ``session_id``, the axes and the metrics of every combination in every session."""
-        found = []
-        for name, key in zip(self.sessions, self.keys, strict=True):
-            raw = _read_part(_part_path(self.folder, key), key)
-            if raw is None:
-                raise SweepError(
-                    f"{_part_path(self.folder, key)}: the sums of {name} are gone: run the sweep again"
-                )
-            axes = self.frame.select(self.axes.keys())
-            about = [pl.Series("session_id", [name]).new_from_index(0, len(raw)), *axes.get_columns()]
-            found.append(pl.DataFrame([*about, *metrics(raw)]).with_row_index("row"))
-        return pl.concat(found).with_columns(pl.col("row").cast(pl.Int64))
-
-    @cached_property
-    def by_symbol(self) -> pl.DataFrame:
-        """``row``, ``symbol``, the axes and ``n_trades, n_wins, win_rate, fees, net_pnl, expectancy`` per symbol.
-
-        Computed from the trades of each row when first asked for. Of a large study it holds the best rows alone (by net
-        PnL), with a warning that says how many.
-        """
-        _, events = self.played()
-        most = max(10, int(_PLAYED / max(1, events)))
-        rows = self.best(most)["row"].sort().to_list()
-        if len(rows) < self.frame.height:
-            warnings.warn(
-                f"by_symbol holds the best {len(rows)} of {self.frame.height:,} combinations: it plays each",
-                stacklevel=2,
-            )
-        names = (
-            self.frame.select(self.axes.keys())
-            .with_row_index("row")
-            .with_columns(pl.col("row").cast(pl.Int64))
-        )
-        found = [self.trades(row).with_columns(row=pl.lit(row, pl.Int64)) for row in rows]
-        won = pl.col("realized_pnl") > 0
-        return (
-            pl.concat(found)
-            .group_by("row", "symbol")
-            .agg(
-                n_trades=pl.len(),
-                n_wins=won.sum(),
-                win_rate=won.mean(),
-                fees=pl.col("fees").sum(),
-                net_pnl=pl.col("realized_pnl").sum(),
-                expectancy=pl.col("realized_pnl").mean(),
-            )
-            .join(names, on="row")
-            .sort("row", "symbol")
-            .select("row", "symbol", *self.axes, pl.exclude("row", "symbol", *self.axes))
-        )
 
 
 def _sweep_sessions(
@@ -533,7 +480,7 @@ def _sweep_sessions(
     span = _range(sessions[0])[0], max(_range(session)[1] for session in sessions) - 1
     clock = Clock(span[0], -(-(span[1] - span[0] + 1) // PERIODS), PERIODS)
     clocked = clock if first.rows <= _CLOCKED else None
-    about = repr((first.digest, clocked, __version__)).encode()
+    about = repr((first.digest, clocked, __version__, RAW)).encode()
     kept = Path(tempfile.mkdtemp(prefix="replaylab-study-") if folder is None else folder)
     kept.mkdir(parents=True, exist_ok=True)
     keys, pooled, periods, spans, sizes = [], None, None, [], []
@@ -542,10 +489,10 @@ def _sweep_sessions(
         for place, session in enumerate(sessions):
             bar.set_description(f"session {place + 1} of {len(sessions)}")
             keys.append(hashlib.sha256(about + repr(_identity(session, signals)).encode()).hexdigest())
-            raw = _read_part(_part_path(kept, keys[-1]), keys[-1])
+            raw = read_part(part_path(kept, keys[-1]), keys[-1])
             if raw is None:
                 raw = source(place).all_rows(bar, clocked)
-                _write_part(_part_path(kept, keys[-1]), keys[-1], raw)
+                write_part(part_path(kept, keys[-1]), keys[-1], raw)
             else:
                 bar.update(first.rows)
             spans.append(_range(session))
@@ -554,7 +501,7 @@ def _sweep_sessions(
             if clocked is not None:
                 periods = raw[:, RAW + CLOCK :] if periods is None else periods + raw[:, RAW + CLOCK :]
     assert pooled is not None
-    _mend_drawdowns(pooled, source, keys, kept, spans, options)
+    _mend_order(pooled, source, keys, kept, spans, options)
     columns = [first.columns(number) for number in range(first.count)]
     table = pl.concat(
         pl.DataFrame([*names, *metrics(pooled[k * first.grid.rows : (k + 1) * first.grid.rows])])
@@ -691,10 +638,19 @@ def _pool(total: Array, raw: Array) -> Array:
     joined[:, LOW] = np.minimum(total[:, LOW], total[:, NET] + raw[:, LOW])
     across = total[:, NET] + raw[:, LOW] - total[:, PEAK]
     joined[:, DRAWDOWN] = np.minimum.reduce([total[:, DRAWDOWN], raw[:, DRAWDOWN], across])
+    # A run at the end of the former joins one of the same sign at the start of the latter.
+    run, head = total[:, RUN], raw[:, HEAD]
+    bridge = np.where(run * head > 0.0, run + head, 0.0)
+    whole = (bridge != 0.0) & (np.abs(head) == n)
+    joined[:, RUN] = np.where(n == 0, run, np.where(whole, bridge, raw[:, RUN]))
+    whole = (bridge != 0.0) & (np.abs(total[:, HEAD]) == total[:, N])
+    joined[:, HEAD] = np.where(total[:, N] == 0, head, np.where(whole, bridge, total[:, HEAD]))
+    joined[:, WIN_STREAK] = np.maximum.reduce([total[:, WIN_STREAK], raw[:, WIN_STREAK], bridge])
+    joined[:, LOSS_STREAK] = np.minimum.reduce([total[:, LOSS_STREAK], raw[:, LOSS_STREAK], bridge])
     return joined
 
 
-def _mend_drawdowns(
+def _mend_order(
     pooled: Array,
     source: Callable[[int], _Source],
     keys: Sequence[str],
@@ -702,7 +658,7 @@ def _mend_drawdowns(
     spans: Sequence[tuple[int, int]],
     options: _Options,
 ) -> None:
-    """Put the drawdowns right where sessions overlap in time: their trades are in the order of their exits."""
+    """Put drawdowns and streaks right where sessions overlap in time: trades are in the order of their exits."""
     groups: list[list[int]] = []
     until = None
     for place, (start, end) in enumerate(spans):
@@ -717,7 +673,7 @@ def _mend_drawdowns(
     work = sum(len(group) for group in groups if len(group) > 1) * len(pooled)
     with options.bar(work, desc="order of exits") as bar:
         for group in groups:
-            raws = [_read_part(_part_path(folder, keys[place]), keys[place]) for place in group]
+            raws = [read_part(part_path(folder, keys[place]), keys[place]) for place in group]
             sums = None
             for raw in raws:
                 assert raw is not None
@@ -727,8 +683,7 @@ def _mend_drawdowns(
                 _in_order(sums, [source(place).rows for place in group], group, source, raws, bar)
             total = sums if total is None else _pool(total, sums)
     assert total is not None
-    for column in (PEAK, LOW, DRAWDOWN):
-        pooled[:, column] = total[:, column]
+    pooled[:, _ORDERED] = total[:, _ORDERED]
 
 
 def _in_order(
@@ -739,7 +694,7 @@ def _in_order(
     raws: Sequence[Any],
     bar: Any,
 ) -> None:
-    """Compute peak, lowest equity and drawdown of sessions that overlap, from their exits in order of time."""
+    """Compute the sums that depend on the order for sessions that overlap, from their exits in order of time."""
     most = max(int(raw[:, N].max()) for raw in raws)
     step = max(1, _LISTED // max(1, len(group) * 3 * most))
     for start in range(0, rows[0], step):
@@ -753,6 +708,11 @@ def _in_order(
             peak = np.maximum.accumulate(equity)
             sums[row, PEAK], sums[row, LOW] = peak[-1], equity.min()
             sums[row, DRAWDOWN] = (equity - peak).min()
+            signs = np.append(np.sign(pnl), np.nan)
+            ends = np.flatnonzero(signs[1:] != signs[:-1]) + 1
+            runs = np.diff(ends, prepend=0) * signs[ends - 1] if len(ends) else np.zeros(1)
+            sums[row, HEAD], sums[row, RUN] = runs[0], runs[-1]
+            sums[row, WIN_STREAK], sums[row, LOSS_STREAK] = max(runs.max(), 0.0), min(runs.min(), 0.0)
 
 
 def _assumed(
@@ -776,24 +736,3 @@ def _findings(sessions: Sequence[Any], events: int) -> Findings | None:
         return Findings([Finding("unchecked", "warning", None, None, note)])
     found = [(session.id, one) for session in sessions for one in session.check()]
     return Findings([replace(one, message=f"{name}: {one.message}") for name, one in found])
-
-
-def _part_path(folder: Path, key: str) -> Path:
-    return folder / f"{key[:32]}.parquet"
-
-
-def _read_part(path: Path, key: str) -> Array | None:
-    """Return the raw sums of a session, None where they are not there or are of another sweep."""
-    try:
-        table = pq.read_table(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        return None
-    if (table.schema.metadata or {}).get(_RAW_KEY) != key.encode():
-        return None
-    return np.column_stack([column.to_numpy() for column in table.columns])
-
-
-def _write_part(path: Path, key: str, raw: Array) -> None:
-    table = pa.table({f"c{k}": raw[:, k] for k in range(raw.shape[1])}, metadata={_RAW_KEY: key.encode()})
-    with atomic_path(path) as half:
-        pq.write_table(table, half, compression="lz4", use_dictionary=False, write_statistics=False)

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from replaylab import CLOSE, HOLD, exit_rule
 from replaylab.errors import SweepError
@@ -20,6 +23,8 @@ from replaylab.params import TradingParams
 from replaylab.sessions import Session, SessionStore, save_session_frame
 from replaylab.sweep import StudyResult, backtest, sweep
 from replaylab.sweep import study as study_module
+from replaylab.sweep.fills import RAW, add_trade
+from replaylab.sweep.result import metrics
 
 BASE = TradingParams(tp1_fraction=0.0, break_even_offset_pct=None, max_hold_s=30.0, rounding="none")
 GRID = {"entry_threshold": [0.1, 0.3, 0.6], "sl_pct": [0.1, 0.4], "market_fill": ["print", "auto"]}
@@ -59,6 +64,11 @@ def opened(store: SessionStore, *names: str) -> list[Session]:
     return [store.open(name) for name in names]
 
 
+def longest(pnl: list[float], sign: float) -> int:
+    """The longest run of trades whose PnL has a sign."""
+    return max((len(list(run)) for won, run in groupby(pnl, lambda x: sign * x > 0.0) if won), default=0)
+
+
 def by_hand(sessions: list[Session], params: TradingParams) -> dict[str, float]:
     """Pooled metrics from the trades of each session, in the order of their exits."""
     trades = pl.concat(
@@ -73,6 +83,8 @@ def by_hand(sessions: list[Session], params: TradingParams) -> dict[str, float]:
         "net_pnl": float(pnl.sum()),
         "fees": float(trades["fees"].sum()),
         "max_drawdown": float((equity - np.maximum.accumulate(equity)).min()),
+        "max_win_streak": longest(pnl.tolist(), 1.0),
+        "max_loss_streak": longest(pnl.tolist(), -1.0),
         "sharpe_per_trade": float(pnl.mean() / spread) if len(pnl) > 1 and spread > 0 else np.nan,
         "n_stop_loss": int((trades["reason"] == "STOP_LOSS").sum()),
     }
@@ -110,6 +122,25 @@ def test_pooled_metrics_are_those_of_all_trades_in_order(store: SessionStore, na
         )
     assert study.verdict().level in ("insufficient", "luck", "fails_out_of_sample", "supported")
     assert f"prices are those of {len(names)} sessions" in study.assumptions
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), max_size=6), min_size=1, max_size=5))
+def test_streaks_run_on_from_session_to_session(sessions: list[list[float]]) -> None:
+    """Also over sessions without trades, and of one run only; a trade of 0 ends a run."""
+    sums = []
+    for session in sessions:
+        sums.append(np.zeros((1, RAW)))
+        for pnl in session:
+            add_trade(sums[-1][0], pnl, 0.0, 0.0, 0, 1, 0, False, np.nan)
+    pooled = sums[0]
+    for one in sums[1:]:
+        pooled = study_module._pool(pooled, one)
+    found, pnl = metrics(pooled).row(0, named=True), list(chain(*sessions))
+    assert found["max_win_streak"] == longest(pnl, 1.0)
+    assert found["max_loss_streak"] == longest(pnl, -1.0)
+    equity = np.concatenate([[0.0], np.cumsum(pnl)])
+    assert found["max_drawdown"] == (equity - np.maximum.accumulate(equity)).min()
 
 
 def test_assumptions_are_those_of_all_sessions(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +242,12 @@ from replaylab.sweep import study
 import os, signal
 from tests.sweep.test_many_sessions import BASE, GRID
 root, folder = sys.argv[1:]
-write = study._write_part
+write = study.write_part
 def write_and_die(path, key, raw):
     write(path, key, raw)
     if len(list(Path(folder).glob("*.parquet"))) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-study._write_part = write_and_die
+study.write_part = write_and_die
 store = SessionStore(root)
 study.sweep([store.open(name) for name in ("a", "b", "c")], GRID, BASE, progress=False, folder=folder)
 """
