@@ -50,7 +50,7 @@ EXCHANGE = _choices["rounding"]["exchange"]
 
 # Columns of a row of raw sums, from which the metrics of a result frame are computed. ``AFTER_GAPS``: PnL with
 # ``gap_pnl`` in place of the PnL of trades that a hole ended. ``LOW``: the lowest equity. ``RUN``: how many wins (or
-# losses, negative) the last trades are, ``HEAD``: the first ones, so that sums can be pooled; then the longest of each.
+# losses, negative) the last trades are, ``HEAD``: how many of one kind the first ones are, so that sums can be pooled.
 RAW = 35
 N, WINS, GROSS, FEES, NET, PROFIT, LOSS, PEAK, DRAWDOWN, FIRST, SUM, SQUARES, EXPOSURE = range(13)
 # A wider row also sums the PnL by period of the exit. Behind the sums are the start of the first period in ns (as two
@@ -238,10 +238,11 @@ def add_trade(
     raw[PEAK] = max(raw[PEAK], raw[NET])
     raw[DRAWDOWN] = min(raw[DRAWDOWN], raw[NET] - raw[PEAK])
     raw[LOW] = min(raw[LOW], raw[NET])
-    raw[RUN] = run = next_run(raw[RUN], pnl)
-    raw[HEAD] = run if abs(run) == raw[N] else raw[HEAD]
-    raw[WIN_STREAK] = max(raw[WIN_STREAK], run)
-    raw[LOSS_STREAK] = min(raw[LOSS_STREAK], run)
+    wins, losses = next_runs(max(raw[RUN], 0.0), max(-raw[RUN], 0.0), pnl)
+    raw[RUN] = wins - losses
+    raw[HEAD] += wins + losses == raw[N]
+    raw[WIN_STREAK] = max(raw[WIN_STREAK], wins)
+    raw[LOSS_STREAK] = max(raw[LOSS_STREAK], losses)
     # Sums of deviations from the first trade: equal trades give a variance of exactly zero.
     deviation = pnl - raw[FIRST]
     raw[SUM] += deviation
@@ -253,9 +254,12 @@ def add_trade(
 
 
 @inlined
-def next_run(run: Any, pnl: Any) -> Any:
-    """Return a run of wins (positive) or losses (negative) with one more trade; a trade of 0 ends both."""
-    return (pnl > 0.0) * (max(run, 0.0) + 1.0) + (pnl < 0.0) * (min(run, 0.0) - 1.0)
+def next_runs(wins: Any, losses: Any, pnl: Any) -> Any:
+    """Return how many wins and how many losses the last trades are, with one more; a trade of 0 ends both."""
+    if pnl == 0.0:
+        return np.int64(0), np.int64(0)
+    won = -np.int64(pnl > 0.0)
+    return (np.int64(wins) + 1) & won, (np.int64(losses) + 1) & ~won
 
 
 @merged

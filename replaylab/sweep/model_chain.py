@@ -696,11 +696,12 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
         factors[1, up] = fills.target_price(1.0, direction, p.tp2_pct)
     factors[2, 0], factors[2, 1] = p.taker_fee_bps, p.maker_fee_bps
     entry_bps = p.maker_fee_bps if p.entry_order == fills.LIMIT else p.taker_fee_bps
-    count, wins, net = sums[fills.N], sums[fills.WINS], sums[fills.NET]
+    count, wins, net = np.int64(sums[fills.N]), sums[fills.WINS], sums[fills.NET]
     gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
     loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
-    lowest, run, head = sums[fills.LOW], sums[fills.RUN], sums[fills.HEAD]
-    most_wins, most_losses = sums[fills.WIN_STREAK], sums[fills.LOSS_STREAK]
+    lowest, run = sums[fills.LOW], np.int64(sums[fills.RUN])
+    won, lost, head = max(run, 0), max(-run, 0), np.int64(sums[fills.HEAD])
+    most_won, most_lost = np.int64(sums[fills.WIN_STREAK]), np.int64(sums[fills.LOSS_STREAK])
     first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
     exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
     wide = len(sums) > fills.RAW
@@ -745,9 +746,9 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
         fees = fills.fee(entry, qty, entry_bps) + fills.fee(fill, qty, factors[np.uint64(2), hit])
         gross = fills.gross_pnl(fill, entry, qty, direction)
         pnl = fills.realized_pnl(gross, fees)
-        if count == 0.0:
+        if count == 0:
             first = pnl
-        count += 1.0
+        count += 1
         gross_sum += gross
         fees_sum += fees
         net += pnl
@@ -757,10 +758,9 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
         peak = max(peak, net)
         drawdown = min(drawdown, net - peak)
         lowest = min(lowest, net)
-        run = fills.next_run(run, pnl)
-        head = run if abs(run) == count else head
-        most_wins = max(most_wins, run)
-        most_losses = min(most_losses, run)
+        won, lost = fills.next_runs(won, lost, pnl)
+        most_won, most_lost = max(most_won, won), max(most_lost, lost)
+        head += won + lost == count
         deviation = pnl - first
         deviations += deviation
         squares += deviation * deviation
@@ -789,8 +789,8 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
     sums[fills.N], sums[fills.WINS], sums[fills.NET] = count, wins, net
     sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT] = gross_sum, fees_sum, profit
     sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN] = loss, peak, drawdown
-    sums[fills.FIRST], sums[fills.LOW], sums[fills.RUN], sums[fills.HEAD] = first, lowest, run, head
-    sums[fills.WIN_STREAK], sums[fills.LOSS_STREAK] = most_wins, most_losses
+    sums[fills.FIRST], sums[fills.LOW], sums[fills.RUN], sums[fills.HEAD] = first, lowest, won - lost, head
+    sums[fills.WIN_STREAK], sums[fills.LOSS_STREAK] = most_won, most_lost
     sums[fills.SUM], sums[fills.SQUARES], sums[fills.EXPOSURE] = deviations, squares, exposure
     sums[fills.AFTER_GAPS] = after_gaps
     return c

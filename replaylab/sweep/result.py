@@ -116,7 +116,7 @@ def metrics(raw: npt.NDArray[np.float64]) -> pl.DataFrame:
         "net_pnl": raw[:, fills.NET],
         "max_drawdown": raw[:, fills.DRAWDOWN],
         "max_win_streak": raw[:, fills.WIN_STREAK].astype(np.int32),
-        "max_loss_streak": (-raw[:, fills.LOSS_STREAK]).astype(np.int32),
+        "max_loss_streak": raw[:, fills.LOSS_STREAK].astype(np.int32),
         "exposure_s": exposure,
         "funding": raw[:, fills.FUNDING],
         "net_pnl_after_gaps": raw[:, fills.AFTER_GAPS],

@@ -639,14 +639,14 @@ def _pool(total: Array, raw: Array) -> Array:
     across = total[:, NET] + raw[:, LOW] - total[:, PEAK]
     joined[:, DRAWDOWN] = np.minimum.reduce([total[:, DRAWDOWN], raw[:, DRAWDOWN], across])
     # A run at the end of the former joins one of the same sign at the start of the latter.
-    run, head = total[:, RUN], raw[:, HEAD]
+    run, head = total[:, RUN], raw[:, HEAD] * np.sign(raw[:, FIRST])
     bridge = np.where(run * head > 0.0, run + head, 0.0)
     whole = (bridge != 0.0) & (np.abs(head) == n)
     joined[:, RUN] = np.where(n == 0, run, np.where(whole, bridge, raw[:, RUN]))
-    whole = (bridge != 0.0) & (np.abs(total[:, HEAD]) == total[:, N])
-    joined[:, HEAD] = np.where(total[:, N] == 0, head, np.where(whole, bridge, total[:, HEAD]))
+    whole = (total[:, N] == 0) | ((bridge != 0.0) & (total[:, HEAD] == total[:, N]))
+    joined[:, HEAD] = total[:, HEAD] + np.where(whole, raw[:, HEAD], 0.0)
     joined[:, WIN_STREAK] = np.maximum.reduce([total[:, WIN_STREAK], raw[:, WIN_STREAK], bridge])
-    joined[:, LOSS_STREAK] = np.minimum.reduce([total[:, LOSS_STREAK], raw[:, LOSS_STREAK], bridge])
+    joined[:, LOSS_STREAK] = np.maximum.reduce([total[:, LOSS_STREAK], raw[:, LOSS_STREAK], -bridge])
     return joined
 
 
@@ -711,8 +711,8 @@ def _in_order(
             signs = np.append(np.sign(pnl), np.nan)
             ends = np.flatnonzero(signs[1:] != signs[:-1]) + 1
             runs = np.diff(ends, prepend=0) * signs[ends - 1] if len(ends) else np.zeros(1)
-            sums[row, HEAD], sums[row, RUN] = runs[0], runs[-1]
-            sums[row, WIN_STREAK], sums[row, LOSS_STREAK] = max(runs.max(), 0.0), min(runs.min(), 0.0)
+            sums[row, HEAD], sums[row, RUN] = abs(runs[0]), runs[-1]
+            sums[row, WIN_STREAK], sums[row, LOSS_STREAK] = max(runs.max(), 0.0), max(-runs.min(), 0.0)
 
 
 def _assumed(
