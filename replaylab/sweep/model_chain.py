@@ -700,7 +700,8 @@ def _walk(plan: Any, lines: Any, p: Any, key: Any, sums: Any, c: Any, until: Any
     gross_sum, fees_sum, profit = sums[fills.GROSS], sums[fills.FEES], sums[fills.PROFIT]
     loss, peak, drawdown = sums[fills.LOSS], sums[fills.PEAK], sums[fills.DRAWDOWN]
     lowest, run = sums[fills.LOW], np.int64(sums[fills.RUN])
-    won, lost, head = max(run, 0), max(-run, 0), np.int64(sums[fills.HEAD])
+    none, head = np.int64(0), np.int64(sums[fills.HEAD])
+    won, lost = max(run, none), max(-run, none)
     most_won, most_lost = np.int64(sums[fills.WIN_STREAK]), np.int64(sums[fills.LOSS_STREAK])
     first, deviations, squares = sums[fills.FIRST], sums[fills.SUM], sums[fills.SQUARES]
     exposure, after_gaps, targets = sums[fills.EXPOSURE], sums[fills.AFTER_GAPS], 0.0
