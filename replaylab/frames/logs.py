@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeVar
 import orjson
 import polars as pl
 
-from replaylab.errors import ConfigError, LogReadError, RecordError
+from replaylab.errors import ConfigError, LogReadError, RecordError, ReplaylabError
 from replaylab.frames.cache import cached_chunks
 from replaylab.frames.files import (
     PartInfo,
@@ -447,6 +447,15 @@ def load_snapshot(root: DataRoot | str | os.PathLike[str], name: str) -> Record 
         return decode_record(SNAPSHOT_RECORDS[name], data)
     except RecordError as error:
         raise RecordError(f"{path}: {error}", field=error.field) from None
+
+
+def held_mode(root: DataRoot | str | os.PathLike[str]) -> str | None:
+    """Return the mode of the system that wrote a root's logs: SIM, DRY_RUN or LIVE; None where none has yet."""
+    try:
+        snapshot: Any = load_snapshot(root, "execution")
+    except (ReplaylabError, OSError):
+        return None
+    return None if snapshot is None else str(snapshot.mode)
 
 
 def expand_json(frame: pl.DataFrame, column: str, keys: str | Iterable[str]) -> pl.DataFrame:

@@ -13,12 +13,11 @@ import numpy as np
 import orjson
 import polars as pl
 
-from replaylab import frames, plots
+from replaylab import plots
 from replaylab.errors import RecordError, ReplaylabError
 from replaylab.ml import prices_by_symbol
 from replaylab.notebook.controls import Hotlist, Row
 from replaylab.notebook.style import bar, error, note, number, table
-from replaylab.paths import DataRoot
 from replaylab.records import OrderLogRecord, Record, ReplayStatus, StateEvent, TradeLogRecord, decode_record
 from replaylab.replay import News
 from replaylab.sessions import Session, SessionStore
@@ -60,25 +59,6 @@ class MarketTrack:
         end = None if position is None else int(np.searchsorted(prices.index, position))
         when = pl.Series(prices.ts[:end]).cast(pl.Datetime("ns", "UTC"))
         return pl.DataFrame({"timestamp": when, "price": prices.price[:end]})
-
-
-def first_regimes(store: SessionStore, session_id: str) -> dict[str, str]:
-    """Regimes by symbol that a session begins with; empty where it records none, or cannot be read."""
-    try:
-        state = store.open(session_id).initial_state or {}
-    except (ReplaylabError, OSError):
-        return {}
-    symbols = (state.get("symbols") or {}).items()
-    return {symbol: about["regime"] for symbol, about in symbols if isinstance(about.get("regime"), str)}
-
-
-def held_mode(root: DataRoot) -> str | None:
-    """Return the mode of the system that wrote a root's logs: SIM, DRY_RUN or LIVE; None where none has yet."""
-    try:
-        snapshot: Any = frames.load_snapshot(root, "execution")
-    except (ReplaylabError, OSError):
-        return None
-    return None if snapshot is None else str(snapshot.mode)
 
 
 class ChartView:

@@ -24,9 +24,10 @@ from weakref import WeakValueDictionary
 
 import ipywidgets as w
 
+from replaylab import frames
 from replaylab.errors import ReplaylabError, SessionError
 from replaylab.notebook.controls import Controls, RunParams
-from replaylab.notebook.live import ChartView, LiveView, MarketTrack, first_regimes, held_mode
+from replaylab.notebook.live import ChartView, LiveView, MarketTrack
 from replaylab.notebook.session_detail import DetailView, RunResult, RunResultView, describe, run_result
 from replaylab.notebook.session_form import BuildForm, BuildRequest, covered
 from replaylab.notebook.session_table import Actions, SessionTable
@@ -179,8 +180,7 @@ class Panel:
                 "health": self.lab.health(),
                 "covered": covered(self.lab.root),
                 "verdict": self._new_verdict(),
-                "mode": held_mode(self.lab.root),
-                "bookmarks": self._bookmarks(news.status.session_id),
+                "mode": frames.held_mode(self.lab.root),
             }
         return news, png, slow
 
@@ -195,8 +195,8 @@ class Panel:
             self.chart.follow(status)
         if slow is not None:
             self._mode = slow["mode"]
-            self.controls.offer_bookmarks(slow["bookmarks"])
         self.controls.show(status)
+        self.controls.offer_bookmarks(status.bookmarks)
         self._go()
         self.live.draw()
         self.live.show_plot(png)
@@ -234,12 +234,6 @@ class Panel:
             "REPLAY MODE" if replay else "no logs yet" if self._mode is None else self._mode.replace("_", " ")
         )
         return badge(f"{mode} · no replay runs", replay=replay)
-
-    def _bookmarks(self, session_id: str | None) -> dict[str, int]:
-        try:
-            return {} if session_id is None else self.lab.sessions.open(session_id).bookmarks
-        except (ReplaylabError, OSError):
-            return {}
 
     def _new_manifests(self) -> list[ReplayManifest] | None:
         """List the sessions; None where nothing changed since the last call (a thousand manifests take a while)."""
@@ -357,12 +351,12 @@ class Panel:
         if session_id is None:
             return
 
-        def work() -> dict[str, int]:
-            session = self.lab.sessions.open(session_id)
-            session.set_bookmark(name, index)
-            return session.bookmarks
-
-        self._jobs.submit(work, lambda marks, _: self.controls.offer_bookmarks(marks), self._complain)
+        # The next status shows it.
+        self._jobs.submit(
+            lambda: self.lab.sessions.open(session_id).set_bookmark(name, index),
+            lambda *_: None,
+            self._complain,
+        )
 
     def _load_chart(self) -> None:
         """Draw the session that is played, else the chosen one, else the last one; again where a run has ended."""
@@ -465,9 +459,11 @@ class Panel:
                 self.live.start_from(regimes)
 
         def work() -> tuple[MarketTrack | None, dict[str, str]]:
-            return MarketTrack.load(self.lab.sessions, session_id), first_regimes(
-                self.lab.sessions, session_id
-            )
+            try:
+                regimes = self.lab.sessions.open(session_id).initial_regimes
+            except (ReplaylabError, OSError):
+                regimes = {}
+            return MarketTrack.load(self.lab.sessions, session_id), regimes
 
         self._jobs.submit(work, done, self._complain)
 

@@ -270,7 +270,8 @@ class ReplayStatus(Record, kw_only=True):
 
     ``rejects``: lines of the session's events that could not be read, and are not played. ``rewinds``: how often the
     run went back. ``seek_ready``: the last index that a seek reaches from a checkpoint, in a moment; None where a seek
-    back plays from the start.
+    back plays from the start. ``bookmarks``: names of events of the session, with their indices; the reader of the
+    status adds them.
     """
 
     session_id: str | None = None
@@ -291,6 +292,7 @@ class ReplayStatus(Record, kw_only=True):
     changes: dict[str, list[Any]] | None = None
     rewinds: int = 0
     seek_ready: int | None = None
+    bookmarks: dict[str, int] = field(default_factory=dict)
 
 
 class FileError(Record, kw_only=True):

@@ -36,6 +36,7 @@ from replaylab.errors import (
     ReplayError,
     ReplaylabError,
     ReplayRunningError,
+    SessionError,
     TimeError,
     UnsafeNameError,
 )
@@ -43,6 +44,7 @@ from replaylab.paths import DataRoot
 from replaylab.records import ReplayStatus
 from replaylab.replay.checkpoints import TAPE_FOLDER
 from replaylab.replay.player import Player
+from replaylab.sessions import read_bookmarks
 from replaylab.timestamps import iso, now_ns, parse_ns, to_ns
 
 RootLike = str | os.PathLike[str] | DataRoot
@@ -387,6 +389,10 @@ def read_status(root: RootLike) -> ReplayStatus:
     if plain.get("running") and not status.running and status.session_id and status.run_id:
         with contextlib.suppress(UnsafeNameError):
             end_dead_run(data, data.run(status.session_id, status.run_id).path / "run.json")
+    if status.session_id:
+        # A damaged or unreadable list of names must not hide the replay.
+        with contextlib.suppress(OSError, UnsafeNameError, SessionError):
+            status.bookmarks = read_bookmarks(data, status.session_id)
     return status
 
 

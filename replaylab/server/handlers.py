@@ -21,6 +21,7 @@ from replaylab.errors import ReplaylabError
 from replaylab.params import TradingParams
 from replaylab.records import Record
 from replaylab.server.service import (
+    BookmarkRequest,
     BuildRequest,
     EmptyRequest,
     Request,
@@ -129,6 +130,20 @@ class OneSession(ReplayHandler):
     @authorized
     async def delete(self, session_id: str) -> None:
         self.answer(await self.service.delete(session_id))
+
+
+class Setup(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def get(self, session_id: str) -> None:
+        self.answer(await self.service.setup(session_id))
+
+
+class Bookmarks(ReplayHandler):
+    @web.authenticated
+    @authorized
+    async def post(self, session_id: str) -> None:
+        self.answer(await self.service.set_bookmark(session_id, self.body(BookmarkRequest)))
 
 
 class Runs(ReplayHandler):
@@ -313,6 +328,8 @@ def _plain(value: Any) -> Any:
 
 ROUTES = [
     (r"/api/replay/sessions", Sessions),
+    (r"/api/replay/sessions/([^/]+)/setup", Setup),
+    (r"/api/replay/sessions/([^/]+)/bookmarks", Bookmarks),
     (r"/api/replay/sessions/([^/]+)/runs", Runs),
     (r"/api/replay/sessions/([^/]+)/runs/([^/]+)", OneRun),
     (r"/api/replay/sessions/(.+)", OneSession),

@@ -37,6 +37,7 @@ from replaylab.errors import (
     TimeError,
     did_you_mean,
 )
+from replaylab.frames import held_mode
 from replaylab.lab import Lab
 from replaylab.params import TradingParams
 from replaylab.paths import DataRoot, safe_name, safe_symbol
@@ -93,9 +94,10 @@ class Service:
     # Sessions
 
     async def sessions(self) -> dict[str, Any]:
-        """All manifests, with the time of asking."""
+        """All manifests, with the time of asking and the mode of the system that wrote the logs."""
         manifests = await asyncio.to_thread(self._lab.sessions.list_sessions)
-        return {"timestamp": iso(now_ns()), "sessions": manifests}
+        mode = await asyncio.to_thread(held_mode, self.root)
+        return {"timestamp": iso(now_ns()), "logsMode": mode, "sessions": manifests}
 
     async def session(self, session_id: str) -> ReplayManifest:
         """One manifest; raises SessionNotFoundError."""
@@ -104,6 +106,34 @@ class Service:
         if manifest is None:
             raise SessionNotFoundError(f"there is no session {session_id!r}")
         return manifest
+
+    async def setup(self, session_id: str) -> dict[str, Any]:
+        """What a run of a session starts from: parameters and their source, regimes, and the bookmarks."""
+        await self.session(session_id)
+
+        def read() -> dict[str, Any]:
+            session = self._lab.sessions.open(session_id)
+            recorded = session.recorded_params
+            return {
+                "sessionId": session_id,
+                "paramsSource": "config" if recorded is None else "recorded",
+                "params": (recorded or self._config.trading).to_dict(),
+                "regimes": session.initial_regimes,
+                "bookmarks": session.bookmarks,
+            }
+
+        return await asyncio.to_thread(read)
+
+    async def set_bookmark(self, session_id: str, request: BookmarkRequest) -> dict[str, Any]:
+        """Give an event of a session a name, or take the name away."""
+        await self.session(session_id)
+
+        def write() -> dict[str, Any]:
+            session = self._lab.sessions.open(session_id)
+            session.set_bookmark(request.name, request.index)
+            return {"bookmarks": session.bookmarks}
+
+        return await asyncio.to_thread(write)
 
     async def runs(self, session_id: str) -> dict[str, Any]:
         """The runs of a session, oldest first: totals, and which parameters ran."""
@@ -413,6 +443,23 @@ class SeekRequest(Request, kw_only=True):
             raise _wrong("to", "an index ≥ 0 or an ISO time", self.to)
         # Beyond any session all indices are alike, and this one fits into 64 bits.
         self.to = min(index, 1 << 62)
+
+
+class BookmarkRequest(Request, kw_only=True):
+    """``POST /api/replay/sessions/ID/bookmarks``. ``index``: an event's; null takes the name away."""
+
+    name: str
+    index: Any = None
+
+    def check(self) -> None:
+        if not self.name.strip():
+            raise _wrong("name", "a name", self.name)
+        if self.index is None:
+            return
+        index = _whole(self.index)
+        if index is None:
+            raise _wrong("index", "an index ≥ 0, or null", self.index)
+        self.index = min(index, 1 << 62)
 
 
 class StepRequest(Request, kw_only=True):

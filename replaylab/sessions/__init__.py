@@ -7,7 +7,7 @@ from replaylab.sessions.build import build_replay_session, build_sessions, marke
 from replaylab.sessions.check import Finding, Findings, check_events
 from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame, signal_frame
 from replaylab.sessions.initial import initial_state
-from replaylab.sessions.session import Session
+from replaylab.sessions.session import Session, read_bookmarks
 from replaylab.sessions.sources import iso_strings, known_symbols, load_books, load_tape
 from replaylab.sessions.store import SessionStore, playing
 
@@ -32,6 +32,7 @@ __all__ = [
     "load_tape",
     "market_rows",
     "playing",
+    "read_bookmarks",
     "save_session_frame",
     "signal_frame",
 ]

@@ -233,6 +233,12 @@ class Session:
         return found if isinstance(found, dict) else None
 
     @property
+    def initial_regimes(self) -> dict[str, str]:
+        """Regimes by symbol at the start of the range; those that the session records."""
+        symbols = ((self.initial_state or {}).get("symbols") or {}).items()
+        return {symbol: about["regime"] for symbol, about in symbols if isinstance(about.get("regime"), str)}
+
+    @property
     def warnings(self) -> list[str]:
         """What the build warned of: symbols and types of which the range holds nothing."""
         found = self.meta.get("warnings")
@@ -286,16 +292,7 @@ class Session:
     @property
     def bookmarks(self) -> dict[str, int]:
         """Names that were given to events, with the event's index; sorted by index."""
-        path = self.path / "bookmarks.json"
-        if not path.is_file():
-            return {}
-        try:
-            found = {str(name): int(at) for name, at in orjson.loads(path.read_bytes()).items()}
-        except (ValueError, TypeError, AttributeError) as error:
-            raise SessionError(
-                f"{path}: expected an object of names and event indices: {error}; correct or delete the file"
-            ) from None
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+        return read_bookmarks(self.root, self.id)
 
     def set_bookmark(self, name: str, index: int | None) -> None:
         """Give the event at ``index`` a name; None takes the name away again."""
@@ -306,12 +303,26 @@ class Session:
             raise SessionError(f"a bookmark is an event index from 0 to {self.events.height}, found {index}")
         else:
             marks[name] = index
-        write_atomic(self.path / "bookmarks.json", orjson.dumps(marks, option=orjson.OPT_INDENT_2))
+        write_atomic(self.root.bookmarks(self.id), orjson.dumps(marks, option=orjson.OPT_INDENT_2))
 
     def _recorded(self, part: str) -> Mapping[str, Any] | None:
         recorded = self.meta.get("recordedParams")
         found = recorded.get(part) if isinstance(recorded, dict) else None
         return found if isinstance(found, dict) else None
+
+
+def read_bookmarks(root: DataRoot, session_id: str) -> dict[str, int]:
+    """Return the bookmarks of a session, sorted by index. Raises SessionError where their file cannot be read."""
+    path = root.bookmarks(session_id)
+    if not path.is_file():
+        return {}
+    try:
+        found = {str(name): int(at) for name, at in orjson.loads(path.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SessionError(
+            f"{path}: expected an object of names and event indices: {error}; correct or delete the file"
+        ) from None
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 EVENT_SCHEMA: dict[str, Any] = {

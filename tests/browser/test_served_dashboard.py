@@ -39,7 +39,7 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.goto(f"{str(client.base_url).removesuffix('/api/replay/')}/?token={TOKEN}")
         sessions = page.locator("#sessions tbody tr")
         sessions.filter(has_text=SESSION).wait_for()
-        page.locator("#badge", has_text="no replay runs").wait_for()
+        page.locator("#badge", has_text="no logs yet · no replay runs").wait_for()
         assert TOKEN not in page.url
 
         _build(
@@ -73,6 +73,19 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.locator("#pause").click()
         page.get_by_text("10× · paused").wait_for()
         page.locator("#logs").get_by_text("State changes").wait_for()
+        line = page.locator("#timeline").bounding_box()
+        page.mouse.click(line["x"] + 0.5 * line["width"], line["y"] + line["height"] / 2)
+        page.wait_for_function("() => Math.abs(status.currentEventIndex / status.totalEvents - 0.5) < 0.03")
+        page.locator("#bookmark").fill(HOSTILE)
+        page.locator("#keep").click()
+        place = page.evaluate("() => status.currentEventIndex")
+        page.locator("#bookmarks option", has_text="onerror").wait_for(state="attached")
+        page.locator("#timeline").fill("200")
+        page.wait_for_function("() => status.currentEventIndex === 200")
+        page.locator("#bookmarks").select_option(index=1)
+        page.wait_for_function("place => status.currentEventIndex === place", arg=place)
+        page.locator("#forget").click()
+        page.locator("#bookmarks", has_text="bookmarks: none").wait_for()
         sessions.filter(has_text="made-in-the-browser").get_by_role("button", name="Chart").click()
         frame = page.frame_locator("#frame")
         frame.locator(".bk-Figure").first.wait_for(timeout=60_000)
@@ -80,6 +93,8 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.wait_for_function("() => status.currentEventIndex >= 300 && status.currentEventIndex < 700")
         inside = next(one for one in page.frames if "/chart/" in one.url)
         inside.wait_for_function("() => Bokeh.documents[0].get_model_by_name('cursor').location > 1.7e12")
+        page.locator("#frame").scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
         box = frame.locator(".bk-Figure").first.bounding_box()
         page.mouse.dblclick(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
         page.wait_for_function("() => status.currentEventIndex > 800")
@@ -96,9 +111,13 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
         page.locator("#badge", has_text="no replay runs").wait_for()
         assert read_status(root).running is False
 
-        page.reload()
         page.locator("#speed").fill("inf")
         sessions.filter(has_text=SESSION).get_by_role("button", name="Run").click()
+        for _ in range(20):
+            for one in page.locator("#logs table").all():
+                times = [text.strip() for text in one.locator("tbody td:first-child").all_inner_texts()]
+                shown = [text for text in times if text]
+                assert shown == sorted(shown, reverse=True), "the newest is first, also at full speed"
         page.locator("#position").get_by_text("1,202 of 1,202").wait_for()
         page.locator("#badge", has_text="no replay runs").wait_for()
         sessions.filter(has_text=SESSION).get_by_role("button", name="Load into detail").click()

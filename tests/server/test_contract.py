@@ -62,8 +62,22 @@ def range_of(**changes: Any) -> dict[str, Any]:
 async def test_sessions_are_listed_with_the_time(fetch: Any) -> None:
     code, answer = await fetch("GET", "sessions")
     assert code == 200
-    assert sorted(answer) == ["sessions", "timestamp"]
+    assert sorted(answer) == ["logsMode", "sessions", "timestamp"]
     assert [manifest["sessionId"] for manifest in answer["sessions"]] == [SESSION]
+
+
+async def test_setup_and_bookmarks(fetch: Any) -> None:
+    """What a run starts from; a name is given, is in the status of a replay, is taken away, and is refused where wrong."""
+    code, answer = await fetch("GET", "sessions", SESSION, "setup")
+    assert code == 200
+    assert (answer["paramsSource"], answer["bookmarks"]) == ("config", {})
+    assert "slPct" in answer["params"]
+    marks = ("sessions", SESSION, "bookmarks")
+    assert await fetch("POST", *marks, body={"name": "here", "index": 7}) == (200, {"bookmarks": {"here": 7}})
+    assert (await fetch("GET", "sessions", SESSION, "setup"))[1]["bookmarks"] == {"here": 7}
+    assert (await fetch("POST", *marks, body={"name": "far", "index": 10**9}))[0] == 400
+    assert (await fetch("POST", *marks, body={"name": " ", "index": 7}))[0] == 400
+    assert await fetch("POST", *marks, body={"name": "here", "index": None}) == (200, {"bookmarks": {}})
 
 
 async def test_one_session_is_its_manifest(fetch: Any, root: DataRoot) -> None:
