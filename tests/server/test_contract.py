@@ -67,7 +67,7 @@ async def test_sessions_are_listed_with_the_time(fetch: Any) -> None:
 
 
 async def test_setup_and_bookmarks(fetch: Any) -> None:
-    """What a run starts from; a name is given, is in the status of a replay, is taken away, and is refused where wrong."""
+    """What a run starts from; a name is given, shown in the status, taken away, and refused where wrong."""
     code, answer = await fetch("GET", "sessions", SESSION, "setup")
     assert code == 200
     assert (answer["paramsSource"], answer["bookmarks"]) == ("config", {})
