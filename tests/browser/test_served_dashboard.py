@@ -105,6 +105,10 @@ def test_build_run_follow_stop(tmp_path: Path) -> None:
                 "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
             )
             assert wide <= 0, f"the page scrolls sideways at {width}"
+        # Slow enough that the rest of the minute lasts until the click on Stop.
+        page.locator("#speed").fill("1")
+        page.locator("#set-speed").click()
+        page.wait_for_function("() => status.speedFactor === 1")
         page.locator("#resume").click()
         page.locator("#badge", has_not_text="paused").wait_for()
         page.locator("#stop").click()
