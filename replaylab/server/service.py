@@ -125,12 +125,15 @@ class Service:
         return await asyncio.to_thread(read)
 
     async def set_bookmark(self, session_id: str, request: BookmarkRequest) -> dict[str, Any]:
-        """Give an event of a session a name, or take the name away."""
+        """Give an event of a session a name, or take the name away; 409 where the session has no such event."""
         await self.session(session_id)
 
         def write() -> dict[str, Any]:
             session = self._lab.sessions.open(session_id)
-            session.set_bookmark(request.name, request.index)
+            try:
+                session.set_bookmark(request.name, request.index)
+            except SessionError as error:
+                raise web.HTTPError(409, "%s", str(error)) from None
             return {"bookmarks": session.bookmarks}
 
         return await asyncio.to_thread(write)

@@ -235,8 +235,10 @@ class Session:
     @property
     def initial_regimes(self) -> dict[str, str]:
         """Regimes by symbol at the start of the range; those that the session records."""
-        symbols = ((self.initial_state or {}).get("symbols") or {}).items()
-        return {symbol: about["regime"] for symbol, about in symbols if isinstance(about.get("regime"), str)}
+        found = (self.initial_state or {}).get("symbols")
+        states = found.items() if isinstance(found, dict) else ()
+        named = {symbol: about.get("regime") for symbol, about in states if isinstance(about, dict)}
+        return {symbol: regime for symbol, regime in named.items() if isinstance(regime, str)}
 
     @property
     def warnings(self) -> list[str]:

@@ -75,7 +75,7 @@ async def test_setup_and_bookmarks(fetch: Any) -> None:
     marks = ("sessions", SESSION, "bookmarks")
     assert await fetch("POST", *marks, body={"name": "here", "index": 7}) == (200, {"bookmarks": {"here": 7}})
     assert (await fetch("GET", "sessions", SESSION, "setup"))[1]["bookmarks"] == {"here": 7}
-    assert (await fetch("POST", *marks, body={"name": "far", "index": 10**9}))[0] == 400
+    assert (await fetch("POST", *marks, body={"name": "far", "index": 10**9}))[0] == 409
     assert (await fetch("POST", *marks, body={"name": " ", "index": 7}))[0] == 400
     assert await fetch("POST", *marks, body={"name": "here", "index": None}) == (200, {"bookmarks": {}})
 
