@@ -34,7 +34,6 @@ from llvmlite import ir
 from replaylab.fsio import Lock, lock, write_atomic
 
 __all__ = [
-    "NumbaError",
     "cache_folder",
     "call_address",
     "callback",
@@ -46,7 +45,6 @@ __all__ = [
     "was_compiled",
 ]
 
-NumbaError: Any = numba.core.errors.NumbaError
 F = TypeVar("F", bound=Callable[..., Any])
 _njit: Any = numba.njit
 
@@ -89,7 +87,7 @@ _CALLBACK = _types.float64(_POINTER, _POINTER, _POINTER)
 
 def inlined_rule(function: F) -> F:
     """Compile a user's function for a ``callback``: it raises where Python does."""
-    wrapped: F = _njit(error_model="python")(function)
+    wrapped: F = _njit(error_model="python")(getattr(function, "py_func", function))
     return wrapped
 
 

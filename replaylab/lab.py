@@ -765,7 +765,7 @@ class Lab:
 
     def _with_features(self, rule: ExitRule | None) -> ExitRule | None:
         """Let a rule without a frame of its own read ``lab.features`` of each session that it runs on."""
-        if rule is None or not rule.features or rule.source is not None:
+        if rule is None or not getattr(rule, "features", ()) or rule.source is not None:
             return rule
         from replaylab.ml import features
 

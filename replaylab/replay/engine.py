@@ -39,7 +39,7 @@ from replaylab.replay.targets import HandlerTarget, RunSetup, SystemTarget, chec
 from replaylab.sessions import AnySession, Session, SessionStore, as_session, playing, signal_frame
 from replaylab.sweep import signalled
 from replaylab.timestamps import iso, now_ns
-from replaylab.trading import ExitRule
+from replaylab.trading import ExitRule, as_rule
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -87,7 +87,7 @@ class ReplayEngine:
         self.root = self.store.root if root is None else DataRoot(root)
         self.params = params
         self.scoring = scoring
-        self.signals, self.rule = None if signals is None else signal_frame(signals), rule
+        self.signals, self.rule = None if signals is None else signal_frame(signals), as_rule(rule)
         self.default_params = TradingParams.of(default_params, "default_params")
         self.default_scoring = ScoringParams.of(default_scoring, "default_scoring")
         resolve_params(params, default=self.default_params)

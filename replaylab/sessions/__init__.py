@@ -5,7 +5,14 @@
 
 from replaylab.sessions.build import build_replay_session, build_sessions, market_rows
 from replaylab.sessions.check import Finding, Findings, check_events
-from replaylab.sessions.frame import AnySession, EventFrame, as_session, save_session_frame, signal_frame
+from replaylab.sessions.frame import (
+    AnySession,
+    EventFrame,
+    as_session,
+    feature_frame,
+    save_session_frame,
+    signal_frame,
+)
 from replaylab.sessions.initial import initial_state
 from replaylab.sessions.session import Session, read_bookmarks
 from replaylab.sessions.sources import iso_strings, known_symbols, load_books, load_tape
@@ -25,6 +32,7 @@ __all__ = [
     "build_replay_session",
     "build_sessions",
     "check_events",
+    "feature_frame",
     "initial_state",
     "iso_strings",
     "known_symbols",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 import orjson
 import polars as pl
 
-from replaylab.errors import SessionError, SessionExistsError
+from replaylab.errors import SessionError, SessionExistsError, did_you_mean
 from replaylab.features import InitialState
 from replaylab.params import ScoringParams, TradingParams
 from replaylab.paths import DataRoot, safe_name
@@ -200,6 +201,27 @@ def signal_frame(value: Any) -> pl.DataFrame:
             row = bad.arg_max() or 0
             raise SessionError(f"row {row} of the signals has {what}: {frame.row(row)}")
     return frame.sort("timestamp", "symbol", maintain_order=True)
+
+
+def feature_frame(value: Any, names: Sequence[str]) -> pl.DataFrame:
+    """Return a user's features by time: timestamp (ns UTC), symbol, and the named columns as numbers, NaN for null.
+
+    Raises SessionError for a column that is missing or of a wrong type, and for a row without a time or a symbol.
+    """
+    wanted = ("timestamp", "symbol", *names)
+    frame = _polars(value, wanted, "a DataFrame of features")
+    for name in wanted:
+        if name not in frame.columns:
+            raise SessionError(f"the features have no column {name!r}.{did_you_mean(name, frame.columns)}")
+    numbers = (pl.col(name).cast(pl.Float64).fill_null(math.nan) for name in names)
+    try:
+        frame = frame.select(_times(frame["timestamp"]), pl.col("symbol").cast(pl.String), *numbers)
+    except pl.exceptions.PolarsError as error:
+        raise SessionError(f"a column of the features has the wrong type: {error}") from None
+    for name in ("timestamp", "symbol"):
+        if frame[name].null_count():
+            raise SessionError(f"row {frame[name].is_null().arg_max()} of the features has no {name}")
+    return frame.sort("timestamp", maintain_order=True)
 
 
 def event_lines(frame: pl.DataFrame) -> bytes:

@@ -108,8 +108,13 @@ def optimise(
         raise SweepError(
             f"metric: no {metric!r}.{did_you_mean(metric, METRICS)} There are {', '.join(METRICS)}"
         )
-    if trials < 1 or batch < 1:
-        raise SweepError(f"expected at least one trial and one per batch, found {trials} and {batch}")
+    if not all(isinstance(n, int) and n >= 1 for n in (trials, batch)):
+        raise SweepError(f"expected at least one trial and one per batch, found {trials!r} and {batch!r}")
+    if not isinstance(space, Mapping):
+        raise SweepError(f"space: expected a mapping of axes to ranges or choices, found {space!r:.100}")
+    if sampler is not None and not isinstance(sampler, optuna.samplers.BaseSampler):
+        raise SweepError(f"sampler: expected one of optuna.samplers, found {sampler!r:.100}")
+    log = [log] if isinstance(log, str) else log
     axes = {name: _Axis.of(name, wanted, name in log, rule) for name, wanted in space.items()}
     if not axes:
         raise SweepError("space: names no axis")
@@ -170,6 +175,11 @@ def optimise(
     if not ran:
         raise SweepError(
             f"all {refused:,} proposed sets contradict themselves: nothing ran. {_reasons(base)}"
+        )
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        warnings.warn(
+            f"no set had {min_trades} trades and a {metric}: the search had nothing to learn from (min_trades=)",
+            stacklevel=2,
         )
     return _joined([result for result, _ in ran], list(axes), metric, min_trades, study, refused)
 

@@ -26,9 +26,10 @@ import numpy.typing as npt
 import polars as pl
 
 from replaylab import __version__
-from replaylab.compiled import NumbaError, callback, inlined_rule, one_at_a_time, was_compiled
+from replaylab.compiled import callback, inlined_rule, one_at_a_time, was_compiled
 from replaylab.errors import ConfigError, SweepError, did_you_mean
 from replaylab.params import TradingParams
+from replaylab.sessions import feature_frame
 from replaylab.sweep.evidence import compile_statistics
 from replaylab.sweep.fills import RAW, REASONS, STOP_LEVEL, TARGET_LEVEL, N, wide_row
 from replaylab.sweep.grid import DECLARED, Grid, Rows
@@ -47,7 +48,7 @@ from replaylab.sweep.result import Clock, metrics
 from replaylab.sweep.tables import Numbered, Plan, is_plain, number_tables, prepare
 from replaylab.sweep.tape import Tape, pack
 from replaylab.sweep.tape_file import TapeRef, read_tape
-from replaylab.trading import ExitRule, LevelRule, OpenTrade
+from replaylab.trading import ExitRule, LevelRule, OpenTrade, as_answer, as_rule
 
 Array = npt.NDArray[Any]
 METHODS = ("auto", "tables", "index", "loop")
@@ -373,8 +374,7 @@ def rule_identity(rule: ExitRule) -> str:
     if callable(source):
         source = _identity_of(source, seen)
     elif source is not None:
-        table = source if isinstance(source, pl.DataFrame) else pl.from_pandas(source)
-        used = table.select("timestamp", "symbol", *rule.features)
+        used = feature_frame(source, rule.features)
         source = hashlib.sha256(used.hash_rows().to_numpy().tobytes()).hexdigest()
     level = (rule.kind, rule.step_ns) if isinstance(rule, LevelRule) else ()
     return repr((_identity_of(rule.function, seen), dict(rule.values), rule.features, source, level))
@@ -422,7 +422,7 @@ class FeatureTable:
 
     @classmethod
     def of(cls, rule: ExitRule, session: Any) -> FeatureTable:
-        """Return the features that a rule reads of a session; raises ConfigError where a column is missing."""
+        """Return the features that a rule reads of a session; raises what ``feature_frame`` does."""
         names = rule.features
         if not names:
             return cls({}, 0)
@@ -432,20 +432,9 @@ class FeatureTable:
                 f"{rule.function.__name__} reads {', '.join(names)}: name the DataFrame with rule.on(frame), or run it "
                 "through a Lab, which computes lab.features(session)"
             )
-        table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
-        for name in ("timestamp", "symbol", *names):
-            if name not in table.columns:
-                raise ConfigError(
-                    f"the rule's features have no column {name!r}.{did_you_mean(name, table.columns)}"
-                )
         rows = {}
-        ordered = table.select(
-            "timestamp", "symbol", *(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in names)
-        )
-        for (symbol,), part in ordered.sort("timestamp", maintain_order=True).group_by(
-            "symbol", maintain_order=True
-        ):
-            times = part["timestamp"].cast(pl.Datetime("ns")).to_physical().to_numpy()
+        for (symbol,), part in feature_frame(frame, names).group_by("symbol", maintain_order=True):
+            times = part["timestamp"].to_physical().to_numpy()
             rows[str(symbol)] = (times, np.ascontiguousarray(part.select(names).to_numpy()))
         return cls(rows, len(names))
 
@@ -475,17 +464,18 @@ class BoundRule:
 
     @classmethod
     def of(cls, rule: ExitRule | None, tape: Tape, session: Any) -> BoundRule | None:
-        """Return a rule bound to a tape; None without one. Raises SweepError for what is no rule."""
+        """Return a rule bound to a tape; None without one. Raises ConfigError for what is no rule."""
+        rule = as_rule(rule)
         if rule is None:
             return None
-        if not isinstance(rule, ExitRule):
-            raise SweepError(
-                "rule: expected a function with @replaylab.exit_rule or @replaylab.level_rule, found "
-                f"{type(rule).__name__}"
-            )
         if not rule.features:
             return cls(rule, np.zeros((1, 1)))
         table, starts = FeatureTable.of(rule, session), tape.arrays.price_from
+        unknown = [name for name in tape.symbols if name not in table.rows]
+        if unknown:
+            warnings.warn(
+                f"the features of {rule!r} have no row for {', '.join(unknown)}: it sees NaN", stacklevel=2
+            )
         parts = [
             table.along(name, tape.arrays.price_ts[starts[k] : starts[k + 1]])
             for k, name in enumerate(tape.symbols)
@@ -522,7 +512,7 @@ class BoundRule:
 _CALL = """
 def entry(t, f, p):
     try:
-        return float(rule({seen}{features}{values}))
+        return number(rule({seen}{features}{values}))
     except Exception:
         return nan
 """
@@ -532,7 +522,8 @@ _addresses: dict[Any, Any] = {}
 def _address(rule: ExitRule) -> int:
     """Return the address of a rule's function in this process."""
     function, level = rule.function, isinstance(rule, LevelRule)
-    key = (function, rule.features, rule.compiled, level)
+    # A global or a closure that changed makes another function.
+    key = (function, repr(_identity_of(function, set())), rule.features, rule.compiled, level)
     if key not in _addresses:
         trade = f"OpenTrade({', '.join(f't[{n}]' for n in range(10))}), t[10]"
         row = f", Features({', '.join(f'f[{n}]' for n in range(len(rule.features)))})"
@@ -549,21 +540,24 @@ def _address(rule: ExitRule) -> int:
 
 def _compiled_rule(function: Any, source: str, names: dict[str, Any]) -> Any:
     try:
-        return callback(source, {**names, "rule": inlined_rule(function)})
-    except NumbaError as error:
-        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        return callback(source, {**names, "rule": inlined_rule(function), "number": float})
+    except Exception as error:  # of many kinds
+        text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error}") or type(error).__name__
+        returned = re.search(r">>> float\((.+)\)", text)
+        if returned:
+            text = f"it returns {returned[1]}, expected HOLD, CLOSE or a price, a number, at every return."
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         where = next((line for line in lines if line.startswith("File ")), "")
         what = next((line for line in lines if not line.startswith(("File ", "Failed in"))), lines[0])
         raise SweepError(
-            f"{function.__name__}: numba cannot compile this rule: {what} {where} "
-            "@exit_rule(compiled=False) runs the Python function, slowly"
+            f"{function.__name__}: numba cannot compile this rule: {what} {where}".rstrip()
+            + " @exit_rule(compiled=False) runs the Python function, slowly"
         ) from None
 
 
 def _plain_rule(function: Any, source: str, names: dict[str, Any]) -> Any:
     """Return a callback into Python: every call takes the interpreter's lock."""
-    scope: dict[str, Any] = {**names, "rule": function}
+    scope: dict[str, Any] = {**names, "rule": function, "number": as_answer}
     exec(source, scope)
     numbers = ctypes.POINTER(ctypes.c_double)
     called = ctypes.CFUNCTYPE(ctypes.c_double, numbers, numbers, numbers)(scope["entry"])

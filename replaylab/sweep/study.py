@@ -414,7 +414,9 @@ def _rules(rule: ExitRule | None, grid: Any) -> tuple[list[ExitRule | None], dic
         raise SweepError(f"{', '.join(names)}: axes of a rule need a grid that is a mapping")
     if rule is None:
         raise SweepError(f"{', '.join(names)}: axes of a rule, and no rule= is given")
-    axes = {name: [float(value) for value in np.ravel(grid[name])] for name in names}
+    axes = {name: np.ravel(grid[name]).tolist() for name in names}
+    for name in (name for name, values in axes.items() if not values):
+        raise SweepError(f"{name}: the axis has no values")
     keys = [name.removeprefix(PREFIX) for name in names]
     made = [rule.with_values(**dict(zip(keys, one, strict=True))) for one in product(*axes.values())]
     return [*made], axes, {name: values for name, values in grid.items() if name not in axes}

@@ -15,6 +15,8 @@ from replaylab.trading.exit_rules import (
     FeatureRows,
     LevelRule,
     OpenTrade,
+    as_answer,
+    as_rule,
     exit_rule,
     level_rule,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "Scorer",
     "Signal",
     "TradingSystem",
+    "as_answer",
+    "as_rule",
     "assumptions",
     "exit_rule",
     "level_rule",

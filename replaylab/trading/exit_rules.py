@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from keyword import iskeyword
+from numbers import Real
 from typing import Any, NamedTuple, Protocol, Self
 
 from replaylab.errors import ConfigError, did_you_mean
@@ -87,7 +89,7 @@ class ExitRule:
                 raise ConfigError(
                     f"{self.function.__name__} has no argument {name!r}: there are {known}.{hint}"
                 )
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ConfigError(f"{PREFIX}{name}: expected a finite number, found {value!r}")
         return replace(self, values={**self.values, **{n: float(v) for n, v in values.items()}})
 
@@ -107,7 +109,7 @@ class ExitRule:
     def ask(self, trade: OpenTrade, price: float, features: Any) -> float:
         """Call the Python function, for the event-driven system."""
         given = (features,) if self.features else ()
-        return float(self.function(trade, price, *given, *self.values.values()))
+        return as_answer(self.function(trade, price, *given, *self.values.values()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,10 +131,27 @@ class LevelRule(ExitRule):
         given = (features,) if self.features else ()
         # In whole nanoseconds, as the kernels count.
         age_s = round(trade.age_s * 1e9) // self.step_ns * self.step_ns / 1e9
-        level = float(self.function(trade.side, trade.entry_price, age_s, *given, *self.values.values()))
+        level = as_answer(self.function(trade.side, trade.entry_price, age_s, *given, *self.values.values()))
         if self.kind == STOP or not 0.0 < level < math.inf:
             return level
         return CLOSE if formulas.target_hit(price, level, trade.side) else HOLD
+
+
+def as_rule(rule: Any) -> ExitRule | None:
+    """Return a rule, or None; raises ConfigError for anything else."""
+    if rule is not None and not isinstance(rule, ExitRule):
+        raise ConfigError(
+            "rule: expected a function with @replaylab.exit_rule or @replaylab.level_rule, found "
+            f"{type(rule).__name__}"
+        )
+    return rule
+
+
+def as_answer(value: Any) -> float:
+    """Return what a rule returned as a number; raises TypeError for anything else, such as None or True."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{value!r} is no answer")
+    return float(value)
 
 
 class FeatureRows(Protocol):
@@ -163,7 +182,7 @@ def exit_rule(
     """
 
     def made(function: Callable[..., float]) -> ExitRule:
-        _check_arguments(function, ["trade", "price", *(["features"] if features else [])], values)
+        _check(function, ["trade", "price"], features, values)
         rule = ExitRule(function, {}, tuple(features), compiled)
         return replace(rule, values=dict.fromkeys(values, 0.0)).with_values(**values)
 
@@ -199,25 +218,33 @@ def level_rule(
         raise ConfigError(
             f'kind: expected "stop" or "target", found {kind!r}.{did_you_mean(str(kind), (STOP, TARGET))}'
         )
-    if not 1e-9 <= every_s <= _LONGEST_S:
+    if not isinstance(every_s, Real) or not 1e-9 <= every_s <= _LONGEST_S:
         raise ConfigError(
             f"every_s: expected seconds from 1e-9 to {_LONGEST_S:g} (a day), how often the level may change; "
             f"found {every_s!r}"
         )
 
     def made(function: Callable[..., float]) -> LevelRule:
-        _check_arguments(
-            function, ["side", "entry_price", "age_s", *(["features"] if features else [])], values
-        )
+        _check(function, ["side", "entry_price", "age_s"], features, values)
         rule = LevelRule(function, {}, tuple(features), compiled, kind=kind, step_ns=round(every_s * 1e9))
         return replace(rule, values=dict.fromkeys(values, 0.0)).with_values(**values)
 
     return made
 
 
-def _check_arguments(function: Callable[..., float], first: list[str], values: Mapping[str, float]) -> None:
+def _check(
+    function: Callable[..., float], first: list[str], features: Sequence[str], values: Mapping[str, float]
+) -> None:
     """Raise ConfigError for a function that takes other arguments; the first ones may have names of their own."""
-    code = function.__code__
+    named = [name for name in features if name.isidentifier() and not iskeyword(name) and name[0] != "_"]
+    if isinstance(features, str) or len(set(named)) < len(features):
+        raise ConfigError(
+            f"features: expected a tuple of different names that Python takes for fields, found {features!r}"
+        )
+    code = getattr(function, "__code__", None)
+    if code is None:
+        raise ConfigError(f"expected a function, found {function!r}: define one with def")
+    first = [*first, *(["features"] if features else [])]
     found = list(code.co_varnames[: code.co_argcount])
     if len(found) != len(first) + len(values) or found[len(first) :] != list(values):
         raise ConfigError(

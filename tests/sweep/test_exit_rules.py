@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from replaylab import CLOSE, HOLD, Lab, exit_rule
-from replaylab.errors import ConfigError, PriceError, ReplayError, SweepError
+from replaylab.errors import ConfigError, PriceError, ReplayError, SessionError, SweepError
 from replaylab.sweep import FeatureTable, backtest, sweep
 from replaylab.sweep.run import rule_identity
 from replaylab.trading import ExitRule, OpenTrade, TradingSystem, resolve_prices
@@ -346,7 +347,7 @@ def test_wrong_rules_and_axes_are_named() -> None:
     with pytest.raises(SweepError, match="no rule= is given"):
         sweep(session, {"rule.seconds": [1.0]}, changes, progress=False)
     with pytest.raises(
-        SweepError, match=r"expected a function with @replaylab\.exit_rule or .*, found function"
+        ConfigError, match=r"expected a function with @replaylab\.exit_rule or .*, found function"
     ):
         backtest(session, changes, rule=lambda trade, price: HOLD)
     with pytest.raises(SweepError, match="an exit rule runs in the loop"):
@@ -354,8 +355,114 @@ def test_wrong_rules_and_axes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"name the DataFrame with rule\.on"):
         backtest(session, changes, rule=atr_stop)
     frame = pl.DataFrame({"timestamp": [1], "symbol": ["AAA"], "atrs": [1.0]})
-    with pytest.raises(ConfigError, match=r"no column 'atr'\. Did you mean 'atrs'"):
+    with pytest.raises(SessionError, match=r"no column 'atr'\. Did you mean 'atrs'"):
         backtest(session, changes, rule=atr_stop.on(frame))
+
+
+@pytest.mark.parametrize(
+    ("answer", "compiled", "message"),
+    [
+        (None, False, "None is no answer.*entered at event 3"),
+        (True, False, "True is no answer.*entered at event 3"),
+        ("close", False, "'close' is no answer.*entered at event 3"),
+        (True, True, "it returns .*bool.*, expected HOLD, CLOSE or a price"),
+        ((CLOSE, 1), True, "it returns Tuple.*expected HOLD, CLOSE or a price"),
+        ("close", True, "numba cannot compile this rule: could not convert string"),
+    ],
+)
+def test_an_answer_that_is_no_number_is_refused(answer: Any, compiled: bool, message: str) -> None:
+    """Not taken for a price, as True would be."""
+
+    @exit_rule(compiled=compiled)
+    def odd(trade, price):
+        return answer
+
+    session, changes = session_of_one_trade()
+    with pytest.raises(SweepError, match=message):
+        backtest(session, changes, rule=odd)
+
+
+def test_bytecode_that_numba_does_not_know_is_named() -> None:
+    @exit_rule
+    def imports(trade, price):
+        import re
+
+        return CLOSE if re.match("a", "a") else HOLD
+
+    session, changes = session_of_one_trade()
+    with pytest.raises(SweepError, match=r"imports: numba cannot compile this rule: .*IMPORT_NAME"):
+        backtest(session, changes, rule=imports)
+
+
+def test_a_rule_follows_what_its_closure_holds_now() -> None:
+    """As in the replay, which calls the Python function; also where numba compiled it before."""
+    limit = 3.0
+
+    @exit_rule
+    def rule(trade, price):
+        return CLOSE if trade.age_s > limit else HOLD
+
+    session, changes = session_of_one_trade()
+    short = backtest(session, changes, rule=rule).trades["duration_seconds"].to_list()
+    limit = 9.0
+    assert short == [4.0]
+    assert backtest(session, changes, rule=rule).trades["duration_seconds"].to_list() == [10.0]
+
+
+def test_wrong_decorations_are_named() -> None:
+    def rule(trade, price, features):
+        return HOLD
+
+    for features in ("spread_bps", ("a b",), ("a", "a"), ("class",), ("_a",)):
+        with pytest.raises(ConfigError, match="features: expected a tuple of different names"):
+            exit_rule(features=features)(rule)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected a function, found"):
+        exit_rule(functools.partial(rule))
+    with pytest.raises(ConfigError, match="rule: expected a function with @replaylab"):
+        Lab.sample().engine(rule=rule)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="rule: expected a function with @replaylab"):
+        Lab.sample().sweep(session_of_one_trade()[0].events, {"sl_pct": [0.1]}, rule=rule, progress=False)  # type: ignore[arg-type]
+    assert too_old.with_values(seconds=np.float32(0.5)).values == {"seconds": 0.5}
+    session, changes = session_of_one_trade()
+    for values, message in (
+        ([], "the axis has no values"),
+        (["a"], "finite number"),
+        ([True], "finite number"),
+    ):
+        with pytest.raises((SweepError, ConfigError), match=message):
+            sweep(session, {"rule.seconds": values}, changes, rule=too_old, progress=False)
+
+
+def test_frames_of_features_that_cannot_be_used_are_named() -> None:
+    """A number is no time: milliseconds read as nanoseconds would let the rule see what comes later."""
+
+    @exit_rule(features=("x",))
+    def reads(trade, price, features):
+        return CLOSE if features.x == 1.0 else HOLD
+
+    session, changes = session_of_one_trade()
+    frame = pl.DataFrame({"timestamp": ["1970-01-01T00:00:04Z"], "symbol": ["AAA"], "x": [1.0]})
+    late = backtest(session, changes, rule=reads.on(frame))
+    assert late.trades["exit_time"].dt.timestamp("ms").to_list() == [4000]
+    same = (
+        frame.lazy(),
+        frame.to_pandas(),
+        frame.with_columns(pl.col("timestamp").str.to_datetime(time_zone="UTC")),
+    )
+    for other in same:
+        assert backtest(session, changes, rule=reads.on(other)).trades.equals(late.trades)
+    for wrong, message in (
+        (frame.with_columns(timestamp=pl.lit(4_000)), "timestamps are datetimes or ISO strings, found"),
+        (frame.with_columns(timestamp=pl.lit(None, pl.String)), "row 0 of the features has no timestamp"),
+        (frame.with_columns(symbol=pl.lit(None, pl.String)), "row 0 of the features has no symbol"),
+        (frame.with_columns(x=pl.lit("a")), "wrong type"),
+        ({"x": [1.0]}, "expected a DataFrame of features"),
+    ):
+        with pytest.raises(SessionError, match=message):
+            backtest(session, changes, rule=reads.on(wrong))
+    with pytest.warns(UserWarning, match=r"the features of reads\(\) have no row for AAA"):
+        ran = backtest(session, changes, rule=reads.on(frame.with_columns(symbol=pl.lit("B"))))
+    assert ran.metrics["n_rule"] == 0
 
 
 def test_threads_share_a_rule() -> None:

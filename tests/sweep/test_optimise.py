@@ -53,7 +53,9 @@ def test_every_row_is_that_of_a_sweep(lab: Lab) -> None:
 
 def test_every_set_is_a_trial_of_the_ledger(lab: Lab) -> None:
     before = lab.trials()["rows"].sum() if lab.trials().height else 0
-    found = lab.optimise("b", {"sl_pct": (0.05, 0.5)}, trials=24, batch=8, seed=5, progress=False)
+    found = lab.optimise(
+        "b", {"sl_pct": (0.05, 0.5)}, trials=24, batch=8, seed=5, min_trades=1, progress=False
+    )
     assert lab.trials()["rows"].sum() - before == 24
     assert found.n_trials == 24
     later = lab.sweep("b", {"sl_pct": [0.111, 0.222]}, progress=False)
@@ -74,7 +76,7 @@ def test_axes_of_rules_and_scoring(lab: Lab) -> None:
         return CLOSE if trade.age_s > seconds else HOLD
 
     space = {"rule.seconds": (5.0, 60.0), "scoring.gain": [1.0, 2.0], "sl_pct": (0.05, 0.5)}
-    found = lab.optimise("a", space, trials=5, batch=5, rule=too_old, progress=False)
+    found = lab.optimise("a", space, trials=5, batch=5, min_trades=1, rule=too_old, progress=False)
     assert found.frame.columns[:3] == ["rule.seconds", "scoring.gain", "sl_pct"]
     for row in range(found.frame.height):
         values = found.frame.row(row, named=True)
@@ -90,7 +92,7 @@ def test_axes_of_rules_and_scoring(lab: Lab) -> None:
 
 def test_sets_that_contradict_themselves_do_not_run(lab: Lab) -> None:
     space = {"tp1_pct": (0.1, 0.6), "tp2_pct": (0.1, 0.6)}
-    found = lab.optimise("a", space, trials=30, batch=10, progress=False)
+    found = lab.optimise("a", space, trials=30, batch=10, min_trades=1, progress=False)
     assert 0 < found.refused < 30
     assert found.frame.height == 30 - found.refused
     assert (found.frame["tp2_pct"] >= found.frame["tp1_pct"]).all()
@@ -102,9 +104,18 @@ def test_sets_that_contradict_themselves_do_not_run(lab: Lab) -> None:
 
 def test_whole_numbers_and_logarithms(lab: Lab) -> None:
     space = {"max_trades_per_day": (1, 500), "cooldown_s": (0.1, 100.0)}
-    found = lab.optimise("a", space, trials=20, log=["cooldown_s"], progress=False)
+    found = lab.optimise("a", space, trials=20, min_trades=1, log=["cooldown_s"], progress=False)
     assert found.frame["max_trades_per_day"].dtype == pl.Int64
     assert (found.frame["cooldown_s"] < 10.0).sum() > 5
+
+
+def test_a_search_without_feedback_says_so(lab: Lab) -> None:
+    """Sets with too few trades teach the optimiser nothing: it draws at random."""
+    with pytest.warns(UserWarning, match="no set had 1000000 trades and a net_pnl: the search had nothing"):
+        found = lab.optimise(
+            "a", {"sl_pct": (0.1, 0.5)}, trials=4, min_trades=10**6, log="sl_pct", progress=False
+        )
+    assert found.history["best_so_far"].null_count() == 4
 
 
 @pytest.mark.parametrize(
@@ -121,6 +132,9 @@ def test_whole_numbers_and_logarithms(lab: Lab) -> None:
         ({"sl_pct": (0.1, 0.2)}, {"log": ["sl_pc"]}, "Did you mean 'sl_pct'"),
         ({"sl_pct": (0.1, 0.2)}, {"metric": "net_pln"}, "Did you mean 'net_pnl'"),
         ({"sl_pct": (0.1, 0.2)}, {"trials": 0}, "at least one trial"),
+        ({"sl_pct": (0.1, 0.2)}, {"trials": 2.5}, "at least one trial"),
+        ({"sl_pct": (0.1, 0.2)}, {"sampler": "tpe"}, "sampler: expected one of optuna.samplers"),
+        ([("sl_pct", (0.1, 0.2))], {}, "space: expected a mapping"),
         ({"rule.seconds": (0.1, 0.2)}, {}, "no rule= is given"),
         ({"scoring.gian": (0.1, 0.2)}, {}, "Did you mean 'gain'"),
         ({"max_trades_per_day": (1, 10, 0.5)}, {}, "whole numbers"),
