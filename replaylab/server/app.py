@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Any
 
+from jupyter_server.base.handlers import APIVersionHandler, PrometheusMetricsHandler
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from traitlets import Bool, Float, Int, Unicode, default
@@ -15,6 +16,7 @@ from replaylab.config import Config
 from replaylab.server.handlers import MAX_BODY, PAGES, ROUTES
 from replaylab.server.service import Service
 
+_NOT_SERVED = (APIVersionHandler, PrometheusMetricsHandler)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -106,6 +108,9 @@ class Replaylab(ExtensionApp):
         # The class is not compared: run as a module, this file is loaded twice, and so are its classes.
         if self.serverapp.starter_app is self:
             self.handlers.extend(PAGES)
+            # Jupyter Server's version and metrics: nothing here needs them.
+            router = self.serverapp.web_app.wildcard_router
+            router.rules = [rule for rule in router.rules if rule.target not in _NOT_SERVED]
 
     async def stop_extension(self) -> None:
         """Stop what this server plays, builds and cleans up."""

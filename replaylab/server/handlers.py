@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+from contextlib import aclosing
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
@@ -39,6 +40,8 @@ R = TypeVar("R", bound=Request)
 MAX_BODY = 1 << 20
 MAX_MESSAGE = 2_000  # characters; a message may name a value of the body
 _HEARTBEAT_S = 10.0
+# A client of the stream that reads nothing for so long is disconnected.
+_PATIENCE_S = 60.0
 _PARAMS = dict(zip(TradingParams.__struct_fields__, TradingParams.__struct_encode_fields__, strict=True))
 _VERBS = ("get", "post", "delete")
 # What an error of the system means, before the data root and the system's own words.
@@ -241,14 +244,17 @@ class Stream(ReplayHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Accel-Buffering", "no")
         try:
-            async for name, value in self.service.stream(_HEARTBEAT_S):
-                if name == "heartbeat":
-                    self.write(": still here\n\n")
-                else:
-                    self.write(
-                        b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(value, default=_plain))
-                    )
-                await self.flush()
+            async with aclosing(self.service.stream(_HEARTBEAT_S)) as messages:
+                async for name, value in messages:
+                    if name == "heartbeat":
+                        self.write(": still here\n\n")
+                    else:
+                        data = orjson.dumps(value, default=_plain)
+                        self.write(b"event: %b\ndata: %b\n\n" % (name.encode(), data))
+                    await asyncio.wait_for(self.flush(), _PATIENCE_S)
+        except TimeoutError:
+            self.log.warning("a client of the stream read nothing for %g s: disconnected", _PATIENCE_S)
+            self.request.connection.stream.close()
         except (StreamClosedError, asyncio.CancelledError):
             # The client closed the connection.
             return

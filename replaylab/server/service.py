@@ -15,8 +15,9 @@ import signal
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 import orjson
@@ -47,6 +48,7 @@ from replaylab.sessions import known_symbols
 from replaylab.timestamps import iso, now_ns, parse_ns
 
 _STREAM_PERIOD_S = 0.2
+_MOST_STREAMS = 64
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -90,6 +92,9 @@ class Service:
         self._replay: ReplayProcess | None = None
         self._control = ReplayControl(self.root)
         self._turn = asyncio.Lock()
+        # What streams read has threads of its own: no other request waits behind it.
+        self._readers = ThreadPoolExecutor(2, "stream")
+        self._streams = 0
 
     # Sessions
 
@@ -306,13 +311,21 @@ class Service:
         return await asyncio.to_thread(self._lab.health)
 
     async def stream(self, heartbeat_s: float) -> AsyncIterator[tuple[str, Any]]:
-        """Yield ``("status" | "replay" | "record", value)`` as they come, and a heartbeat where nothing does."""
+        """Yield ``("status" | "replay" | "record", value)`` as they come, and a heartbeat where nothing does.
+
+        Answers 503 where as many streams are open as this server serves.
+        """
+        if self._streams >= _MOST_STREAMS:
+            raise web.HTTPError(503, f"{_MOST_STREAMS} streams are open, the most that this server serves")
+        self._streams += 1
         follower = RunFollower(self.root)
         quiet = 0.0
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 try:
-                    messages = list((await asyncio.to_thread(follower.poll)).messages())
+                    news = await loop.run_in_executor(self._readers, follower.poll)
+                    messages = list(news.messages())
                 except (OSError, ReplaylabError):
                     # A file that cannot be read now (no rights, a disk that fails) must not end the stream.
                     messages = []
@@ -325,7 +338,10 @@ class Service:
                     yield "heartbeat", None
                 await asyncio.sleep(_STREAM_PERIOD_S)
         finally:
-            follower.close()
+            self._streams -= 1
+            # After a poll that may be under way; a closed server has no more threads.
+            with suppress(RuntimeError):
+                self._readers.submit(follower.close)
 
     async def close(self) -> None:
         """Stop the replay that this server started and give up builds that wait."""
@@ -333,6 +349,7 @@ class Service:
             await asyncio.to_thread(self._replay.stop)
         if self._builders is not None:
             self._builders.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._lab.close()
 
 

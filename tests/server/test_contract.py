@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from jupyter_server.utils import url_path_join
 from tornado.httpclient import HTTPClientError
 
 import replaylab.server.handlers as handlers
+import replaylab.server.service as service_module
 from replaylab.params import TradingParams
 from replaylab.paths import DataRoot
 from replaylab.replay import ReplayEngine
@@ -360,6 +362,45 @@ async def test_too_many_waiting_builds_are_503(fetch: Any, jp_serverapp: Any) ->
     assert (code, "too many builds" in answer["error"]) == (503, True)
     service._waiting_builds = 0
     assert (await fetch("POST", "sessions", body=range_of(sessionId="late")))[0] == 200
+
+
+async def test_more_streams_than_the_server_serves_are_503(fetch: Any, jp_serverapp: Any) -> None:
+    """No other request waits for them, and a stream that ends makes room for another."""
+    service = jp_serverapp.web_app.settings["replaylab"]
+    streams = [service.stream(0.1) for _ in range(service_module._MOST_STREAMS)]
+    for stream in streams:
+        assert (await anext(stream))[0] == "status"
+    code, answer = await fetch("GET", "stream")
+    assert (code, "64 streams are open" in answer["error"]) == (503, True)
+    assert (await fetch("GET", "status"))[0] == 200
+    for stream in streams:
+        await stream.aclose()
+    again = service.stream(0.1)
+    assert (await anext(again))[0] == "status"
+    await again.aclose()
+
+
+async def test_a_client_that_reads_nothing_is_disconnected(
+    jp_serverapp: Any, jp_auth_header: dict[str, str], root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "_PATIENCE_S", 0.3)
+    service = jp_serverapp.web_app.settings["replaylab"]
+    run = root.run(SESSION, "some-run")
+    run.events_dir.mkdir(parents=True)
+    root.replay_status.write_text(json.dumps({"sessionId": SESSION, "runId": "some-run", "running": False}))
+    (run.events_dir / "X.jsonl").write_bytes(
+        b"".join(b'{"a":"%b"}\n' % (b"x" * 1_000_000) for _ in range(30))
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", jp_serverapp.port, limit=1024)
+    path = url_path_join(jp_serverapp.base_url, "api/replay/stream")
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {jp_auth_header['Authorization']}\r\n\r\n".encode()
+    )
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    assert service._streams == 1
+    while service._streams:
+        await asyncio.sleep(0.05)
+    writer.close()
 
 
 async def test_the_stream_beats_and_survives_what_it_cannot_read(

@@ -387,7 +387,7 @@ def test_a_served_api_is_alone_guarded_and_bounded(root: DataRoot, tmp_path: Pat
             "events/subscribe",
         ):
             assert httpx.get(f"{url}/api/{path}", headers=auth).status_code == 404, path
-        for path in ("files/x", "nbconvert/html/x", "view/x"):
+        for path in ("files/x", "nbconvert/html/x", "view/x", "api", "metrics"):
             assert httpx.get(f"{url}/{path}", headers=auth).status_code == 404, path
         assert httpx.post(f"{url}/api/kernels", headers=auth, json={}).status_code == 404
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
