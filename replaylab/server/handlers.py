@@ -254,7 +254,7 @@ class Stream(ReplayHandler):
                     await asyncio.wait_for(self.flush(), _PATIENCE_S)
         except TimeoutError:
             self.log.warning("a client of the stream read nothing for %g s: disconnected", _PATIENCE_S)
-            self.request.connection.stream.close()
+            self.detach().close()
         except (StreamClosedError, asyncio.CancelledError):
             # The client closed the connection.
             return

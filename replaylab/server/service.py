@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -310,7 +310,7 @@ class Service:
     async def health(self) -> HealthSnapshot:
         return await asyncio.to_thread(self._lab.health)
 
-    async def stream(self, heartbeat_s: float) -> AsyncIterator[tuple[str, Any]]:
+    async def stream(self, heartbeat_s: float) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield ``("status" | "replay" | "record", value)`` as they come, and a heartbeat where nothing does.
 
         Answers 503 where as many streams are open as this server serves.

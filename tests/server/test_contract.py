@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -381,8 +382,13 @@ async def test_more_streams_than_the_server_serves_are_503(fetch: Any, jp_server
 
 
 async def test_a_client_that_reads_nothing_is_disconnected(
-    jp_serverapp: Any, jp_auth_header: dict[str, str], root: DataRoot, monkeypatch: pytest.MonkeyPatch
+    fetch: Any,
+    jp_serverapp: Any,
+    jp_auth_header: dict[str, str],
+    root: DataRoot,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert (await fetch("GET", "status"))[0] == 200
     monkeypatch.setattr(handlers, "_PATIENCE_S", 0.3)
     service = jp_serverapp.web_app.settings["replaylab"]
     run = root.run(SESSION, "some-run")
@@ -400,6 +406,9 @@ async def test_a_client_that_reads_nothing_is_disconnected(
     assert service._streams == 1
     while service._streams:
         await asyncio.sleep(0.05)
+    with suppress(ConnectionResetError):
+        while await reader.read(1 << 20):
+            pass
     writer.close()
 
 
