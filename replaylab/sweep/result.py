@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -558,7 +558,7 @@ class SweepResult(Outcome):
         return path
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str]) -> SweepResult:
         """Return a saved result: metrics and verdict, without trades. Raises SweepError for any other file."""
         try:
             table = pq.read_table(Path(path))
@@ -570,7 +570,7 @@ class SweepResult(Outcome):
         known = json.loads(about)
         frame = pl.DataFrame(table)
         judged, span, assumed = known.get("verdict"), known.get("span"), known.get("assumptions", "")
-        return cls(
+        return SweepResult(
             frame=frame,
             axes={name: frame[name].unique(maintain_order=True).to_list() for name in known["axes"]},
             params=TradingParams.from_dict(known["params"]),
@@ -657,8 +657,9 @@ class StudyResult(SweepResult):
 
     @cached_property
     def by_symbol(self) -> pl.DataFrame:
-        """``row``, ``symbol``, the axes and ``n_trades, n_wins, win_rate, fees, net_pnl, expectancy`` per symbol.
+        """``row``, ``symbol``, the axes and the main metrics of the trades of each symbol.
 
+        ``n_trades, n_wins, win_rate, fees, net_pnl, expectancy, max_drawdown, max_win_streak, max_loss_streak``.
         Computed from the trades of each row when first asked for. Of a large study it holds the best rows alone (by net
         PnL), with a warning that says how many.
         """
@@ -676,17 +677,26 @@ class StudyResult(SweepResult):
             .with_columns(pl.col("row").cast(pl.Int64))
         )
         found = [self.trades(row).with_columns(row=pl.lit(row, pl.Int64)) for row in rows]
-        won = pl.col("realized_pnl") > 0
+        pnl = pl.col("realized_pnl")
+        won, equity = pnl > 0, pnl.cum_sum()
+
+        def longest(chosen: pl.Expr) -> pl.Expr:
+            runs = chosen.rle().struct
+            return runs.field("len").filter(runs.field("value")).max().fill_null(0).cast(pl.Int32)
+
         return (
             pl.concat(found)
-            .group_by("row", "symbol")
+            .group_by("row", "symbol", maintain_order=True)
             .agg(
                 n_trades=pl.len(),
                 n_wins=won.sum(),
                 win_rate=won.mean(),
                 fees=pl.col("fees").sum(),
-                net_pnl=pl.col("realized_pnl").sum(),
-                expectancy=pl.col("realized_pnl").mean(),
+                net_pnl=pnl.sum(),
+                expectancy=pnl.mean(),
+                max_drawdown=(equity - equity.cum_max().clip(lower_bound=0.0)).min().clip(upper_bound=0.0),
+                max_win_streak=longest(won),
+                max_loss_streak=longest(pnl < 0),
             )
             .join(names, on="row")
             .sort("row", "symbol")
@@ -699,10 +709,10 @@ def part_path(folder: Path, key: str) -> Path:
 
 
 def read_part(path: Path, key: str) -> Array | None:
-    """Return the raw sums of a session, None where they are not there or are of another sweep."""
+    """Return the raw sums of a session, None where they are not there, damaged, or of another sweep."""
     try:
-        table = pq.read_table(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid):
         return None
     if (table.schema.metadata or {}).get(_PART_KEY) != key.encode():
         return None
@@ -712,7 +722,8 @@ def read_part(path: Path, key: str) -> Array | None:
 def write_part(path: Path, key: str, raw: Array) -> None:
     table = pa.table({f"c{k}": raw[:, k] for k in range(raw.shape[1])}, metadata={_PART_KEY: key.encode()})
     with atomic_path(path) as half:
-        pq.write_table(table, half, compression="lz4", use_dictionary=False, write_statistics=False)
+        how = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, half, write_page_checksum=True, **how)
 
 
 def _cell(value: Any) -> str:

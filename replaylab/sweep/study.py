@@ -483,8 +483,7 @@ def _sweep_sessions(
     clock = Clock(span[0], -(-(span[1] - span[0] + 1) // PERIODS), PERIODS)
     clocked = clock if first.rows <= _CLOCKED else None
     about = repr((first.digest, clocked, __version__, RAW)).encode()
-    kept = Path(tempfile.mkdtemp(prefix="replaylab-study-") if folder is None else folder)
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = _made(folder)
     keys, pooled, periods, spans, sizes = [], None, None, [], []
     earlier = 0
     with options.bar(first.rows * len(sessions)) as bar:
@@ -555,6 +554,16 @@ def _sweep_sessions(
     if folder is None:
         weakref.finalize(result, shutil.rmtree, kept, ignore_errors=True)
     return result
+
+
+def _made(folder: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of the parts, which exists then; a temporary one for None. Raises SweepError."""
+    kept = Path(tempfile.mkdtemp(prefix="replaylab-study-") if folder is None else folder)
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SweepError(f"folder: {kept} cannot be used: {error}") from None
+    return kept
 
 
 def _ordered(given: Sequence[Any]) -> list[Any]:

@@ -113,6 +113,13 @@ def test_pooled_metrics_are_those_of_all_trades_in_order(store: SessionStore, na
     symbols = study.by_symbol.group_by("row", maintain_order=True).agg(pl.col("net_pnl", "n_trades").sum())
     np.testing.assert_allclose(symbols["net_pnl"], study.frame["net_pnl"], atol=1e-9)
     assert symbols["n_trades"].to_list() == study.frame["n_trades"].to_list()
+    for mine in study.by_symbol.iter_rows(named=True):
+        pnl = study.trades(mine["row"]).filter(symbol=mine["symbol"])["realized_pnl"].to_list()
+        assert mine["max_win_streak"] == longest(pnl, 1.0)
+        assert mine["max_loss_streak"] == longest(pnl, -1.0)
+        equity = np.concatenate([[0.0], np.cumsum(pnl)])
+        lowest = (equity - np.maximum.accumulate(equity)).min()
+        assert mine["max_drawdown"] == pytest.approx(lowest, abs=1e-9)
     for every in (96, "1m"):
         clock, (_, pnl) = study.clock(every), study.pnl_by_period(every)
         ends = study.trades(2)["exit_time"].dt.timestamp("ns").to_numpy()
@@ -171,6 +178,14 @@ def test_assumptions_are_those_of_all_sessions(store: SessionStore, monkeypatch:
     monkeypatch.setattr(study_module, "_CHECKED", 10)
     large = sweep(sessions, {"sl_pct": [0.1, 0.2]}, params, progress=False)
     assert "prices are those of the first of 3 sessions" in large.assumptions
+
+
+def test_a_saved_study_is_loaded_as_a_sweep(store: SessionStore, tmp_path: Path) -> None:
+    study = sweep(opened(store, "a", "b"), GRID, BASE, progress=False)
+    loaded = StudyResult.load(study.save(tmp_path / "study.parquet"))
+    assert loaded.frame.equals(study.frame)
+    assert loaded.session_id == "2 sessions, a to b"
+    assert loaded.verdict().level == study.verdict().level
 
 
 def test_events_of_one_session_are_in_memory_at_a_time(store: SessionStore) -> None:
@@ -272,8 +287,16 @@ def test_a_killed_study_continues_where_it_was(
     assert len(list(tmp_path.glob("*.parquet"))) == 3
     assert again.frame.equals(sweep(sessions, GRID, BASE, progress=False).frame)
     # Another grid, and a file that was cut, are not taken for what is asked.
-    next(iter(kept)).write_bytes(b"PAR1")
-    assert sweep(sessions, GRID, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
+    one = next(iter(kept))
+    whole = one.read_bytes()
+    damaged = [bytearray(whole) for _ in range(3)]
+    for place, byte in enumerate((200, len(whole) // 2, len(whole) - 40)):
+        damaged[place][byte] ^= 0xFF
+    for data in (b"", b"PAR1", whole[:-9], *damaged):
+        one.write_bytes(data)
+        assert sweep(sessions, GRID, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
+    with pytest.raises(SweepError, match=r"folder: .* cannot be used"):
+        sweep(sessions, GRID, BASE, progress=False, folder=one)
     other: Any = {**GRID, "sl_pct": [0.2, 0.5]}
     assert not sweep(sessions, other, BASE, progress=False, folder=tmp_path).frame.equals(again.frame)
 
