@@ -3,9 +3,10 @@
     python benchmarks/rules.py
     REPLAYLAB_VECTORBT=PYTHON REPLAYLAB_BACKTESTING=PYTHON python benchmarks/rules.py --ticks 200000
 
-One rule for all: a target that falls with the age of the trade in steps of five seconds, and closes at the price that
-reaches it; a stop at a fixed distance. Ours runs it as an exit rule (the loop asks it at every price of an open trade)
-and as a level rule (through the block index); vectorbt as a compiled order function (its callback), backtesting.py in
+Five rules for all: a target that falls with the age of the trade in steps of five seconds, a stop behind the best
+price, a stop that follows in steps, a share of the best profit that is gone, a trade that does not move; each with a
+stop at a fixed distance. Ours runs them as exit rules (the loop asks them at every price of an open trade), the first
+also as a level rule (through the block index); vectorbt as a compiled order function (its callback), backtesting.py in
 ``Strategy.next``. Fills at the price, without costs. Data: those of ``sweep.py``, seeded. Before a time is printed,
 numbers of trades and PnL are compared. Peers run a stated part of the sets. Times are processor time per set, one
 thread each, for all of them: what else the machine does changes little. Everything is compiled before it is timed.
@@ -47,6 +48,34 @@ def asked_at_each_price(trade, price, start_pct, per_minute, least_pct):
     return CLOSE if trade.side * (price - level) >= 0.0 else HOLD
 
 
+@exit_rule(pct=0.3)
+def chandelier(trade, price, pct):
+    return trade.best * (1.0 - trade.side * pct / 100.0)
+
+
+@exit_rule(step_pct=0.2)
+def ladder(trade, price, step_pct):
+    steps = math.floor(trade.side * (trade.best / trade.entry_price - 1.0) * 100.0 / step_pct)
+    return trade.entry_price * (1.0 + trade.side * (steps - 1) * step_pct / 100.0) if steps >= 1 else HOLD
+
+
+@exit_rule(share=0.5, least=0.002)
+def gives_back(trade, price, share, least):
+    won = trade.side * (trade.best - trade.entry_price)
+    gone = trade.side * (price - trade.entry_price) < share * won
+    return CLOSE if won > least * trade.entry_price and gone else HOLD
+
+
+@exit_rule(seconds=600.0, pct=0.2)
+def no_progress(trade, price, seconds, pct):
+    best = trade.side * (trade.best / trade.entry_price - 1.0) * 100.0
+    return CLOSE if trade.age_s >= seconds and best < pct else HOLD
+
+
+# In the order of ``rules_peers.ask``.
+RULES = (asked_at_each_price, chandelier, ladder, gives_back, no_progress)
+
+
 @level_rule("target", every_s=STEP_S, start_pct=START_PCT, per_minute=PER_MINUTE, least_pct=LEAST_PCT)
 def a_level(side, entry_price, age_s, start_pct, per_minute, least_pct):
     wanted = max(start_pct - per_minute * age_s / 60.0, least_pct)
@@ -66,11 +95,11 @@ def timed(tape: Any, grid: Any, base: TradingParams, rule: ExitRule | None, meth
     return seconds, metrics(raw), used
 
 
-def peers(tape: Any, base: TradingParams, thresholds: Any, stops: Any, columns: int) -> list[Any]:
-    """Rows of (name, seconds per set, trades, PnL, sets) of what is installed; a line that says so of what is not."""
+def peers(tape: Any, base: TradingParams, thresholds: Any, stops: Any, columns: int) -> dict[str, list[Any]]:
+    """By name, (seconds per set, trades, PnL, sets) for each rule of what is installed; says so of what is not."""
     score = np.full(len(tape.arrays.price), np.nan)
     score[np.searchsorted(tape.arrays.price_index, tape.arrays.score_index) - 1] = tape.arrays.score
-    rows: list[Any] = []
+    found: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "work.npz"
         np.savez(
@@ -80,7 +109,7 @@ def peers(tape: Any, base: TradingParams, thresholds: Any, stops: Any, columns: 
             score=score,
             threshold=thresholds,
             sl=stops,
-            rule=[START_PCT, PER_MINUTE, LEAST_PCT, STEP_S],
+            rules=len(RULES),
             notional=base.notional_usd,
             columns=columns,
         )
@@ -97,9 +126,11 @@ def peers(tape: Any, base: TradingParams, thresholds: Any, stops: Any, columns: 
             if done.returncode:
                 print(f"  {name} failed: {done.stderr.strip().splitlines()[-1][:90]}")
                 continue
-            took, count, pnl, sets = done.stdout.strip().splitlines()[-1].split("\t")
-            rows.append((name, float(took) / int(sets), int(count), float(pnl), int(sets)))
-    return rows
+            lines = [line.split("\t") for line in done.stdout.strip().splitlines()[-len(RULES) :]]
+            found[name] = [
+                (float(took) / int(sets), int(n), float(pnl), int(sets)) for took, n, pnl, sets in lines
+            ]
+    return found
 
 
 def main() -> None:
@@ -149,22 +180,30 @@ def main() -> None:
         ("level rule, index", len(picked), alone / len(picked)),
         (f"level rule, all sets ({used})", grid.rows, level_set),
     ]
-    packed = some.pack(base).params
-    for name, seconds, count, pnl, sets in peers(
-        tape, base, packed["entry_threshold"].copy(), packed["sl_pct"].copy(), args.columns
-    ):
-        mine = looped[:sets]
-        # The peers leave the last trade open, or close it at the last price as we do.
-        agrees = abs(count - mine["n_trades"].sum()) <= sets and np.isclose(
-            pnl, mine["net_pnl"].sum(), rtol=1e-3, atol=sets * 20.0
-        )
-        lines.append((name + ("" if agrees else f" DISAGREES: {count} trades, {pnl:.2f}"), sets, seconds))
     for what, sets, seconds in lines:
         print(f"  {what:<52} {sets:>5} {1e3 * seconds:>11.3f} {seconds / loop_set:>11.4g}")
     print(f"  the level rule is {loop_set / level_set:,.0f} times as fast as the loop with the exit rule")
     print(
         f"  same metrics of loop, index and tables: {'yes' if same else 'NO'}; the index, built once: {built:.2f} s"
     )
+    packed = some.pack(base).params
+    rows = peers(tape, base, packed["entry_threshold"].copy(), packed["sl_pct"].copy(), args.columns)
+    print(
+        f"  {'rule, ms per set (× the loop)':<28} {'trades':>7} {'loop':>9}"
+        + "".join(f"{one:>21}" for one in rows)
+    )
+    for k, rule in enumerate(RULES):
+        mine, took = (looped, loop) if k == 0 else timed(tape, some, base, rule, "loop", args.repeat)[1::-1]
+        text = f"  {rule.function.__name__:<28} {mine['n_trades'].mean():>7,.0f} {1e3 * took / len(picked):>9.3f}"
+        for seconds, count, pnl, sets in (one[k] for one in rows.values()):
+            first = mine[:sets]
+            # The peers leave the last trade open, or close it at the last price as we do.
+            agrees = abs(count - first["n_trades"].sum()) <= sets and np.isclose(
+                pnl, first["net_pnl"].sum(), rtol=1e-3, atol=sets * 20.0
+            )
+            text += f"{1e3 * seconds:>12.1f} ({seconds * len(picked) / took:>4,.0f} ×)"
+            text += "" if agrees else f" DISAGREES: {count} trades, {pnl:.2f}"
+        print(text)
     if not same:
         raise SystemExit("the methods disagree: no time above means anything")
 
