@@ -315,3 +315,42 @@ def refuse_type(kind: pa.DataType, ours: str, name: str, file: str) -> None:
         raise HistoryError(
             f"{file}: the column {name!r} holds {kind}, too coarse for a time: write it as int64"
         )
+
+
+# The words of other programs; case, blanks, "_" and "-" do not count.
+WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "side": {"BUY": ("buy", "b", "bid", "1", "long"), "SELL": ("sell", "s", "ask", "-1", "short")},
+    "direction": {
+        "LONG": ("long", "buy", "l", "1"),
+        "SHORT": ("short", "sell", "s", "-1"),
+    },
+    "status": {
+        "NEW": (
+            *("new", "open", "created", "submitted", "accepted", "untriggered", "active", "pending"),
+            *("triggered", "buyordercreated", "sellordercreated", "pendingcreate", "pendingnew"),
+        ),
+        "PARTIALLY_FILLED": ("partiallyfilled", "partial", "partialfilled"),
+        "FILLED": (
+            "filled",
+            "closed",
+            "done",
+            "completed",
+            "executed",
+            "buyordercompleted",
+            "sellordercompleted",
+        ),
+        "CANCELED": (
+            *("canceled", "cancelled", "cancel", "deactivated", "partiallyfilledcanceled", "ordercancelled"),
+            "pendingcancel",
+        ),
+        "REJECTED": ("rejected", "failed", "error", "orderfailure", "orderfailed"),
+        "EXPIRED": ("expired", "orderexpired", "expiredinmatch", "timeout"),
+    },
+    "mode": {
+        "LIVE": ("live", "real", "production", "prod"),
+        "SIM": ("sim", "paper", "simulation", "simulated", "backtest"),
+        "DRY_RUN": ("dryrun", "dry", "test", "testnet"),
+    },
+    "maker": {"true": ("true", "1", "maker", "t", "yes"), "false": ("false", "0", "taker", "f", "no")},
+    "flag": {"true": ("true", "1", "t", "yes", "y"), "false": ("false", "0", "f", "no", "n", "")},
+}

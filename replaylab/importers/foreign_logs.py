@@ -10,7 +10,7 @@ source is never written.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,11 @@ import polars as pl
 
 from replaylab.config import Config
 from replaylab.errors import HistoryError, did_you_mean
+from replaylab.importers.columns import WORDS
 from replaylab.importers.foreign_sources import (
     FIELDS,
     LOGS,
     ROWS,
-    WORDS,
     Field,
     Source,
     dtype_of,
@@ -36,6 +36,7 @@ from replaylab.importers.foreign_sources import (
 from replaylab.importers.intake import FileReport, ImportReport, Reject
 from replaylab.importers.rebuilt_trades import (
     compare_trades,
+    in_base_currency,
     orders_of_fills,
     rebuild_trades,
     with_converted_fees,
@@ -153,6 +154,9 @@ class _Import:
         self.symbols = {**_SYMBOL, **mapping.get("symbol", {})}
         # By table: the columns that a section reads.
         self.used: dict[str, set[str]] = {}
+        # By table and column: values of the rows that ``only`` leaves out, and the words that some section keeps.
+        self.left_out = defaultdict[tuple[str, str], Counter[str]](Counter)
+        self.wanted = defaultdict[tuple[str, str], set[str]](set)
 
     def read(self) -> dict[str, pl.DataFrame]:
         """Return the rows of each mapped log with our columns, times as ns."""
@@ -174,6 +178,15 @@ class _Import:
             table: [name for name in self.source.tables[table] if name not in used]
             for table, used in self.used.items()
         }
+        for (table, name), values in self.left_out.items():
+            others = {
+                value: count
+                for value, count in values.most_common()
+                if folded(value) not in self.wanted[table, name]
+            }
+            if others:
+                listed = ", ".join(f"{count:,} with {value}" for value, count in list(others.items())[:10])
+                self.report.note(f"{table}: rows are left out by {name}: {listed}")
         unused = [table for table in self.source.tables if table not in self.used]
         if unused:
             self.report.note(f"tables of the source that are not used: {', '.join(unused)}")
@@ -188,6 +201,17 @@ class _Import:
         needed = {
             name for ours, name in columns.items() if FIELDS[log][ours].needed and ours not in constants
         }
+        if "query" in section:
+            try:
+                tables, reads = self.source.ask(log, section["query"])
+            except HistoryError as error:
+                if not section.get("optional"):
+                    raise
+                self.report.note(f"{log}: not in the source ({error})")
+                return None
+            for table, names in reads.items():
+                self.used.setdefault(table, set()).update(names)
+            return self._tables(log, section, columns, constants, tables)
         wanted, have = section.get("table"), self.source.tables
         tables = self.source.find(log, wanted, set(columns.values()), needed | set(section.get("only", {})))
         if not tables and not section.get("optional") and wanted is None and len(have) == 1:
@@ -198,6 +222,16 @@ class _Import:
                 raise HistoryError(f"no table {wanted!r}: there are {', '.join(have)}.{close}")
             self.report.note(f"{log}: the source has no such table")
             return None
+        return self._tables(log, section, columns, constants, tables)
+
+    def _tables(
+        self,
+        log: str,
+        section: Mapping[str, Any],
+        columns: dict[str, str],
+        constants: dict[str, Any],
+        tables: list[str],
+    ) -> pl.DataFrame:
         parts = [self._table(log, section, columns, constants, table) for table in tables]
         if len(parts) > 1:
             # Pages of one answer may overlap: what is twice in one file stays twice.
@@ -256,7 +290,12 @@ class _Import:
             file.rows += frame.height
             for name, words in only.items():
                 cells = frame[name].cast(pl.String).map_elements(folded, return_dtype=pl.String)
-                frame = frame.filter(cells.is_in(words))
+                kept = cells.is_in(words).fill_null(value=False)
+                self.left_out[table, name].update(
+                    frame[name].cast(pl.String).fill_null("nothing").filter(~kept)
+                )
+                self.wanted[table, name].update(words)
+                frame = frame.filter(kept)
             if join is not None:
                 on = frame[join[0]].cast(pl.String)
                 frame = frame.with_columns(on.alias("~on")).join(
@@ -311,6 +350,12 @@ class _Import:
         """Rebuild trades, write the logs (not with ``dry_run``) and return the report."""
         report = self.report
         trades = logs.get("trades")
+        for log, price, qty, cost in (
+            ("fills", "price", "qty", "cost"),
+            ("orders", "avg_fill_price", "filled_qty", "notional_usd"),
+        ):
+            if log in logs and self.mapping[log].get("contracts"):
+                logs[log] = in_base_currency(logs[log], price, qty, cost, report)
         if "fills" in logs:
             rebuilt = rebuild_trades(with_converted_fees(self.root, logs["fills"], report), report)
             if trades is None:
@@ -323,8 +368,13 @@ class _Import:
                     f"{both.height:,} trades of the source have a rebuilt one, {off:,} of these differ in PnL by more "
                     f"than 1e-8; {report.compared.height - both.height:,} have none: see .compared"
                 )
-            if "orders" not in logs:
-                logs["orders"] = orders_of_fills(logs["fills"])
+            known = logs["orders"]["order_id"] if "orders" in logs else pl.Series([], dtype=pl.String)
+            others = logs["fills"].filter(~pl.col("order_id").is_in(known.implode()).fill_null(value=False))
+            if others.height:
+                made = orders_of_fills(others)
+                logs["orders"] = pl.concat([logs["orders"], made], how="diagonal") if len(known) else made
+                if len(known):
+                    report.note(f"{made.height:,} fills are of orders that the source does not list")
         if trades is not None:
             if "funding" in logs:
                 trades = with_funding(trades, logs["funding"], report)

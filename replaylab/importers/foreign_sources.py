@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from replaylab.errors import HistoryError, did_you_mean
+from replaylab.importers.columns import WORDS
 from replaylab.importers.files import find_files, open_files
 from replaylab.importers.text_tables import folded
 
@@ -99,6 +100,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "side": Field("side", True, ("side", "tradetype", "direction")),
         "price": Field("number", True, ("price", "execprice", "fillprice")),
         "qty": Field("number", True, ("qty", "quantity", "amount", "execqty", "size")),
+        "cost": Field("number", names=("cost",)),
         "fee": Field("number", names=("fee", "commission", "execfee", "feecost")),
         "fee_currency": Field("text", names=("feecurrency", "commissionasset", "feeasset")),
         "maker": Field("maker", names=("maker", "ismaker", "takerormaker")),
@@ -135,43 +137,12 @@ FIELDS: dict[str, dict[str, Field]] = {
         "amount": Field("number", True, ("amount", "income", "fundingfee")),
     },
 }
-# The words of other programs; case, blanks, "_" and "-" do not count.
-WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "side": {"BUY": ("buy", "b", "bid", "1", "long"), "SELL": ("sell", "s", "ask", "-1", "short")},
-    "direction": {
-        "LONG": ("long", "buy", "l", "1"),
-        "SHORT": ("short", "sell", "s", "-1"),
-    },
-    "status": {
-        "NEW": (
-            *("new", "open", "created", "submitted", "accepted", "untriggered", "active", "pending"),
-            *("triggered", "buyordercreated", "sellordercreated", "pendingcreate", "pendingnew"),
-        ),
-        "PARTIALLY_FILLED": ("partiallyfilled", "partial", "partialfilled"),
-        "FILLED": (
-            "filled",
-            "closed",
-            "done",
-            "completed",
-            "executed",
-            "buyordercompleted",
-            "sellordercompleted",
-        ),
-        "CANCELED": (
-            *("canceled", "cancelled", "cancel", "deactivated", "partiallyfilledcanceled", "ordercancelled"),
-            "pendingcancel",
-        ),
-        "REJECTED": ("rejected", "failed", "error", "orderfailure", "orderfailed"),
-        "EXPIRED": ("expired", "orderexpired", "expiredinmatch", "timeout"),
-    },
-    "mode": {
-        "LIVE": ("live", "real", "production", "prod"),
-        "SIM": ("sim", "paper", "simulation", "simulated", "backtest"),
-        "DRY_RUN": ("dryrun", "dry", "test", "testnet"),
-    },
-    "maker": {"true": ("true", "1", "maker", "t", "yes"), "false": ("false", "0", "taker", "f", "no")},
-    "flag": {"true": ("true", "1", "t", "yes", "y"), "false": ("false", "0", "f", "no", "n", "")},
-}
+
+
+def _named(columns: str) -> dict[str, str]:
+    """Return columns that have our names."""
+    return {name: name for name in columns.split()}
+
 
 _IS_SHORT = {"LONG": ["0", "false"], "SHORT": ["1", "true"]}
 _BINANCE_FILLS: dict[str, Any] = {
@@ -194,6 +165,54 @@ _BINANCE_FUNDING: dict[str, Any] = {
     "only": {"incomeType": ["FUNDING_FEE"]},
     "columns": {"timestamp": "time", "symbol": "symbol", "amount": "income"},
 }
+# Decimals are whole numbers of millionths, in older databases floats. Two exchanges, or two configurations of one
+# strategy, are books of their own.
+_HUMMINGBOT_BOOK = """{row}.strategy
+  || CASE WHEN (SELECT COUNT(DISTINCT market) FROM TradeFill) > 1 THEN '@' || {row}.market ELSE '' END
+  || CASE WHEN (SELECT COUNT(DISTINCT config_file_path) FROM TradeFill WHERE strategy = {row}.strategy) > 1
+     THEN '-' || {row}.config_file_path ELSE '' END AS strategy"""
+# The only fee, in its coin where it is the base currency's: that one reduces the quantity. Others as hummingbot
+# converted them. With closing fills a position has a side (hedge mode).
+_HUMMINGBOT_FILLS = f"""
+WITH fills AS (
+  SELECT *, CASE typeof(price) WHEN 'integer' THEN price / 1e6 ELSE price END AS at,
+    CASE typeof(amount) WHEN 'integer' THEN amount / 1e6 ELSE amount END AS size,
+    CASE typeof(trade_fee_in_quote) WHEN 'integer' THEN trade_fee_in_quote / 1e6 ELSE trade_fee_in_quote END AS paid,
+    COALESCE(CAST(json_extract(trade_fee, '$.percent') AS REAL), 0.0) AS share,
+    COALESCE(json_extract(trade_fee, '$.percent_token'), CASE WHEN trade_type = 'BUY'
+      AND json_extract(trade_fee, '$.fee_type') = 'DeductedFromReturns' THEN base_asset ELSE quote_asset END) AS coin,
+    COALESCE(json_array_length(trade_fee, '$.flat_fees'), 0) AS flat,
+    json_extract(trade_fee, '$.flat_fees[0].token') AS flat_coin,
+    CAST(json_extract(trade_fee, '$.flat_fees[0].amount') AS REAL) AS flat_fee
+  FROM TradeFill
+)
+SELECT timestamp, symbol, order_id, exchange_trade_id AS trade_id, trade_type AS side, at AS price, size AS qty,
+  leverage,
+  CASE WHEN flat = 1 AND share = 0.0 AND (flat_coin = base_asset OR paid IS NULL) THEN flat_fee
+    WHEN flat = 0 AND share > 0.0 AND coin = base_asset THEN share * size
+    WHEN paid IS NOT NULL THEN paid WHEN flat = 0 AND coin = quote_asset THEN share * size * at END AS fee,
+  CASE WHEN flat = 1 AND share = 0.0 AND (flat_coin = base_asset OR paid IS NULL) THEN flat_coin
+    WHEN flat = 0 AND share > 0.0 AND coin = base_asset THEN coin ELSE quote_asset END AS fee_currency,
+  CASE WHEN EXISTS (SELECT 1 FROM TradeFill c WHERE c.market = fills.market AND c.symbol = fills.symbol
+      AND c.position = 'CLOSE') AND position IN ('OPEN', 'CLOSE')
+    THEN CASE WHEN (position = 'OPEN') = (trade_type = 'BUY') THEN 'LONG' ELSE 'SHORT' END END AS position_side,
+  {_HUMMINGBOT_BOOK.format(row="fills")}
+FROM fills"""
+# The side of an order is in its first status, or in its fills.
+_HUMMINGBOT_ORDERS = f"""
+WITH done AS (SELECT order_id, SUM(amount) AS filled, SUM(1.0 * amount * price) AS value, MAX(trade_type) AS side
+  FROM TradeFill GROUP BY order_id),
+made AS (SELECT order_id, MAX(CASE status WHEN 'BuyOrderCreated' THEN 'BUY' WHEN 'BuyOrderCompleted' THEN 'BUY'
+  WHEN 'SellOrderCreated' THEN 'SELL' WHEN 'SellOrderCompleted' THEN 'SELL' END) AS side
+  FROM OrderStatus GROUP BY order_id),
+units AS (SELECT *, CASE typeof(amount) WHEN 'integer' THEN 1e6 ELSE 1.0 END AS unit FROM "Order")
+SELECT creation_timestamp AS timestamp, last_update_timestamp AS updated_at, symbol, id AS order_id, exchange_order_id,
+  COALESCE(made.side, done.side) AS side, order_type AS type, amount / unit AS qty, NULLIF(price, 0) / unit AS price,
+  COALESCE(filled, 0) / unit AS filled_qty, value / filled / unit AS avg_fill_price,
+  CASE WHEN last_status = 'OrderFilled' THEN CASE WHEN filled >= amount THEN 'FILLED' ELSE 'PARTIALLY_FILLED' END
+    ELSE last_status END AS status,
+  {_HUMMINGBOT_BOOK.format(row="units")}
+FROM units LEFT JOIN done ON done.order_id = units.id LEFT JOIN made ON made.order_id = units.id"""
 PRESETS: dict[str, dict[str, Any]] = {
     "freqtrade": {
         "time_zone": "UTC",
@@ -243,6 +262,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "ccxt-trades": {
         "fills": {
+            "contracts": True,
             "columns": {
                 "timestamp": "timestamp",
                 "symbol": "symbol",
@@ -251,14 +271,16 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "side": "side",
                 "price": "price",
                 "qty": "amount",
+                "cost": "cost",
                 "fee": "fee.cost",
                 "fee_currency": "fee.currency",
                 "maker": "takerOrMaker",
-            }
+            },
         }
     },
     "ccxt-orders": {
         "orders": {
+            "contracts": True,
             "columns": {
                 "timestamp": "timestamp",
                 "updated_at": "lastTradeTimestamp",
@@ -275,7 +297,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "filled_qty": "filled",
                 "avg_fill_price": "average",
                 "notional_usd": "cost",
-            }
+            },
         }
     },
     "bybit-executions": {
@@ -303,6 +325,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "bybit-closed-pnl": {
         "trades": {
+            # Not settlements of a session or a contract, which close nothing.
+            "only": {"execType": ["Trade", "AdlTrade", "BustTrade", "MovePosition"]},
             "columns": {
                 "timestamp": "updatedTime",
                 "entry_time": "createdTime",
@@ -323,21 +347,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "binance-income": {"fills": {**_BINANCE_FILLS, "optional": True}, "funding": _BINANCE_FUNDING},
     "hummingbot": {
         "fills": {
-            "table": "TradeFill",
-            # Decimals are stored as whole numbers of millionths.
-            "scale": {"price": 1e-6, "qty": 1e-6, "fee": 1e-6},
-            "columns": {
-                "timestamp": "timestamp",
-                "symbol": "symbol",
-                "trade_id": "exchange_trade_id",
-                "order_id": "order_id",
-                "side": "trade_type",
-                "price": "price",
-                "qty": "amount",
-                "fee": "trade_fee_in_quote",
-                "leverage": "leverage",
-                "strategy": "strategy",
-            },
+            "query": _HUMMINGBOT_FILLS,
+            "columns": _named(
+                "timestamp symbol strategy order_id trade_id side price qty fee fee_currency position_side leverage"
+            ),
+        },
+        "orders": {
+            "optional": True,
+            "query": _HUMMINGBOT_ORDERS,
+            "columns": _named(
+                "timestamp updated_at symbol strategy order_id exchange_order_id side type price qty filled_qty "
+                "avg_fill_price status"
+            ),
+        },
+        "funding": {
+            "optional": True,
+            "table": "FundingPayment",
+            "columns": _named("timestamp symbol amount"),
         },
     },
 }
@@ -346,10 +372,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 LOGS = ("signals", "orders", "fills", "trades", "funding")
 _SECTION = (
     "table",
+    "query",
     "columns",
     "constants",
     "words",
     "scale",
+    "contracts",
     "only",
     "extra",
     "join",
@@ -393,11 +421,39 @@ class Source:
         """Return the name of the file that holds a table."""
         return self._places[table][0].name
 
+    def ask(self, log: str, query: str) -> tuple[list[str], dict[str, set[str]]]:
+        """Make the answers of an SQL query tables, one for each database; return them, and the columns it reads.
+
+        Raises HistoryError where there is no database or the query is none of its own.
+        """
+        paths = list(dict.fromkeys(path for path, kind, _ in self._places.values() if kind == "sqlite"))
+        if not paths:
+            raise HistoryError(f"no table to query for {log}: the source has no SQLite database")
+        tables, reads = [], dict[str, set[str]]()
+
+        def note(action: int, table: str | None, column: str | None, *_: Any) -> int:
+            if action == sqlite3.SQLITE_READ and table and column:
+                reads.setdefault(table, set()).add(column)
+            return sqlite3.SQLITE_OK
+
+        for path in paths:
+            with closing(_connect(path)) as database:
+                database.set_authorizer(note)
+                try:
+                    described = database.execute(f"SELECT * FROM ({query}) LIMIT 0").description
+                except (sqlite3.Error, sqlite3.Warning) as error:
+                    raise HistoryError(f"mapping.{log}.query: {path.name}: {error}") from None
+            tables.append(f"{log} of {path.name}")
+            self._add(tables[-1], path, "query", query, [column[0] for column in described])
+        return tables, {name: columns for name, columns in reads.items() if name in self.tables}
+
     def read(self, table: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """Yield the number of the first row and the columns of some rows; a file's rows count from 1."""
         path, kind, data = self._places[table]
         if kind == "sqlite":
-            yield from _read_sqlite(path, table, columns)
+            yield from _read_sqlite(path, _quoted(table), columns)
+        elif kind == "query":
+            yield from _read_sqlite(path, f"({data})", columns)
         elif kind == "parquet":
             row = 1
             with _reading(path, "Parquet"):
@@ -494,10 +550,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _read_sqlite(path: Path, table: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+def _read_sqlite(path: Path, origin: str, columns: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
     with _reading(path, "SQLite"), closing(_connect(path)) as database:
         chosen = ", ".join(_quoted(column) for column in columns)
-        cursor = database.execute(f"SELECT {chosen} FROM {_quoted(table)}")
+        cursor = database.execute(f"SELECT {chosen} FROM {origin}")
         row = 1
         while rows := cursor.fetchmany(ROWS):
             yield row, _frame(columns, rows)

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from replaylab import history
+from replaylab.errors import HistoryError
 from replaylab.importers.foreign_sources import FIELDS, dtype_of
 from replaylab.importers.intake import ImportReport
 from replaylab.paths import DataRoot
@@ -109,6 +110,37 @@ def with_converted_fees(root: DataRoot, fills: pl.DataFrame, report: ImportRepor
         )
         fills = fills.drop("fee_quote", "quote")
     return fills
+
+
+def in_base_currency(
+    frame: pl.DataFrame, price: str, qty: str, cost: str, report: ImportReport
+) -> pl.DataFrame:
+    """Convert quantities in contracts of a base currency: what was paid is price · quantity · contract size.
+
+    The size of a symbol's contracts is that of its rows with all three. Raises HistoryError where they have several:
+    contracts in quote currency, or a cost of another kind.
+    """
+    factor = (pl.col(cost) / (pl.col(price) * pl.col(qty))).alias("factor")
+    priced = frame.filter((pl.col(price) > 0) & (pl.col(qty) > 0) & (pl.col(cost) > 0))
+    sizes = (
+        priced.select("symbol", factor)
+        .group_by("symbol")
+        .agg(size=pl.col("factor").median(), low=pl.col("factor").min(), high=pl.col("factor").max())
+    )
+    # Costs may be rounded: small ones differ by some percent. Where one fits, no row is in contracts.
+    sizes = sizes.filter((pl.col("low") > 1.05) | (pl.col("high") < 0.95))
+    for symbol, size, low, high in sizes.sort("symbol").iter_rows():
+        if high > 1.05 * low:
+            raise HistoryError(
+                f"{symbol}: cost is {low:.6g} to {high:.6g} times price · quantity: contracts that are not in base "
+                "currency. Convert the quantities first, or leave cost out of the mapping"
+            )
+        size = float(f"{size:.3g}")
+        report.note(f"{symbol}: quantities are contracts of {size:g}, converted to base currency")
+        own = pl.col("symbol") == symbol
+        names = [name for name in ("qty", "filled_qty") if name in frame.columns]
+        frame = frame.with_columns(pl.when(own).then(pl.col(n) * size).otherwise(n).alias(n) for n in names)
+    return frame
 
 
 def rebuild_trades(fills: pl.DataFrame, report: ImportReport) -> pl.DataFrame:

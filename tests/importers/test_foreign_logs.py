@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -551,26 +552,238 @@ def test_binance_user_trades_in_hedge_mode(tmp_path: Path) -> None:
     assert any("1 in BNB" in note for note in report.notes)
 
 
-def test_hummingbot_fills(tmp_path: Path) -> None:
-    """Its decimals are whole numbers of millionths."""
-    database = sqlite3.connect(tmp_path / "hb.sqlite")
-    database.execute(
-        "CREATE TABLE TradeFill (config_file_path TEXT, strategy TEXT, market TEXT, symbol TEXT, base_asset TEXT, "
-        "quote_asset TEXT, timestamp BIGINT, order_id TEXT, trade_type TEXT, order_type TEXT, price BIGINT, "
-        "amount BIGINT, leverage INTEGER, trade_fee JSON, trade_fee_in_quote BIGINT, exchange_trade_id TEXT, "
-        "position TEXT)"
-    )
-    for k, (side, price) in enumerate((("BUY", 2_500_000), ("SELL", 2_600_000))):
-        database.execute(
-            "INSERT INTO TradeFill VALUES ('c', 'pmm', 'binance', 'ABC-USDT', 'ABC', 'USDT', ?, ?, ?, 'LIMIT', ?, "
-            "4000000, 1, '{}', 10000, ?, 'NIL')",
-            (T0 + k * 1000, f"o{k}", side, price, f"t{k}"),
+_HUMMINGBOT = """
+CREATE TABLE "Order" (id TEXT PRIMARY KEY, config_file_path TEXT, strategy TEXT, market TEXT, symbol TEXT,
+  base_asset TEXT, quote_asset TEXT, creation_timestamp BIGINT, order_type TEXT, amount {decimal}, leverage INTEGER,
+  price {decimal}, last_status TEXT, last_update_timestamp BIGINT, exchange_order_id TEXT, position TEXT);
+CREATE TABLE OrderStatus (id INTEGER PRIMARY KEY, order_id TEXT, timestamp BIGINT, status TEXT);
+CREATE TABLE TradeFill (config_file_path TEXT, strategy TEXT, market TEXT, symbol TEXT, base_asset TEXT,
+  quote_asset TEXT, timestamp BIGINT, order_id TEXT, trade_type TEXT, order_type TEXT, price {decimal},
+  amount {decimal}, leverage INTEGER, trade_fee JSON, trade_fee_in_quote {decimal}, exchange_trade_id TEXT,
+  position TEXT, PRIMARY KEY (market, order_id, exchange_trade_id));
+CREATE TABLE FundingPayment (timestamp BIGINT PRIMARY KEY, config_file_path TEXT, market TEXT, rate FLOAT,
+  symbol TEXT, amount FLOAT);
+"""
+
+
+class Hummingbot:
+    """A database of its schema; ``unit``: how it stores decimals, whole millionths or (formerly) floats."""
+
+    def __init__(self, path: Path, unit: float = 1_000_000) -> None:
+        self.path, self.unit, self.count = path, unit, 0
+        with closing(sqlite3.connect(path)) as database:
+            database.executescript(_HUMMINGBOT.format(decimal="BIGINT" if unit > 1 else "FLOAT"))
+
+    def run(self, sql: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self.path)) as database, database:
+            database.execute(sql, values)
+
+    def order(self, name: str, side: str, statuses: list[str], price: float, *, kind: str = "LIMIT") -> None:
+        base = ("conf.yml", "pmm", "binance", "ABC-USDT", "ABC", "USDT")
+        amounts = (self.unit * 4, 1, self.unit * price)
+        self.run(
+            f'INSERT INTO "Order" VALUES ({", ".join("?" * 16)})',
+            *(name, *base, T0, kind, *amounts, statuses[-1], T0 + 500, f"x-{name}", "NIL"),
         )
-    database.commit()
-    import_logs(tmp_path / "data", tmp_path / "hb.sqlite", "hummingbot")
+        for status in (f"{side.title()}OrderCreated", *statuses):
+            self.run(
+                "INSERT INTO OrderStatus (order_id, timestamp, status) VALUES (?, ?, ?)", name, T0, status
+            )
+
+    def fill(
+        self,
+        name: str,
+        side: str,
+        price: float,
+        fee: Any,
+        paid: float | None,
+        *,
+        amount: float = 4.0,
+        **other: Any,
+    ) -> None:
+        self.count += 1
+        given = {"strategy": "pmm", "market": "binance", "position": "NIL", **other}
+        scaled = [None if value is None else self.unit * value for value in (price, amount, paid)]
+        self.run(
+            f"INSERT INTO TradeFill VALUES ({', '.join('?' * 17)})",
+            *(
+                "conf.yml",
+                given["strategy"],
+                given["market"],
+                "ABC-USDT",
+                "ABC",
+                "USDT",
+                T0 + 1000 * self.count,
+            ),
+            *(name, side, "LIMIT", scaled[0], scaled[1], 1, json.dumps(fee), scaled[2], f"t{self.count}"),
+            given["position"],
+        )
+
+
+@pytest.mark.parametrize("unit", [1_000_000, 1])
+def test_hummingbot(tmp_path: Path, unit: float) -> None:
+    """Orders that never filled are orders; their side is in their first status; a fill without an order counts."""
+    bot = Hummingbot(tmp_path / "hb.sqlite", unit)
+    fee = {"fee_type": "AddedToCost", "percent": "0.001", "percent_token": "USDT", "flat_fees": []}
+    bot.order("filled", "BUY", ["OrderFilled", "BuyOrderCompleted"], 2.5)
+    bot.order("partly", "SELL", ["OrderFilled"], 2.6)
+    bot.order("gone", "SELL", ["OrderCancelled"], 2.7)
+    bot.order("failed", "BUY", ["OrderFailure"], 0.0, kind="MARKET")
+    bot.order("late", "BUY", ["OrderExpired"], 2.4)
+    bot.order("open", "SELL", ["SellOrderCreated"], 2.9)
+    bot.fill("filled", "BUY", 2.5, fee, 0.01)
+    bot.fill("partly", "SELL", 2.6, fee, 0.01, amount=1.0)
+    bot.fill("unlisted", "SELL", 2.6, fee, 0.01, amount=3.0)
+    bot.run(
+        "INSERT INTO FundingPayment VALUES (?, 'conf.yml', 'binance', 0.0001, 'ABC-USDT', -0.05)", T0 + 1500
+    )
+    before = bot.path.read_bytes()
+    report = import_logs(tmp_path / "data", bot.path, "hummingbot")
+    assert bot.path.read_bytes() == before
+    orders = frames.load_orders(tmp_path / "data").frame
+    last = orders.group_by("client_order_id", maintain_order=True).last().sort("client_order_id")
+    columns = ("client_order_id", "side", "type", "status", "price", "qty", "filled_qty", "avg_fill_price")
+    assert last.select(columns).rows() == [
+        ("failed", "BUY", "MARKET", "REJECTED", None, 4.0, 0.0, None),
+        ("filled", "BUY", "LIMIT", "FILLED", 2.5, 4.0, 4.0, 2.5),
+        ("gone", "SELL", "LIMIT", "CANCELED", 2.7, 4.0, 0.0, None),
+        ("late", "BUY", "LIMIT", "EXPIRED", 2.4, 4.0, 0.0, None),
+        ("open", "SELL", "LIMIT", "NEW", 2.9, 4.0, 0.0, None),
+        ("partly", "SELL", "LIMIT", "PARTIALLY_FILLED", 2.6, 4.0, 1.0, 2.6),
+        ("unlisted", "SELL", "MARKET", "FILLED", 2.6, 3.0, 3.0, 2.6),
+    ]
     trade = frames.load_trades(tmp_path / "data").frame.row(0, named=True)
-    assert (trade["symbol"], trade["qty"], trade["strategy"]) == ("ABCUSDT", 4.0, "pmm")
-    assert trade["realized_pnl"] == pytest.approx(0.4 - 0.02, abs=1e-12)
+    assert (trade["symbol"], trade["qty"], trade["strategy"], trade["funding"]) == (
+        "ABCUSDT",
+        4.0,
+        "pmm",
+        -0.05,
+    )
+    assert trade["realized_pnl"] == pytest.approx(0.4 - 0.03 - 0.05, abs=1e-12)
+    assert "1 fills are of orders that the source does not list" in report.notes
+    assert "OrderStatus" not in str(report).replace("not used of OrderStatus", "")
+
+
+@pytest.mark.parametrize(
+    ("fee", "paid", "expected"),
+    [
+        # Taken from what was bought: 0.004 ABC.
+        ({"fee_type": "DeductedFromReturns", "percent": "0.001", "flat_fees": []}, 0.01, 3.996),
+        ({"percent": "0", "flat_fees": [{"token": "ABC", "amount": "0.004"}]}, 0.01, 3.996),
+        # In another coin, as it was converted there; in the quote currency.
+        ({"percent": "0", "flat_fees": [{"token": "BNB", "amount": "0.00002"}]}, 0.01, 4.0),
+        ({"percent": "0.001", "percent_token": "USDT", "flat_fees": []}, None, 4.0),
+    ],
+)
+def test_hummingbot_fees_in_coins(tmp_path: Path, fee: Any, paid: float | None, expected: float) -> None:
+    bot = Hummingbot(tmp_path / "hb.sqlite")
+    bot.fill("a", "BUY", 2.5, fee, paid)
+    bot.fill("b", "SELL", 2.6, {"percent": "0", "flat_fees": []}, 0.0, amount=expected)
+    import_logs(tmp_path / "data", bot.path, "hummingbot")
+    (trade,) = frames.load_trades(tmp_path / "data").frame.rows(named=True)
+    assert (trade["qty"], trade["fees"]) == (pytest.approx(expected), pytest.approx(0.01))
+
+
+def test_hummingbot_books_that_must_not_mix(tmp_path: Path) -> None:
+    """Two exchanges are refused until one is chosen; closing fills make each side a position of its own."""
+    nothing = {"percent": "0", "flat_fees": []}
+    two = Hummingbot(tmp_path / "two.sqlite")
+    two.fill("a", "BUY", 2.5, nothing, 0.0)
+    two.fill("b", "SELL", 2.6, nothing, 0.0, market="kucoin")
+    with pytest.raises(HistoryError, match=r"several strategies: pmm@binance \(1 rows\), pmm@kucoin"):
+        import_logs(tmp_path / "data", two.path, "hummingbot")
+    hedge = Hummingbot(tmp_path / "hedge.sqlite")
+    for name, side, price, position in (
+        ("a", "BUY", 2.5, "OPEN"),
+        ("b", "SELL", 2.6, "OPEN"),
+        ("c", "SELL", 2.7, "CLOSE"),
+        ("d", "BUY", 2.4, "CLOSE"),
+    ):
+        hedge.fill(name, side, price, nothing, 0.0, position=position)
+    import_logs(tmp_path / "hedge", hedge.path, "hummingbot")
+    trades = frames.load_trades(tmp_path / "hedge").frame.select("side", "entry_price", "close_price")
+    assert trades.rows() == [("LONG", 2.5, 2.7), ("SHORT", 2.6, 2.4)]
+
+
+def test_a_query_of_a_database(tmp_path: Path) -> None:
+    """A mapping may join tables in SQL; what it reads counts as used, and it cannot write."""
+    path = tmp_path / "bot.sqlite"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.executescript(
+            "CREATE TABLE pairs (id INTEGER, name TEXT); CREATE TABLE deals (pair INTEGER, at INTEGER, way TEXT, "
+            "px REAL, size REAL, memo TEXT); INSERT INTO pairs VALUES (1, 'BTC/USDT');"
+        )
+        database.execute("INSERT INTO deals VALUES (1, ?, 'buy', 100.0, 1.0, 'm')", (T0,))
+        database.execute("INSERT INTO deals VALUES (1, ?, 'sell', 101.0, 1.0, 'm')", (T0 + 1000,))
+    query = "SELECT deals.*, pairs.name AS pair_name FROM deals JOIN pairs ON pairs.id = deals.pair"
+    columns = {"timestamp": "at", "symbol": "pair_name", "side": "way", "price": "px", "qty": "size"}
+    report = import_logs(tmp_path / "data", path, mapping={"fills": {"query": query, "columns": columns}})
+    assert frames.load_trades(tmp_path / "data").frame["realized_pnl"].to_list() == [1.0]
+    assert not any("tables of the source that are not used" in note for note in report.notes)
+    for wrong in ("DELETE FROM deals", "SELECT 1; DELETE FROM deals", "SELECT missing FROM deals", ""):
+        with pytest.raises(HistoryError, match=r"mapping\.fills\.query: bot\.sqlite"):
+            import_logs(tmp_path / "x", path, mapping={"fills": {"query": wrong, "columns": columns}})
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT COUNT(*) FROM deals").fetchone() == (2,)
+
+
+def test_contracts_of_ccxt(tmp_path: Path) -> None:
+    """An amount in contracts is converted by what it cost; contracts of another kind are refused."""
+    fills = [
+        {"timestamp": T0 + k * 1000, "symbol": "BTC/USDT:USDT", "id": str(k), "order": str(k), "side": side}
+        | {"price": price, "amount": 5.0, "cost": 5.0 * price * 0.01, "takerOrMaker": "taker"}
+        for k, (side, price) in enumerate((("buy", 50_000.0), ("sell", 50_100.0)))
+    ]
+    path = tmp_path / "trades.json"
+    path.write_text(json.dumps(fills))
+    report = import_logs(tmp_path / "data", path, "ccxt-trades")
+    (trade,) = frames.load_trades(tmp_path / "data").frame.rows(named=True)
+    assert (trade["qty"], trade["realized_pnl"]) == (pytest.approx(0.05), pytest.approx(5.0))
+    assert "BTCUSDT: quantities are contracts of 0.01, converted to base currency" in report.notes
+    orders = [
+        {
+            "timestamp": T0,
+            "symbol": "BTC/USDT:USDT",
+            "id": name,
+            "side": "buy",
+            "type": "limit",
+            "status": status,
+        }
+        | {"price": 50_000.0, "amount": 5.0, "filled": filled, "average": 50_000.0, "cost": filled * 500.0}
+        for name, status, filled in (("1", "closed", 5.0), ("2", "canceled", 0.0))
+    ]
+    path.write_text(json.dumps(orders))
+    import_logs(tmp_path / "orders", path, "ccxt-orders")
+    found = frames.load_orders(tmp_path / "orders").frame.filter(pl.col("status") != "NEW")
+    assert found.select("qty", "filled_qty").rows() == [(0.05, 0.05), (0.05, 0.0)]
+    for fill in fills:
+        fill |= {"symbol": "BTC/USD:BTC", "cost": fill["amount"] * 100.0 / fill["price"]}
+    fills[1] |= {"price": 60_000.0, "cost": 500.0 / 60_000.0}
+    path.write_text(json.dumps(fills))
+    with pytest.raises(HistoryError, match="contracts that are not in base currency"):
+        import_logs(tmp_path / "inverse", path, "ccxt-trades")
+
+
+def test_settlements_are_no_trades(tmp_path: Path) -> None:
+    row = {
+        "symbol": "BTCUSDT",
+        "side": "Sell",
+        "avgEntryPrice": "100",
+        "closedSize": "1",
+        "leverage": "1",
+    } | {
+        "createdTime": str(T0),
+        "updatedTime": str(T0 + 1000),
+    }
+    rows = [
+        row | {"execType": "Trade", "avgExitPrice": "101", "closedPnl": "1"},
+        row | {"execType": "SessionSettlePnL", "avgExitPrice": "0", "closedPnl": "0.5"},
+    ]
+    path = tmp_path / "closed.json"
+    path.write_text(json.dumps({"result": {"list": rows}}))
+    report = import_logs(tmp_path / "data", path, "bybit-closed-pnl")
+    assert frames.load_trades(tmp_path / "data").frame["realized_pnl"].to_list() == [1.0]
+    assert "closed: rows are left out by execType: 1 with SessionSettlePnL" in report.notes
 
 
 def test_freqtrade(tmp_path: Path) -> None:
