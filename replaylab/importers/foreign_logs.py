@@ -37,11 +37,11 @@ from replaylab.importers.intake import FileReport, ImportReport, Reject
 from replaylab.importers.rebuilt_trades import (
     compare_trades,
     in_base_currency,
-    orders_of_fills,
     rebuild_trades,
     with_converted_fees,
     with_excursions,
     with_funding,
+    with_orders_of_fills,
 )
 from replaylab.importers.text_tables import Clock, folded, parse_times
 from replaylab.logging import FileStreamManager, Redactor
@@ -179,14 +179,12 @@ class _Import:
             for table, used in self.used.items()
         }
         for (table, name), values in self.left_out.items():
-            others = {
-                value: count
-                for value, count in values.most_common()
-                if folded(value) not in self.wanted[table, name]
-            }
+            words = self.wanted[table, name]
+            others = [
+                f"{n:,} with {value}" for value, n in values.most_common() if folded(value) not in words
+            ]
             if others:
-                listed = ", ".join(f"{count:,} with {value}" for value, count in list(others.items())[:10])
-                self.report.note(f"{table}: rows are left out by {name}: {listed}")
+                self.report.note(f"{table}: rows are left out by {name}: {', '.join(others[:10])}")
         unused = [table for table in self.source.tables if table not in self.used]
         if unused:
             self.report.note(f"tables of the source that are not used: {', '.join(unused)}")
@@ -350,12 +348,9 @@ class _Import:
         """Rebuild trades, write the logs (not with ``dry_run``) and return the report."""
         report = self.report
         trades = logs.get("trades")
-        for log, price, qty, cost in (
-            ("fills", "price", "qty", "cost"),
-            ("orders", "avg_fill_price", "filled_qty", "notional_usd"),
-        ):
+        for log in ("fills", "orders"):
             if log in logs and self.mapping[log].get("contracts"):
-                logs[log] = in_base_currency(logs[log], price, qty, cost, report)
+                logs[log] = in_base_currency(log, logs[log], report)
         if "fills" in logs:
             rebuilt = rebuild_trades(with_converted_fees(self.root, logs["fills"], report), report)
             if trades is None:
@@ -368,13 +363,7 @@ class _Import:
                     f"{both.height:,} trades of the source have a rebuilt one, {off:,} of these differ in PnL by more "
                     f"than 1e-8; {report.compared.height - both.height:,} have none: see .compared"
                 )
-            known = logs["orders"]["order_id"] if "orders" in logs else pl.Series([], dtype=pl.String)
-            others = logs["fills"].filter(~pl.col("order_id").is_in(known.implode()).fill_null(value=False))
-            if others.height:
-                made = orders_of_fills(others)
-                logs["orders"] = pl.concat([logs["orders"], made], how="diagonal") if len(known) else made
-                if len(known):
-                    report.note(f"{made.height:,} fills are of orders that the source does not list")
+            logs["orders"] = with_orders_of_fills(logs.get("orders"), logs["fills"], report)
         if trades is not None:
             if "funding" in logs:
                 trades = with_funding(trades, logs["funding"], report)

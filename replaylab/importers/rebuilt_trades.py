@@ -112,14 +112,16 @@ def with_converted_fees(root: DataRoot, fills: pl.DataFrame, report: ImportRepor
     return fills
 
 
-def in_base_currency(
-    frame: pl.DataFrame, price: str, qty: str, cost: str, report: ImportReport
-) -> pl.DataFrame:
+def in_base_currency(log: str, frame: pl.DataFrame, report: ImportReport) -> pl.DataFrame:
     """Convert quantities in contracts of a base currency: what was paid is price · quantity · contract size.
 
     The size of a symbol's contracts is that of its rows with all three. Raises HistoryError where they have several:
     contracts in quote currency, or a cost of another kind.
     """
+    price, qty, cost = {
+        "fills": ("price", "qty", "cost"),
+        "orders": ("avg_fill_price", "filled_qty", "notional_usd"),
+    }[log]
     factor = (pl.col(cost) / (pl.col(price) * pl.col(qty))).alias("factor")
     priced = frame.filter((pl.col(price) > 0) & (pl.col(qty) > 0) & (pl.col(cost) > 0))
     sizes = (
@@ -253,6 +255,19 @@ def orders_of_fills(fills: pl.DataFrame) -> pl.DataFrame:
             )
         },
     )
+
+
+def with_orders_of_fills(
+    orders: pl.DataFrame | None, fills: pl.DataFrame, report: ImportReport
+) -> pl.DataFrame:
+    """Return the orders, and those that only the fills name."""
+    if orders is None or orders.is_empty():
+        return orders_of_fills(fills)
+    known = pl.col("order_id").is_in(orders["order_id"].implode()).fill_null(value=False)
+    others = orders_of_fills(fills.filter(~known))
+    if others.height:
+        report.note(f"{others.height:,} fills are of orders that the source does not list")
+    return pl.concat([orders, others], how="diagonal")
 
 
 def with_funding(trades: pl.DataFrame, payments: pl.DataFrame, report: ImportReport) -> pl.DataFrame:
