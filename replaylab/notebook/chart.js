@@ -1,26 +1,37 @@
 // The figure in a page of a notebook. A zoom sends one message and gets one, since each costs its time in the queues of
 // kernel, server and page; the next range is sent when the prices of the last one came.
-function library(model) {
-  window.replaylabLibrary ??= new Promise(done => {
-    if (window.Bokeh) return done()
+const NO_KERNEL = "The chart waits for the kernel that made it. Where that one has ended, run the cell again; a file of " +
+  "chart.save(path) needs none."
+
+// Bokeh's code comes from the kernel, once for a page.
+async function library(model, el) {
+  const ask = () => new Promise(done => {
     const take = (message) => {
-      if (!message.library) return
+      if (message && !message.bokeh) return
+      clearTimeout(late)
       model.off("msg:custom", take)
-      const script = document.createElement("script")
-      script.textContent = message.library
-      document.head.append(script)
+      if (message && !window.Bokeh) {
+        const script = document.createElement("script")
+        script.textContent = message.bokeh
+        document.head.append(script)
+      }
       done()
     }
+    const late = setTimeout(take, 15000)
     model.on("msg:custom", take)
-    model.send({library: true})
+    model.send({bokeh: true})
   })
-  return window.replaylabLibrary
+  if (!window.Bokeh) await (window.replaylabLibrary ??= ask())
+  while (!window.Bokeh) {
+    el.textContent = NO_KERNEL
+    await ask()
+  }
 }
 
 async function render({model, el}) {
   const id = Math.random()
   let shown = null
-  await library(model)
+  await library(model, el)
 
   async function draw() {
     shown?.document.clear()

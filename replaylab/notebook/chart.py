@@ -369,8 +369,8 @@ class Chart:
                 np.ascontiguousarray(source.data[axis], np.float64) for source in sources for axis in "xy"
             ]
             widget.send({"id": content["id"]}, arrays)
-        elif "library" in content:
-            widget.send({"library": "\n".join(library().js_raw)})
+        elif "bokeh" in content:
+            widget.send({"bokeh": "\n".join(library().js_raw)})
         elif self._seek is not None:
             self._seek(round(content["seek"] * 1e6))
 

@@ -14,6 +14,7 @@ from playwright.sync_api import sync_playwright
 from replaylab import Lab, ml
 from replaylab.errors import ReplayError
 from replaylab.notebook import Chart, Pyramid
+from replaylab.notebook import chart as chart_module
 from tests.browser.driving import FLAGS, find_browser
 
 
@@ -173,6 +174,45 @@ def test_a_session_without_signals_has_a_chart(lab: Lab, session: Any) -> None:
     saved = lab.save_session(prints, session_id="prints")
     chart = lab.chart(saved, symbol="BTCUSDT")
     assert len(chart._price) == prints.filter(pl.col("symbol") == "BTCUSDT").height
+
+
+def test_a_chart_without_a_kernel_says_so(lab: Lab, session: Any) -> None:
+    """The widget's page code with a kernel that is gone, and with one that answers."""
+    chart = lab.chart(session, symbol="BTCUSDT")
+    sent: list[dict[str, Any]] = []
+    chart.widget.send = lambda content, buffers=None: sent.append(content)  # type: ignore[method-assign]
+    chart._from_page(chart.widget, {"bokeh": True}, None)
+    code = Path(chart_module.__file__).with_name("chart.js").read_text()
+    with sync_playwright() as browsers:
+        page = browsers.chromium.launch(executable_path=find_browser(), args=FLAGS).new_page()
+        page.clock.install()
+        page.evaluate(
+            """async ([code, item, bokeh]) => {
+              const {default: {render}} = await import("data:text/javascript;base64," +
+                btoa(unescape(encodeURIComponent(code))))
+              const model = (answer) => {
+                const calls = new Set()
+                return {get: () => item, on: (_, call) => calls.add(call), off: (_, call) => calls.delete(call),
+                  send: () => answer && calls.forEach(call => call({bokeh}))}
+              }
+              window.draw = (id, answer) => {
+                const el = document.body.appendChild(document.createElement("div"))
+                el.id = id
+                render({model: model(answer), el})
+              }
+              draw("gone", false)
+            }""",
+            [code, chart.widget.item, sent[0]["bokeh"]],
+        )
+        page.clock.run_for(14_000)
+        assert page.inner_text("#gone") == ""
+        page.clock.run_for(2_000)
+        assert "run the cell again" in page.inner_text("#gone")
+        page.evaluate("draw('here', true)")
+        page.clock.run_for(1_000)
+        page.locator("#here .bk-Figure").first.wait_for()
+        page.clock.run_for(16_000)
+        page.locator("#gone .bk-Figure").first.wait_for()
 
 
 def test_an_unknown_symbol_is_named(lab: Lab, session: Any) -> None:
