@@ -8,8 +8,9 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -470,13 +471,10 @@ def _sweep_sessions(
     def source(place: int) -> _Source:
         # A copy: the events that it loads go with it.
         given = session = copy(sessions[place])
-        try:
+        with _named(session):
             if signals is not None:
                 given = signalled(session, _within(signals, session), allow_empty=True)
             return _Source.of(session, grid, ran.params, scoring, given, options)
-        except ReplaylabError as error:
-            error.args = (f"session {session.id}: {error}", *error.args[1:])
-            raise
 
     first = source(0)
     span = _range(sessions[0])[0], max(_range(session)[1] for session in sessions) - 1
@@ -492,7 +490,8 @@ def _sweep_sessions(
             keys.append(hashlib.sha256(about + repr(_identity(session, signals)).encode()).hexdigest())
             raw = read_part(part_path(kept, keys[-1]), keys[-1])
             if raw is None:
-                raw = source(place).all_rows(bar, clocked)
+                with _named(session):
+                    raw = source(place).all_rows(bar, clocked)
                 write_part(part_path(kept, keys[-1]), keys[-1], raw)
             else:
                 bar.update(first.rows)
@@ -554,6 +553,16 @@ def _sweep_sessions(
     if folder is None:
         weakref.finalize(result, shutil.rmtree, kept, ignore_errors=True)
     return result
+
+
+@contextmanager
+def _named(session: Any) -> Iterator[None]:
+    """Let errors name the session."""
+    try:
+        yield
+    except ReplaylabError as error:
+        error.args = (f"session {session.id}: {error}", *error.args[1:])
+        raise
 
 
 def _made(folder: str | os.PathLike[str] | None) -> Path:

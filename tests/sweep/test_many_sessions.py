@@ -247,6 +247,13 @@ def test_a_list_that_cannot_be_swept_says_why(store: SessionStore, tmp_path: Pat
         sweep(pair, {"tp2_pct": [1.0]}, progress=False)
     assert sweep(pair, {"sl_pct": [0.3]}, progress=False).frame.height == 1
 
+    @exit_rule
+    def divides(trade, price):  # type: ignore[no-untyped-def]
+        return 1.0 / (trade.qty - trade.qty)
+
+    with pytest.raises(SweepError, match=r"session a: divides\(\) raised ZeroDivisionError.*at event"):
+        sweep([a, b], GRID, BASE, rule=divides, progress=False)
+
 
 KILLED = """
 import sys
