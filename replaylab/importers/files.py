@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -175,13 +177,24 @@ def find_files(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for file in found:
         note = file.with_name(file.name + ".CHECKSUM")
         if note.is_file() and file.is_file():
-            expected = note.read_text("utf-8", "replace").strip()[:64].lower()
-            actual = sha256_of(file)
+            expected, actual = _expected_sum(note, file.name), sha256_of(file)
             if actual != expected:
                 raise HistoryError(
                     f"{file}: its SHA-256 is {actual}, but {note.name} says {expected!r}: download it again"
                 )
     return found
+
+
+def _expected_sum(note: Path, name: str) -> str:
+    """Return the SHA-256 that a checksum file gives a file, as ``sha256sum``, BSD tools or PowerShell write it."""
+    with note.open("rb") as file:
+        data = file.read(1 << 16)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    lines = data.decode(encoding, "replace").splitlines()
+    for line in [line for line in lines if name in line] or lines:
+        if (found := re.search(r"\b[0-9a-f]{64}\b", line, re.IGNORECASE)) is not None:
+            return found[0].lower()
+    raise HistoryError(f"{note}: holds no SHA-256 of {name}: delete it, or download it again")
 
 
 def _hidden(path: Path) -> bool:

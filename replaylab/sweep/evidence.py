@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from replaylab.compiled import compiled, inlined, merged, one_at_a_time, was_compiled
 from replaylab.errors import SweepError
@@ -97,7 +97,7 @@ def probabilistic_sharpe_ratio(
         return math.nan
     scale = _variance(sharpe, skew, kurtosis, benchmark, form)
     length = count / maximum_moments(n_trials)[1] if form == "2026" else count - 1
-    return float(norm.cdf((sharpe - benchmark) * math.sqrt(length / scale))) if scale > 0 else math.nan
+    return float(ndtr((sharpe - benchmark) * math.sqrt(length / scale))) if scale > 0 else math.nan
 
 
 def min_track_record(
@@ -119,7 +119,7 @@ def min_track_record(
     if not sharpe > benchmark:
         return math.inf
     scale = _variance(sharpe, skew, kurtosis, benchmark, form)
-    return (form == "2012") + scale * float(norm.ppf(confidence) / (sharpe - benchmark)) ** 2
+    return (form == "2012") + scale * float(ndtri(confidence) / (sharpe - benchmark)) ** 2
 
 
 def _variance(sharpe: float, skew: float, kurtosis: float, benchmark: float, form: Form) -> float:
@@ -142,7 +142,7 @@ def maximum_moments(n_trials: float) -> tuple[float, float]:
         return 0.0, 1.0
     nodes, weights = _hermite()
     z = nodes * math.sqrt(2.0)
-    density = weights / math.sqrt(math.pi) * n_trials * norm.cdf(z) ** (n_trials - 1.0)
+    density = weights / math.sqrt(math.pi) * n_trials * ndtr(z) ** (n_trials - 1.0)
     mean = float((density * z).sum())
     return mean, float((density * z**2).sum()) - mean**2
 
@@ -163,7 +163,7 @@ def expected_max_sharpe(n_trials: float, variance: float) -> float:
     if n_trials == 1:
         return 0.0
     # The tail 1/N itself, not 1 − 1/N: the latter rounds for millions of trials.
-    spread = (1 - _EULER) * norm.isf(1 / n_trials) + _EULER * norm.isf(1 / (n_trials * math.e))
+    spread = (1 - _EULER) * -ndtri(1 / n_trials) + _EULER * -ndtri(1 / (n_trials * math.e))
     return math.sqrt(variance) * float(spread)
 
 

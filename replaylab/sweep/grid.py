@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.spatial import KDTree
 
 from replaylab.errors import SweepError, did_you_mean
 from replaylab.params import TradingParams, contradictions
@@ -403,6 +402,8 @@ def _nearest_pairs(steps: Array, ordered: list[bool]) -> Array:
     numeric = steps[:, ordered].astype(np.float64)
     scale = np.maximum(numeric.max(axis=0, initial=0.0), 1.0)
     off = numeric < 0  # None: as far from every number as the axis is long
+    from scipy.spatial import KDTree
+
     points = np.where(off, 2.0, numeric / scale)
     kind = np.column_stack([steps[:, [not flag for flag in ordered]], off.astype(np.int64)])
     _, group = np.unique(kind, axis=0, return_inverse=True)

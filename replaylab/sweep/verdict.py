@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtri
 from tqdm.auto import tqdm
 
 from replaylab.errors import SweepError
@@ -320,7 +320,7 @@ def _trades_needed(ratio: float, trials: float) -> float:
     if not ratio > 0:
         return math.inf
     mean, variance = maximum_moments(trials)
-    return ((mean + float(norm.ppf(CONFIDENCE)) * math.sqrt(variance)) / ratio) ** 2
+    return ((mean + float(ndtri(CONFIDENCE)) * math.sqrt(variance)) / ratio) ** 2
 
 
 def _one_more_stop(trades: pl.DataFrame, sl_pct: float) -> float:

@@ -483,8 +483,25 @@ def test_folders_patterns_and_checksums(tmp_path: Path) -> None:
     for number, name in enumerate(("b.csv", "sub/c.csv", "a.csv")):
         write(folder / name, ["timestamp,price,qty,side", f"{T0 + number},1,1,buy"])
     note = folder / "a.csv.CHECKSUM"
-    note.write_text(f"{hashlib.sha256((folder / 'a.csv').read_bytes()).hexdigest()}  a.csv\n")
+    right = hashlib.sha256((folder / "a.csv").read_bytes()).hexdigest()
+    note.write_text(f"{right}  a.csv\n")
     assert import_history(tmp_path / "1", "csv", folder, "X").rows == 3
+    # As other tools write them: binary mode, BSD, upper case with a mark and \\r, UTF-16, several files.
+    for k, text in enumerate(
+        (
+            f"{right} *a.csv\n".encode(),
+            f"SHA256 (a.csv) = {right}\n".encode(),
+            f"\ufeff{right.upper()}\r\n".encode(),
+            f"{right}  a.csv\r\n".encode("utf-16"),
+            f"{'0' * 64}  b.csv\n{right}  a.csv\n".encode(),
+        )
+    ):
+        note.write_bytes(text)
+        assert import_history(tmp_path / f"form-{k}", "csv", folder / "a.csv", "X").rows == 1
+    note.write_text("<html>404</html>")
+    with pytest.raises(HistoryError, match=r"a\.csv\.CHECKSUM: holds no SHA-256 of a\.csv"):
+        import_history(tmp_path / "3", "csv", folder / "a.csv", "X")
+    note.write_text(f"{right}  a.csv\n")
     assert import_history(tmp_path / "2", "csv", str(folder / "*.csv"), "X").rows == 2
     note.write_text("0" * 64 + "  a.csv\n")
     for given in (folder, folder / "a.csv"):
