@@ -355,6 +355,7 @@ def test_a_signal_handler_that_raises_leaves_no_lock_behind(tmp_path: Path, sett
                 # Python drops what is raised in a finaliser: then no Stop comes.
                 while time.monotonic() < end:
                     logger.log_state_event("BTCUSDT", sample.state_event())
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except Stop:
                 n += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
