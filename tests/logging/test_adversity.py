@@ -352,7 +352,7 @@ def test_a_signal_handler_that_raises_leaves_no_lock_behind(tmp_path: Path, sett
         while time.monotonic() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0003 + n % 7 * 0.0001)
-                # msgspec drops what is raised while it looks at a type, at the first event: then no Stop comes.
+                # msgspec drops what is raised while it examines a type, at the first event: then no Stop comes.
                 late = time.monotonic() + 0.05
                 while time.monotonic() < late:
                     logger.log_state_event("BTCUSDT", sample.state_event())
