@@ -28,6 +28,10 @@ MAX_WHOLE_BYTES = 1024 * 1024 * 1024  # of files that are read in one piece (JSO
 # Recorded data packs to a tenth or a twentieth; a file that unpacks to so much more holds nothing.
 _MAX_RATIO, _FREE_BYTES = 200, 256 * 1024 * 1024
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip"}
+_SUM = re.compile(
+    r"(?:SHA256\s+)?(?P<sum>[0-9a-f]{64})(?:\s+\*?(?P<name>.+))?|SHA256 ?\((?P<bsd>.+)\) ?= ?(?P<last>[0-9a-f]{64})",
+    re.IGNORECASE,
+)
 _OTHER_MAGIC = {
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
@@ -190,10 +194,16 @@ def _expected_sum(note: Path, name: str) -> str:
     with note.open("rb") as file:
         data = file.read(1 << 16)
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    lines = data.decode(encoding, "replace").splitlines()
-    for line in [line for line in lines if name in line] or lines:
-        if (found := re.search(r"\b[0-9a-f]{64}\b", line, re.IGNORECASE)) is not None:
-            return found[0].lower()
+    found = [
+        match
+        for line in data.decode(encoding, "replace").splitlines()
+        if (match := _SUM.fullmatch(line.strip()))
+    ]
+    named = {re.split(r"[/\\]", match["bsd"] or match["name"] or "")[-1]: match for match in found}
+    # The one sum of a file that was renamed with its note counts too.
+    match = named.get(name) or (found[0] if len(found) == 1 else None)
+    if match is not None:
+        return (match["sum"] or match["last"]).lower()
     raise HistoryError(f"{note}: holds no SHA-256 of {name}: delete it, or download it again")
 
 

@@ -492,15 +492,20 @@ def test_folders_patterns_and_checksums(tmp_path: Path) -> None:
             f"{right} *a.csv\n".encode(),
             f"SHA256 (a.csv) = {right}\n".encode(),
             f"\ufeff{right.upper()}\r\n".encode(),
-            f"{right}  a.csv\r\n".encode("utf-16"),
-            f"{'0' * 64}  b.csv\n{right}  a.csv\n".encode(),
+            f"Algorithm Hash Path\r\n--------- ---- ----\r\nSHA256    {right.upper()}  C:\\in\\a.csv\r\n".encode(
+                "utf-16"
+            ),
+            f"{'0' * 64}  aa.csv\n{right}  dir/a.csv\n{'1' * 64}  b.csv\n".encode(),
+            f"SHA256(aa.csv)= {'0' * 64}\nSHA256(a.csv)= {right}\n".encode(),
+            f"{right}  its-name-before.csv\n".encode(),
         )
     ):
         note.write_bytes(text)
         assert import_history(tmp_path / f"form-{k}", "csv", folder / "a.csv", "X").rows == 1
-    note.write_text("<html>404</html>")
-    with pytest.raises(HistoryError, match=r"a\.csv\.CHECKSUM: holds no SHA-256 of a\.csv"):
-        import_history(tmp_path / "3", "csv", folder / "a.csv", "X")
+    for text in ("<html>404</html>", f"{right}  aa.csv\n{right}  b.csv\n"):
+        note.write_text(text)
+        with pytest.raises(HistoryError, match=r"a\.csv\.CHECKSUM: holds no SHA-256 of a\.csv"):
+            import_history(tmp_path / "3", "csv", folder / "a.csv", "X")
     note.write_text(f"{right}  a.csv\n")
     assert import_history(tmp_path / "2", "csv", str(folder / "*.csv"), "X").rows == 2
     note.write_text("0" * 64 + "  a.csv\n")
