@@ -509,6 +509,7 @@ class BoundRule:
         )
 
 
+# Whatever the user's rule raises, numba has no other clause: ``raise_problem`` asks the rule again and names it.
 _CALL = """
 def entry(t, f, p):
     try:
