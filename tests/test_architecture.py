@@ -237,6 +237,20 @@ def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
                         yield f"{place}.{name}.{inner}", method
 
 
+def test_no_record_outlives_its_array() -> None:
+    """In compiled code a record holds no reference: ``np.zeros(1, dtype=T)[0]`` points into memory that was freed."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr in ("zeros", "empty", "ones", "full")
+    ]
+    assert not found
+
+
 def test_functions_take_few_positional_arguments() -> None:
     """At most 6, else a structure or names. Not counted: compiled code, the feature arithmetic that is compiled too,
     and commands, whose arguments typer passes by name."""

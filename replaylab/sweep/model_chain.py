@@ -241,15 +241,17 @@ def run_chain(plan: Any, params: Any, keys: Any, raw: Any, rule: Any) -> None:
     sums mean nothing.
     """
     state = np.zeros(len(plan.price_from) - 1, dtype=CHAIN)
-    scratch = (np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=fills.ENTRY)[0], np.zeros(11))
+    # A record holds no reference to its array: the arrays live here until the call returns.
+    scratch = (np.zeros(1, dtype=ACCOUNT), np.zeros(1, dtype=fills.ENTRY), np.zeros(11))
     _run_chain(plan, params, keys, raw, rule, state, *scratch)
 
 
 @inlined
 def _run_chain(
-    plan: Any, params: Any, keys: Any, raw: Any, rule: Any, state: Any, account: Any, found: Any, view: Any
+    plan: Any, params: Any, keys: Any, raw: Any, rule: Any, state: Any, accounts: Any, entries: Any, view: Any
 ) -> None:
     """All in one body on purpose: a call that carries the plan's arrays costs more than what it would do."""
+    account, found = accounts[0], entries[0]
     ticks, price, price_ts, price_index = plan.ticks, plan.price, plan.price_ts, plan.price_index
     price_from, high, low, offsets = plan.price_from, plan.price_high, plan.price_low, plan.price_offsets
     cand_ts, cand_index, cand_from, cand_at = plan.cand_ts, plan.cand_index, plan.cand_from, plan.cand_at

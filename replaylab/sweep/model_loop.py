@@ -573,7 +573,8 @@ def run_loop(tape: Any, allowed: Any, params: Any, raw: Any, trades: Any, rule: 
     recorded.
     """
     state = np.zeros(len(tape.price_from) - 1, dtype=_STATE)
-    scratch = (np.zeros(1, dtype=ACCOUNT)[0], np.zeros(11))
+    # A record holds no reference to its array: the arrays live here until the call returns.
+    scratch = (np.zeros(1, dtype=ACCOUNT), np.zeros(11))
     return _run_loop(tape, allowed, params, raw, trades, rule, state, *scratch)
 
 
@@ -586,9 +587,10 @@ def _run_loop(
     trades: Any,
     rule: Any,
     state: Any,
-    account: Any,
+    accounts: Any,
     view: Any,
 ) -> Any:
+    account = accounts[0]
     n_symbols = len(state)
     for row in range(len(params)):
         p = params[row]
@@ -668,8 +670,9 @@ def run_position(
     ``qty`` is negative for a SHORT. ``maker``: a limit order opened it, so the event's own price can stop it out.
     Whatever price and quantity are given, exits, holes and funding follow ``params[0]`` as in ``run_loop``.
     """
-    s, account, trades = np.zeros(1, dtype=_STATE)[0], np.zeros(1, dtype=ACCOUNT)[0], np.zeros(1, dtype=TRADE)
-    about = (s, account, np.zeros(fills.RAW), trades, rule, np.zeros(11))
+    # A record holds no reference to its array: the arrays live here until the call returns.
+    states, accounts, trades = np.zeros(1, dtype=_STATE), np.zeros(1, dtype=ACCOUNT), np.zeros(1, dtype=TRADE)
+    about = (states, accounts, np.zeros(fills.RAW), trades, rule, np.zeros(11))
     _run_position(tape, params[0], k, x, entry, qty, maker, held[0], about)
 
 
@@ -677,7 +680,8 @@ def run_position(
 def _run_position(
     tape: Any, p: Any, k: Any, x: Any, entry: Any, qty: Any, maker: Any, found: Any, about: Any
 ) -> None:
-    s, account, raw, trades, rule, view = about
+    states, accounts, raw, trades, rule, view = about
+    s, account = states[0], accounts[0]
     symbol, last = tape.symbol[k], tape.price_from[k + 1] - 1
     index = tape.price_index[x]
     s.at_score = tape.score_from[k]
