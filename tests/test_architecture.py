@@ -177,6 +177,20 @@ def test_files_stay_readable() -> None:
     assert len(modules()) <= MOST_FILES
 
 
+def test_no_record_outlives_its_array() -> None:
+    """In compiled code a record holds no reference: ``np.zeros(1, dtype=T)[0]`` points into memory that was freed."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr in ("zeros", "empty", "ones", "full")
+    ]
+    assert not found
+
+
 def test_file_names_say_what_is_in_them() -> None:
     assert {str(path.relative_to(PACKAGE)) for path in modules() if path.stem in VAGUE} == set()
 
@@ -235,20 +249,6 @@ def public_callables() -> Iterator[tuple[str, Callable[..., Any]]]:
                     home = getattr(method, "__module__", None) or ""
                     if not inner.startswith("_") and home.startswith("replaylab."):
                         yield f"{place}.{name}.{inner}", method
-
-
-def test_no_record_outlives_its_array() -> None:
-    """In compiled code a record holds no reference: ``np.zeros(1, dtype=T)[0]`` points into memory that was freed."""
-    found = [
-        f"{path.relative_to(PACKAGE)}:{node.lineno}"
-        for path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Subscript)
-        and isinstance(node.value, ast.Call)
-        and isinstance(node.value.func, ast.Attribute)
-        and node.value.func.attr in ("zeros", "empty", "ones", "full")
-    ]
-    assert not found
 
 
 def test_functions_take_few_positional_arguments() -> None:
