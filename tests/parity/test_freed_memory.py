@@ -1,7 +1,7 @@
 """The kernels take nothing from memory that was freed: they agree where freed memory is overwritten at once.
 
 A record of an array holds no reference to it in compiled code, so numba may free the array before the record is used.
-Mostly the memory is still intact then; with these two settings the C library of GNU fills it as soon as it is free.
+Mostly the memory is still intact then; with these two settings glibc overwrites what is freed.
 """
 
 from __future__ import annotations
