@@ -14,10 +14,10 @@ from typing import Any
 
 import polars as pl
 
+from replaylab import plots
 from replaylab.errors import ReplayError, SessionNotFoundError
 from replaylab.fsio import atomic_path
 from replaylab.notebook.chart import Chart, library
-from replaylab.plots import as_frame
 from replaylab.records import ReplayManifest
 from replaylab.replay import ReplayRun
 from replaylab.sessions import Session
@@ -109,10 +109,10 @@ def write_report(
 
 def _best_row(result: Any) -> int:
     """Return the place of the best row in ``result.frame``."""
-    best = as_frame(result.best(1))
+    best = plots.as_frame(result.best(1))
     axes = [name for name in result.axes if name in best.columns]
     same = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(best[name][0])) for name in axes)
-    return int(as_frame(result.frame).with_row_index("place").filter(same)["place"][0])
+    return int(plots.as_frame(result.frame).with_row_index("place").filter(same)["place"][0])
 
 
 def _notes_of(session: Session) -> str:
@@ -127,7 +127,8 @@ def _verdict(subject: Any) -> list[str]:
     verdict = subject.verdict()
     caveats = "".join(f"<li>{escape(line)}</li>" for line in verdict.caveats)
     reasons = "".join(f"<li>{escape(line)}</li>" for line in verdict.reasons)
-    plot = _image(verdict.plot())
+    # Its sentences stand above it.
+    plot = _image(plots.verdict("", (), verdict.arrays)) if verdict.arrays else ""
     return [
         f"<h2>Verdict</h2><p><b>{escape(verdict.title)}</b></p><ul class='verdict'>{reasons}</ul>{plot}",
         f"<ul class='note'>{caveats}</ul>" if caveats else "",
@@ -142,7 +143,7 @@ _BEST = (
 
 def _best(subject: Any) -> list[str]:
     if hasattr(subject, "best"):
-        best = as_frame(subject.best(10))
+        best = plots.as_frame(subject.best(10))
         shown = [name for name in ("row", *subject.axes, *_BEST) if name in best.columns]
         return [f"<h2>Best combinations</h2>{_table(best.select(list(dict.fromkeys(shown))))}"]
     metrics = subject.totals if isinstance(subject, ReplayRun) else getattr(subject, "metrics", None)
